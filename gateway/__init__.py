@@ -1,0 +1,1 @@
+"""The gateway: supervisor, publisher, control socket and HTTP API."""

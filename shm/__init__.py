@@ -1,0 +1,1 @@
+"""The memory that Tidegate's processes share: segments, rings, statistics."""

@@ -1,0 +1,1 @@
+"""A worker process: the Python shell around the Rust engine."""

@@ -1,0 +1,3 @@
+//! The worker's data plane: accept, parse, subscribe, fan out.
+
+pub mod protocol;

@@ -1,0 +1,10 @@
+//! The dialects clients speak. Every module here is pure: bytes in, values out, no sockets.
+
+/// What a parser made of the bytes at hand. Too few bytes is a value, not an error.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed<T> {
+    /// More bytes are needed; nothing was consumed.
+    Incomplete,
+    /// One whole item, and how many bytes it took.
+    Complete { value: T, consumed: usize },
+}
