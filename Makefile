@@ -1,0 +1,72 @@
+# The jobs of this repository; `make help` lists them. Everything they need is installed into .venv and target/.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+FUZZ_SECONDS ?= 20
+BIN := .venv/bin
+PY := $(BIN)/python
+RUST := $(shell find shm/ring workers/engine ops/load -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+CONFIG ?=
+
+.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(PY):
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+
+# One editable install per set of extras; it compiles both extension modules in release mode.
+.venv/.built: $(PY) pyproject.toml constraints.txt $(RUST)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.test .venv/.demo: .venv/.%: .venv/.built
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+build: .venv/.built  ## Install the gateway into .venv, extension modules included
+
+run: build  ## Start a gateway in the foreground (CONFIG=FILE for a configuration)
+	$(BIN)/tidegate run $(if $(CONFIG),-c $(CONFIG))
+
+demo: .venv/.demo  ## Replay a day of flights to thousands of subscribers, with a reload half-way
+	$(PY) -m ops.demo
+
+test: .venv/.test lint rust-test loom fuzz py-test  ## Install what the tests need and run all of them
+
+lint: .venv/.test  ## Check style, types and stubs; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PY) -m mypy.stubtest shm._ring workers._engine --ignore-missing-stub
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+format: .venv/.test  ## Rewrite all sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cargo fmt
+
+rust-test:  ## Unit, property, model and kill tests of the crates
+	cargo test --workspace --locked
+
+# A target directory of its own: --cfg loom would otherwise rebuild everything twice.
+loom:  ## Check the lock-free code against every interleaving
+	RUSTFLAGS="--cfg loom" cargo test --package tidegate-ring --test loom --release --locked --target-dir target/loom
+
+fuzz:  ## Fuzz each parser for FUZZ_SECONDS
+	fuzz/run $(FUZZ_SECONDS)
+
+py-test: .venv/.test  ## Python unit tests and system tests with real processes
+	$(BIN)/pytest -m 'not soak'
+
+soak: .venv/.test  ## The long runs that `make test` leaves out
+	$(BIN)/pytest -m soak --timeout 3600
+
+bench: .venv/.test  ## Measure ring, fan-out and idle connections against their bare baselines
+	$(PY) -m ops.bench all
+
+clean:  ## Remove everything that was built or installed
+	rm -rf .venv target fuzz/target build *.egg-info shm/*.so workers/*.so
