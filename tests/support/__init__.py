@@ -1,0 +1,1 @@
+"""What the tests share: a real gateway to talk to, and waiting without sleeping."""

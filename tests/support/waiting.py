@@ -1,0 +1,25 @@
+"""Waiting for a condition, with a deadline and a message that says what did not happen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.02
+
+
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 20.0) -> T:
+    """Return the first truthy value of `condition`; fail naming `what` after `timeout_s`."""
+    pause = threading.Event()
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what}: did not happen within {timeout_s:g} s")
+        pause.wait(POLL_S)
