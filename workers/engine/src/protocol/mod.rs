@@ -1,5 +1,7 @@
 //! The dialects clients speak. Every module here is pure: bytes in, values out, no sockets.
 
+pub mod close;
+
 /// What a parser made of the bytes at hand. Too few bytes is a value, not an error.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<T> {
