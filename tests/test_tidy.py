@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The arrow ops -> gateway -> workers -> shm: a package may import itself and what stands to its right.
+# The arrow ops -> gateway -> workers -> shm: a package may import itself and what is to its right.
 ARROW = ["ops", "gateway", "workers", "shm"]
 
 FUNCTION_LINES_MAX = 70
