@@ -1,0 +1,59 @@
+"""What the API's process is told at its start: plain values only, so that they travel over the link.
+
+Beside these, `boot` brings the descriptors `listener` (bound and listening; the supervisor holds it,
+so that a restart of the API refuses nobody) and `stats`. The API answers `ready` once every one of
+its workers serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["ApiSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """Everything the API needs to know besides its descriptors."""
+
+    # Who this is.
+    instance: str
+    version: str
+    node: str
+    """UUID of the gateway, as clients see it."""
+    started_s: float
+    """When the supervisor started, by CLOCK_MONOTONIC, which all processes of a host share."""
+
+    # How it serves.
+    control_path: str
+    """The supervisor's control socket, where each API worker gets its uplink."""
+    key: str
+    """The secret that callers show."""
+    workers: int
+    threads: int
+    """Requests served at a time by one worker."""
+    namespaces: tuple[str, ...]
+    """Names of the channel namespaces; a publish into another is refused."""
+
+    # How it logs; as in `workers.log.configure`.
+    log_format: str
+    log_level: str
+    log_file: str
+
+    def as_map(self) -> dict[str, Any]:
+        """The settings as a map of plain values, for the link."""
+        return asdict(self)
+
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> ApiSettings:
+        """The settings of a map that `as_map` made, perhaps after a way through msgpack.
+
+        Raises TypeError naming the keys when one is unknown or missing: supervisor and API are then
+        not of the same version.
+        """
+        known = {field.name for field in fields(cls)}
+        if odd := known.symmetric_difference(values):
+            raise TypeError(f"API settings of another version: {', '.join(sorted(odd))}")
+        return cls(**{**values, "namespaces": tuple(values["namespaces"])})
