@@ -1,4 +1,4 @@
-"""What every child of the supervisor does first: tie its life to the supervisor's, take its link."""
+"""How every child of the supervisor starts: its life tied to the supervisor's, its link in hand."""
 
 import argparse
 import ctypes

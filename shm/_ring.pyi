@@ -1,0 +1,241 @@
+"""The Rust side of shared memory: formats, the publisher's loop, producers, statistics.
+
+Descriptors given to this module stay the caller's: what is kept is a mapping or a duplicate.
+A descriptor that cannot be used raises OSError; a segment of another kind or version, FormatError.
+"""
+
+from typing import Literal, Protocol, TypedDict, final
+
+class RingError(Exception):
+    """Root of this module's errors: what is wrong, what to do, and a code that programs compare."""
+
+    code: str
+    message: str
+    remedy: str
+
+class FormatError(RingError):
+    """The segment has another magic, kind, version or size, or is not ready."""
+
+class BadRequest(RingError):
+    """The publish itself is wrong: channel name, JSON, tags (status 107 on the wire)."""
+
+class TooLarge(RingError):
+    """The publish can never fit the uplink or the log (status 106 on the wire)."""
+
+class Full(RingError):
+    """The uplink has no room now: the publisher is behind. Try again, or give up."""
+
+MetricKind = Literal["counter", "gauge", "histogram"]
+Metric = tuple[MetricKind, str, str]
+"""Kind, name in Prometheus form (labels included), help text."""
+
+METRICS: list[Metric]
+"""What the publisher counts."""
+
+ROLE_SUPERVISOR: int
+ROLE_PUBLISHER: int
+ROLE_WORKER: int
+ROLE_API: int
+
+CHANNEL_BYTES_MAX: int
+"""The longest channel name, in bytes of UTF-8."""
+
+def log_size(capacity_bytes: int, readers: int) -> int:
+    """Bytes of a log segment. Raises FormatError for a capacity that is no power of two."""
+
+def channels_size(channels_max: int) -> int:
+    """Bytes of a channel table that holds at least `channels_max` channels."""
+
+def stats_size(metrics: list[Metric], rows: int) -> int: ...
+def uplink_size(capacity_bytes: int) -> int: ...
+def format_log(
+    fd: int,
+    capacity_bytes: int,
+    readers: int,
+    generation: int,
+    owner_pid: int,
+    owner_start: int,
+) -> None: ...
+def format_channels(
+    fd: int, channels_max: int, generation: int, owner_pid: int, owner_start: int
+) -> None: ...
+def format_stats(
+    fd: int,
+    metrics: list[Metric],
+    rows: int,
+    generation: int,
+    owner_pid: int,
+    owner_start: int,
+) -> None: ...
+def format_uplink(
+    fd: int, capacity_bytes: int, generation: int, owner_pid: int, owner_start: int
+) -> None:
+    """`generation` differs among all uplinks that ever have the same id in one instance."""
+
+class Header(TypedDict):
+    kind: Literal["log", "channels", "stats", "uplink"]
+    version: int
+    generation: int
+    owner_pid: int
+    owner_start: int
+    size: int
+    ready: bool
+
+def inspect(fd: int) -> Header | None:
+    """The header of a segment; None where nothing was formatted there yet."""
+
+class SequencerSettings(Protocol):
+    """What the publisher's loop is told; read once, by attribute."""
+
+    @property
+    def stats_row(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def lag_budget_ms(self) -> int: ...
+
+@final
+class Sequencer:
+    """The publisher's loop: takes requests from uplinks, gives each its place, writes the log."""
+
+    def __init__(
+        self,
+        log_fd: int,
+        channels_fd: int,
+        stats_fd: int,
+        wake_fd: int,
+        settings: SequencerSettings,
+    ) -> None:
+        """Opens the log and finishes what an earlier publisher had prepared."""
+
+    def attach_reader(self, seat: int, wake_fd: int) -> None: ...
+    def detach_reader(self, seat: int) -> None: ...
+    def attach_uplink(self, id: int, uplink_fd: int, reply_wake_fd: int) -> None:
+        """First answers again what was published from it, and perhaps not answered, before."""
+
+    def detach_uplink(self, id: int) -> None:
+        """Takes what its producer committed, then lets go."""
+
+    def run(self, link_fd: int) -> None:
+        """Sequences until `link_fd` is readable. Releases the GIL."""
+
+    def drain(self) -> None:
+        """Takes once what all uplinks hold now."""
+
+Reply = tuple[int, int, str, int]
+"""Request id, status (0 or an error code of the client API), epoch, offset."""
+
+@final
+class Producer:
+    """The producer's end of an uplink. Threads may publish while others wait for replies."""
+
+    def __init__(self, uplink_fd: int, publisher_wake_fd: int, reply_wake_fd: int) -> None: ...
+    def publish(
+        self,
+        channel: str,
+        data: bytes | str,
+        *,
+        tags: bytes | str | None = None,
+        idempotency_key: str | None = None,
+        binary: bool = False,
+        want_reply: bool = True,
+    ) -> int:
+        """Hand one message to the publisher and return the id that its reply will carry.
+
+        `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
+        and compacted. Raises BadRequest, TooLarge, and Full where the uplink has no room now.
+        """
+
+    def replies(self, timeout_s: float) -> list[Reply]:
+        """Replies that came, waiting at most `timeout_s` for the first. Releases the GIL."""
+
+class Row(TypedDict):
+    row: int
+    role: int
+    pid: int
+    start: int
+    slot: int
+    generation: int
+    heartbeat_ns: int
+    state: int
+    values: list[int | Histogram]
+
+class Histogram(TypedDict):
+    """Bucket `i` counts values up to `HISTOGRAM_BOUNDS[i]`; the last one has no bound."""
+
+    buckets: list[int]
+    sum: int
+    count: int
+
+HISTOGRAM_BOUNDS: list[int]
+"""Upper bounds, inclusive, of all buckets but the last."""
+
+@final
+class Stats:
+    """Reads the statistics of all processes, without asking any of them."""
+
+    def __init__(self, fd: int) -> None: ...
+    def schema(self) -> list[Metric]: ...
+    def rows(self) -> list[Row]:
+        """Every claimed row; `values` in the order of the schema. Consistent with `fold`."""
+
+    def heartbeat_ns(self, row: int) -> int:
+        """CLOCK_MONOTONIC of the row's last heartbeat; 0 where there was none yet."""
+
+@final
+class StatsRow:
+    """One process's own row, which nobody else writes."""
+
+    def __init__(self, fd: int, row: int, role: int, slot: int, generation: int) -> None:
+        """Claims the row for this process and zeroes it."""
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Raises KeyError for a name that the schema lacks, as `set` and `record` do."""
+
+    def set(self, name: str, value: int) -> None: ...
+    def record(self, name: str, value: int) -> None: ...
+    def set_state(self, state: int) -> None: ...
+    def heartbeat(self) -> None: ...
+    def fold(self, row: int) -> None:
+        """Take over the counters of a dead process's row and free it, so that sums never fall."""
+
+class Publication(TypedDict):
+    position: int
+    channel: str
+    epoch: str
+    offset: int
+    data: bytes
+    binary: bool
+    tags: bytes
+    time_ms: int
+
+@final
+class LogTail:
+    """Reads publications from the log as they come, for tools and tests.
+
+    With a seat the publisher waits for this reader, as for a worker; without, it never does.
+    """
+
+    def __init__(self, log_fd: int, seat: int | None = None) -> None: ...
+    def read(self, records_max: int = 1024) -> list[Publication]:
+        """What was committed since the last read; starts at the tail of the moment of attaching."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def lapped(self) -> int:
+        """How often the writer overtook this reader: each time, publications were missed."""
+
+    def rewind(self, position: int) -> None:
+        """Go on reading at `position`, which a publication of this log had."""
+
+    def leave(self) -> None:
+        """Give the seat back."""
+
+@final
+class Channels:
+    """Reads the channel table."""
+
+    def __init__(self, fd: int) -> None: ...
+    def top(self, channel: str) -> tuple[str, int]:
+        """Epoch and newest offset; offset 0 where nothing was published to the channel."""
