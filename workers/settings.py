@@ -1,6 +1,6 @@
 """What one worker is told at its start: plain values only, so that they travel over the link.
 
-`gateway` derives these from the configuration; `workers._engine` reads them once, by attribute name.
+`gateway` derives these from the configuration; `workers._engine` reads them once, by name.
 """
 
 from __future__ import annotations
