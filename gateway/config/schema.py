@@ -1,0 +1,186 @@
+"""The configuration's shape: one struct a section, one field a key, with type, range and default.
+
+`deploy/tidegate.toml` explains each key and the decision to take; the tests hold the two together.
+Rules that join several keys, or a key and the machine, are in `checks.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$",
+        description="1 to 32 of a-z, 0-9 and -",
+    ),
+]
+NamespaceName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="1 to 64 of letters, digits, _, . and -",
+    ),
+]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+# A year is as good as never and keeps every sum of times far from overflow.
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+SomeSeconds = Annotated[float, Meta(ge=0.01, le=31_536_000)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the sections: immutable values, made whole or not at all."""
+
+
+class GatewaySection(Section, frozen=True, kw_only=True):
+    name: Name = "default"
+    run_dir: str = ""
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: str = ""
+
+
+class WorkersSection(Section, frozen=True, kw_only=True):
+    count: Annotated[int, Meta(ge=0, le=1024)] = 0
+    pin: Literal["node", "cpu", "none"] = "node"
+    stall_timeout_s: SomeSeconds = 10.0
+    restart_delay_min_s: SomeSeconds = 0.1
+    restart_delay_max_s: SomeSeconds = 30.0
+    stable_s: SomeSeconds = 30.0
+    crash_loop_deaths: Annotated[int, Meta(ge=2, le=1000)] = 5
+    crash_loop_window_s: SomeSeconds = 60.0
+
+
+class ClientSection(Section, frozen=True, kw_only=True):
+    address: str = "127.0.0.1"
+    http_port: Port = 8000
+    tcp_port: Port = 8001
+    backlog: Annotated[int, Meta(ge=1, le=65535)] = 4096
+    allowed_origins: list[str] = msgspec.field(default_factory=list)
+
+
+class LimitsSection(Section, frozen=True, kw_only=True):
+    connections_max: Annotated[int, Meta(ge=0, le=16_000_000)] = 0
+    message_bytes_max: Annotated[int, Meta(ge=128, le=16 * MIB)] = 64 * KIB
+    queue_hard_bytes: Annotated[int, Meta(ge=1 * KIB, le=1 * GIB)] = 1 * MIB
+    queue_soft_bytes: Annotated[int, Meta(ge=1 * KIB, le=1 * GIB)] = 256 * KIB
+    queue_soft_s: Seconds = 10.0
+    channels_per_connection_max: Annotated[int, Meta(ge=1, le=65535)] = 128
+    handshake_timeout_s: SomeSeconds = 10.0
+    header_bytes_max: Annotated[int, Meta(ge=1 * KIB, le=1 * MIB)] = 8 * KIB
+    headers_max: Annotated[int, Meta(ge=8, le=1024)] = 64
+    accepts_per_turn_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+    recovery_publications_max: Annotated[int, Meta(ge=0, le=100_000)] = 300
+    close_timeout_s: SomeSeconds = 5.0
+
+
+class WebsocketSection(Section, frozen=True, kw_only=True):
+    ping_interval_s: SomeSeconds = 25.0
+    pong_timeout_s: SomeSeconds = 8.0
+
+
+class TcpSection(Section, frozen=True, kw_only=True):
+    heartbeat_interval_s: SomeSeconds = 30.0
+    heartbeat_timeout_s: SomeSeconds = 90.0
+
+
+class LogSection(Section, frozen=True, kw_only=True):
+    capacity_bytes: Annotated[int, Meta(ge=64 * KIB, le=256 * GIB)] = 32 * MIB
+    channels_max: Annotated[int, Meta(ge=16, le=100_000_000)] = 65536
+    lag_budget_ms: Annotated[int, Meta(ge=1, le=60_000)] = 200
+    uplink_bytes: Annotated[int, Meta(ge=8 * KIB, le=1 * GIB)] = 1 * MIB
+    uplinks_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+
+
+class ApiSection(Section, frozen=True, kw_only=True):
+    address: str = "127.0.0.1"
+    port: Port = 8002
+    socket: str = ""
+    key: str = ""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 2
+    threads: Annotated[int, Meta(ge=1, le=256)] = 8
+
+
+class ControlSection(Section, frozen=True, kw_only=True):
+    operators: list[str] = msgspec.field(default_factory=list)
+    observers: list[str] = msgspec.field(default_factory=list)
+
+
+class ReloadSection(Section, frozen=True, kw_only=True):
+    spread_s: Seconds = 5.0
+    start_timeout_s: SomeSeconds = 30.0
+
+
+class StopSection(Section, frozen=True, kw_only=True):
+    spread_s: Seconds = 1.0
+    timeout_s: SomeSeconds = 10.0
+
+
+class Namespace(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules of the channels named `<name>:…`; an empty name is that of channels without one."""
+
+    name: NamespaceName
+    allow_subscribe_for_client: bool = False
+    allow_publish_for_client: bool = False
+    recovery: bool = True
+
+
+def _public() -> list[Namespace]:
+    return [
+        Namespace(name="public", allow_subscribe_for_client=True, allow_publish_for_client=True)
+    ]
+
+
+class ChannelSection(Section, frozen=True, kw_only=True):
+    allow_subscribe_for_client: bool = False
+    allow_publish_for_client: bool = False
+    recovery: bool = True
+    namespaces: list[Namespace] = msgspec.field(default_factory=_public)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration, whole and checked. `origins` tells where each key's value came from.
+
+    Keys of `origins` are `section.key`; its values are `default`, `file <path>`,
+    `environment <VARIABLE>` or `flag`.
+    """
+
+    gateway: GatewaySection = GatewaySection()
+    workers: WorkersSection = WorkersSection()
+    client: ClientSection = ClientSection()
+    limits: LimitsSection = LimitsSection()
+    websocket: WebsocketSection = WebsocketSection()
+    tcp: TcpSection = TcpSection()
+    log: LogSection = LogSection()
+    api: ApiSection = ApiSection()
+    control: ControlSection = ControlSection()
+    reload: ReloadSection = ReloadSection()
+    stop: StopSection = StopSection()
+    channel: ChannelSection = ChannelSection()
+    origins: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "gateway": GatewaySection,
+    "workers": WorkersSection,
+    "client": ClientSection,
+    "limits": LimitsSection,
+    "websocket": WebsocketSection,
+    "tcp": TcpSection,
+    "log": LogSection,
+    "api": ApiSection,
+    "control": ControlSection,
+    "reload": ReloadSection,
+    "stop": StopSection,
+    "channel": ChannelSection,
+}
+
+SECRETS = frozenset({"api.key"})
+"""Keys whose values no status, log or report may show."""
