@@ -1,6 +1,9 @@
 //! The dialects clients speak. Every module here is pure: bytes in, values out, no sockets.
 
 pub mod close;
+pub mod http;
+pub mod uni;
+pub mod websocket;
 
 /// What a parser made of the bytes at hand. Too few bytes is a value, not an error.
 #[derive(Debug, PartialEq, Eq)]
