@@ -39,26 +39,35 @@ def begin(arguments: Sequence[str] | None = None) -> Link:
     )
     parser.add_argument("--link", type=int, required=True, metavar="FD")
     fd = parser.parse_args(arguments).link
-    for number in SIGNALS_FOR_THE_SUPERVISOR:
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_the_supervisor()
     # exec keeps the mask of the parent, which may have blocked signals to read them one by one.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         link = Link.inherited(fd)
     except (OSError, LinkError) as error:
         _refuse(f"--link {fd} is not a link ({error}); use `tidegate run`")
-    _die_with_the_parent()
-    # The parent may have died before the kernel was told; then somebody else is our parent now.
-    if os.getppid() != link.peer_pid():
-        _refuse("the supervisor that started this process is gone")
+    die_with_the_parent(link.peer_pid())
     return link
 
 
-def _die_with_the_parent() -> None:
+def leave_signals_to_the_supervisor() -> None:
+    """Ignore the signals that are its to act on; again, where a library took them meanwhile."""
+    for number in SIGNALS_FOR_THE_SUPERVISOR:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_the_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends (PR_SET_PDEATHSIG, prctl(2)).
+
+    Exits with EXIT_USAGE if the parent is no longer `parent_pid`. A fork does not inherit this.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    # The parent may have died before the kernel was told; then somebody else is our parent now.
+    if os.getppid() != parent_pid:
+        _refuse("the process that started this one is gone")
 
 
 def _refuse(reason: str) -> NoReturn:
