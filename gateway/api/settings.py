@@ -1,8 +1,8 @@
-"""What the API's process is told at its start: plain values only, so that they travel over the link.
+"""What the API is told at its start: plain values only, so that they travel over the link.
 
-Beside these, `boot` brings the descriptors `listener` (bound and listening; the supervisor holds it,
-so that a restart of the API refuses nobody) and `stats`. The API answers `ready` once every one of
-its workers serves.
+Beside these, `boot` brings the descriptors `listener` (bound and listening; the supervisor holds
+it, so that a restart of the API refuses nobody) and `stats`. The API answers `ready` once every one
+of its workers serves.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class ApiSettings:
     """Requests served at a time by one worker."""
     namespaces: tuple[str, ...]
     """Names of the channel namespaces; a publish into another is refused."""
+    message_bytes_max: int
+    """Of one publication's data."""
+    stats_row: int
+    """The first of the API's rows in the statistics segment: its own, then one a worker."""
 
     # How it logs; as in `workers.log.configure`.
     log_format: str

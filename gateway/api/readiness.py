@@ -1,0 +1,56 @@
+"""What the API can say of the whole gateway, from statistics alone: no process is asked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway.api.settings import ApiSettings
+from shm._ring import ROLE_PUBLISHER, ROLE_WORKER, Row, Stats
+
+SILENCE_MAX_S = 3.0
+"""A process whose heartbeat is older is taken as not serving. Publisher and workers beat several
+times a second even when idle; the supervisor replaces a silent one later than this."""
+
+
+class Readiness:
+    """Answers `/health` and the `info` method."""
+
+    def __init__(self, stats: Stats, settings: ApiSettings) -> None:
+        self._stats = stats
+        self._settings = settings
+
+    def problem(self) -> str:
+        """Why a publish would not reach clients now, in one line; empty if it would."""
+        beating = {row["role"] for row in self._stats.rows() if _beats(row)}
+        if ROLE_PUBLISHER not in beating:
+            return "the publisher does not answer"
+        if ROLE_WORKER not in beating:
+            return "no worker serves"
+        return ""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """This gateway as the one node of its cluster, in the form of the `info` method."""
+        connections = self._sum("connections")
+        return [
+            {
+                "uid": self._settings.node,
+                "name": self._settings.instance,
+                "version": self._settings.version,
+                "num_clients": connections,
+                # Connections carry no user id, and those without one count as one user.
+                "num_users": min(connections, 1),
+                "num_subs": self._sum("subscriptions"),
+                "num_channels": self._sum("channels"),
+                "uptime": int(time.monotonic() - self._settings.started_s),
+            }
+        ]
+
+    def _sum(self, name: str) -> int:
+        index = [metric for _, metric, _ in self._stats.schema()].index(name)
+        values = (row["values"][index] for row in self._stats.rows() if row["role"] == ROLE_WORKER)
+        return sum(value for value in values if isinstance(value, int))
+
+
+def _beats(row: Row) -> bool:
+    return time.monotonic_ns() - row["heartbeat_ns"] < SILENCE_MAX_S * 1e9

@@ -1,0 +1,173 @@
+"""gunicorn as a child of the supervisor: told what to do by its link, never by a signal of others.
+
+The master holds the listener and the link; its workers, forked, each have an uplink, a view of the
+statistics and a row there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker
+
+from gateway.api import app, methods
+from gateway.api.readiness import Readiness
+from gateway.api.settings import ApiSettings
+from gateway.producer import Producer
+from shm._ring import ROLE_API, Stats, StatsRow
+from workers import child
+from workers.link import Link, LinkClosed
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 30
+"""A worker whose main loop is silent for so long is killed and replaced."""
+GRACEFUL_TIMEOUT_S = 5
+"""For requests that run when the API is told to stop; below the default of stop.timeout_s."""
+KEEPALIVE_S = 75
+"""An idle connection of a backend is kept this long: longer than proxies' 60 s, so that the proxy,
+which knows whether it is sending, closes first."""
+HEADERS_MAX = 64
+HEADER_BYTES_MAX = 8190
+
+
+class ApiServer(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
+    """Serves until told to stop. The descriptors are the server's from here on."""
+
+    def __init__(self, link: Link, settings: ApiSettings, listener_fd: int, stats_fd: int) -> None:
+        self._link = link
+        self._settings = settings
+        self._listener_fd = listener_fd
+        self._stats_fd = stats_fd
+        self._own_row = StatsRow(stats_fd, settings.stats_row, ROLE_API, 0, 0)
+        # Which row each worker writes, by the worker's age, which gunicorn gives once only.
+        self._rows: dict[int, int] = {}
+        self._serving, self._serves = os.pipe()
+        super().__init__()
+
+    # ---- the master
+
+    def run(self) -> None:
+        threading.Thread(target=self._obey, name="link", daemon=True).start()
+        SupervisedArbiter(self).run()
+
+    def load_config(self) -> None:
+        settings: dict[str, Any] = {
+            "bind": f"fd://{self._listener_fd}",
+            "workers": self._settings.workers,
+            "threads": self._settings.threads,
+            "worker_class": "gthread",
+            "worker_tmp_dir": "/dev/shm",
+            "timeout": REQUEST_TIMEOUT_S,
+            "graceful_timeout": GRACEFUL_TIMEOUT_S,
+            "keepalive": KEEPALIVE_S,
+            "limit_request_fields": HEADERS_MAX,
+            "limit_request_field_size": HEADER_BYTES_MAX,
+            "logger_class": GatewayLogger,
+            "loglevel": self._settings.log_level,
+            "control_socket_disable": True,
+            "proc_name": f"tidegate-{self._settings.instance}-api",
+            "when_ready": lambda arbiter: child.leave_signals_to_the_supervisor(),
+            "pre_fork": self._assign_row,
+            "post_fork": self._become_worker,
+            "post_worker_init": self._tell_that_it_serves,
+            "child_exit": self._release_row,
+        }
+        for key, value in settings.items():
+            self.cfg.set(key, value)
+
+    def _obey(self) -> None:
+        """Follows the link; a thread, since gunicorn's loop waits for nothing but signals."""
+        serving = 0
+        while True:
+            ready, _, _ = select.select([self._link, self._serving], [], [])
+            if self._serving in ready:
+                serving += len(os.read(self._serving, 64))
+                if serving == self._settings.workers:
+                    self._link.send({"type": "ready"})
+            if self._link in ready:
+                try:
+                    message, _ = self._link.recv()
+                except LinkClosed:
+                    # The supervisor is gone. The kernel ends the workers with this process.
+                    os._exit(1)
+                if message["type"] == "stop":
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    def _assign_row(self, arbiter: Arbiter, worker: Worker) -> None:
+        first = self._settings.stats_row + 1
+        taken = set(self._rows.values())
+        # Bounded: gunicorn never has more workers than it was told, as this server never reloads.
+        self._rows[worker.age] = next(
+            row for row in range(first, first + self._settings.workers) if row not in taken
+        )
+
+    def _release_row(self, arbiter: Arbiter, worker: Worker) -> None:
+        row = self._rows.pop(worker.age)
+        # What it counted lives on in the master's row, so that sums never fall.
+        self._own_row.fold(row)
+
+    # ---- a worker
+
+    def _become_worker(self, arbiter: Arbiter, worker: Worker) -> None:
+        child.die_with_the_parent(worker.ppid)
+        self._link.close()
+        self._worker_row = self._rows[worker.age]
+
+    def load(self) -> falcon.App[falcon.Request, falcon.Response]:
+        """The application; gunicorn calls it in each worker."""
+        settings = self._settings
+        row = StatsRow(self._stats_fd, self._worker_row, ROLE_API, self._worker_row, 0)
+        readiness = Readiness(Stats(self._stats_fd), settings)
+        served = methods.Methods(
+            Producer(settings.control_path),
+            settings.namespaces,
+            settings.message_bytes_max,
+            readiness.nodes,
+            row,
+        )
+        return app.build(settings.key, served, row, readiness.problem)
+
+    def _tell_that_it_serves(self, worker: Worker) -> None:
+        child.leave_signals_to_the_supervisor()
+        os.write(self._serves, b"+")
+
+
+class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's master, with a listener that is not its own."""
+
+    def stop(self, graceful: bool = True) -> None:
+        # It unlinks a Unix listener's path at its end, unless systemd holds the listener; here the
+        # supervisor does, and the next API serves on it.
+        self.systemd = True
+        super().stop(graceful)
+
+
+class GatewayLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's events as lines of the gateway's own log; no line per request."""
+
+    def setup(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.error_log.propagate = True
+        # At info it tells of every start and signal, which the supervisor's own lines tell already.
+        self.error_log.setLevel(logging.DEBUG if cfg.loglevel == "debug" else logging.WARNING)
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        """Requests are counted, not logged: a backend sends thousands a second."""
+
+    def reopen_files(self) -> None:
+        """The supervisor says when, by the link."""
+
+    def close_on_exec(self) -> None:
+        """Nothing of this process is ever exec'ed."""
