@@ -85,7 +85,7 @@ class ControlError(TidegateError):
     code = "control"
 
 
-class Unreachable(TidegateError):  # noqa: N818 - a state of the world, not our error
+class Unreachable(TidegateError):
     """No running gateway answers there (or the connection to it was lost)."""
 
     code = "unreachable"

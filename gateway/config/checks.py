@@ -153,8 +153,8 @@ def _log(config: Config, host: Host) -> Iterator[Problem]:
         yield Problem(
             "log.capacity_bytes",
             str(log.capacity_bytes),
-            f"with log.channels_max = {log.channels_max} and {log.uplinks_max} uplinks shared memory "
-            f"is {segments // MIB:,} MiB, more than half of {host.memory_bytes // MIB:,} MiB",
+            f"with log.channels_max = {log.channels_max} and {log.uplinks_max} uplinks the shared "
+            f"memory is {segments // MIB:,} MiB, over half of {host.memory_bytes // MIB:,} MiB",
             "lower log.capacity_bytes, log.channels_max or log.uplinks_max",
         )
 

@@ -13,8 +13,6 @@ attached to the frame's first byte.
 from __future__ import annotations
 
 import array
-import contextlib
-import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import ProtocolError, Unreachable
+from workers.link import close_all
 
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -94,12 +93,6 @@ def descriptors_of(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % _INT_BYTES])
     return list(fds)
-
-
-def close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def send_frame(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:

@@ -1,0 +1,196 @@
+"""The instance on this host: its run directory, its lock, and the instances that run already.
+
+    <run_dir>/<name>/lock           held by flock(2) while the supervisor lives: pid, start time
+    <run_dir>/<name>/pid            the pid alone, for scripts
+    <run_dir>/<name>/control.sock   the control socket
+    <run_dir>/<name>/api.key        the API's key, when it was drawn by us (0600)
+
+flock, not fcntl: a POSIX lock is lost when *any* descriptor of the file is closed by the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.config import Config
+from gateway.errors import InstanceError
+from shm.segment import Owner
+
+SYSTEM_RUN_DIR = Path("/run/tidegate")
+PROBE_TIMEOUT_S = 1.0
+"""A control socket whose backlog is full for so long counts as not answering."""
+
+
+def default_run_dirs() -> list[Path]:
+    """Where instances live, best first: the system's place, the user's, a last resort.
+
+    None needs HOME or an entry in /etc/passwd: containers run with random user ids.
+    """
+    places = [SYSTEM_RUN_DIR]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        places.append(Path(runtime) / "tidegate")
+    places.append(Path(tempfile.gettempdir()) / f"tidegate-{os.getuid()}")
+    return places
+
+
+class Instance:
+    """The run directory, held: as long as this object lives, no other supervisor can have it."""
+
+    def __init__(self, name: str, directory: Path, lock_fd: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.owner = Owner.this_process()
+        self._lock_fd = lock_fd
+
+    @property
+    def control_path(self) -> Path:
+        return self.directory / "control.sock"
+
+    @property
+    def pid_path(self) -> Path:
+        return self.directory / "pid"
+
+    @classmethod
+    def take(cls, config: Config) -> Instance:
+        """Makes and locks the run directory. Raises InstanceError; says who holds it, if anyone."""
+        name = config.gateway.name
+        directory = _make_directory(config)
+        lock_path = directory / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock_fd = os.open(lock_path, flags, 0o644)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock_fd, 64, 0).split()
+            os.close(lock_fd)
+            pid = holder[0].decode(errors="replace") if holder else "unknown"
+            raise InstanceError(
+                f'instance "{name}" runs already as process {pid} in {directory}',
+                remedy=f"stop it (`tidegate stop -i {name}`), or give this one another "
+                "gateway.name and other ports",
+                code="instance_running",
+            ) from None
+        instance = cls(name, directory, lock_fd)
+        os.ftruncate(lock_fd, 0)
+        os.pwrite(lock_fd, f"{instance.owner.pid} {instance.owner.start}\n".encode(), 0)
+        # We hold the lock, so whoever made these is dead.
+        for leftover in (instance.control_path, instance.pid_path):
+            leftover.unlink(missing_ok=True)
+        _write_whole(instance.pid_path, f"{instance.owner.pid}\n", 0o644)
+        return instance
+
+    def api_key(self, configured: str) -> str:
+        """The configured key, or the one drawn once and kept in `api.key`."""
+        if configured:
+            return configured
+        path = self.directory / "api.key"
+        with contextlib.suppress(FileNotFoundError):
+            if kept := path.read_text(encoding="ascii", errors="replace").strip():
+                return kept
+        drawn = secrets.token_urlsafe(32)
+        _write_whole(path, drawn + "\n", 0o600)
+        return drawn
+
+    def release(self) -> None:
+        """Removes what told of this instance, then lets go of the lock (whose file stays).
+
+        Removing a lock file would let two newcomers lock two files of one name.
+        """
+        for path in (self.control_path, self.pid_path):
+            path.unlink(missing_ok=True)
+        os.close(self._lock_fd)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningInstance:
+    """An instance that answers on its control socket."""
+
+    name: str
+    pid: int
+    control_path: Path
+
+
+def running_instances() -> Iterator[RunningInstance]:
+    """The instances of this host that this user can see, found without arguments."""
+    places = default_run_dirs()
+    if configured := os.environ.get("TIDEGATE_GATEWAY_RUN_DIR"):
+        places.append(Path(configured))
+    if os.getuid() == 0:
+        places += sorted(Path("/run/user").glob("*/tidegate"))
+        places += sorted(Path(tempfile.gettempdir()).glob("tidegate-*"))
+    seen: set[Path] = set()
+    for place in places:
+        for control_path in sorted(_control_sockets(place)):
+            resolved = control_path.resolve()
+            if resolved not in seen and answers(control_path):
+                seen.add(resolved)
+                yield RunningInstance(control_path.parent.name, _pid_beside(resolved), control_path)
+
+
+def answers(control_path: Path) -> bool:
+    """Whether somebody listens on that socket; connecting leaves no trace in the instance."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(control_path))
+        except OSError:
+            return False
+        return True
+
+
+def _control_sockets(place: Path) -> list[Path]:
+    try:
+        return list(place.glob("*/control.sock"))
+    except OSError:
+        return []
+
+
+def _pid_beside(control_path: Path) -> int:
+    try:
+        return int((control_path.parent / "pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _make_directory(config: Config) -> Path:
+    """The instance's own directory, private unless the control socket is for others too."""
+    mode = 0o711 if config.control.operators or config.control.observers else 0o700
+    wanted = config.gateway.run_dir
+    places = [Path(wanted)] if wanted else default_run_dirs()
+    reasons = []
+    for place in places:
+        directory = place / config.gateway.name
+        try:
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+            # In a world-writable parent somebody else may have put a directory of our name.
+            if place.parent.stat().st_mode & stat.S_IWOTH and place.stat().st_uid != os.getuid():
+                raise PermissionError(1, "belongs to another user")
+            directory.mkdir(mode=mode, exist_ok=True)
+            directory.chmod(mode)
+            with tempfile.TemporaryFile(dir=directory):
+                return directory
+        except OSError as error:
+            reasons.append(f"{directory}: {error.strerror}")
+    raise InstanceError(
+        f"no directory for the control socket ({'; '.join(reasons)})",
+        remedy="set gateway.run_dir to a directory that this user may write",
+        code="run_dir",
+    )
+
+
+def _write_whole(path: Path, text: str, mode: int) -> None:
+    """Writes a file so that a reader sees all of it or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    temporary.replace(path)
