@@ -124,7 +124,7 @@ class Info(msgspec.Struct, frozen=True):
 
 Request = Publish | Broadcast | Batch | Info
 
-_DECODERS = {
+_DECODERS: dict[str, msgspec.json.Decoder[Request]] = {
     "publish": msgspec.json.Decoder(Publish),
     "broadcast": msgspec.json.Decoder(Broadcast),
     "batch": msgspec.json.Decoder(Batch),
@@ -133,8 +133,10 @@ _DECODERS = {
 
 # Methods of the same API elsewhere: known, but not to be had here.
 _NOT_SERVED = frozenset(
-    ("subscribe", "unsubscribe", "disconnect", "refresh", "rpc", "channels")
-    + ("presence", "presence_stats", "history", "history_remove")
+    {
+        *("subscribe", "unsubscribe", "disconnect", "refresh", "rpc", "channels"),
+        *("presence", "presence_stats", "history", "history_remove"),
+    }
 )
 
 

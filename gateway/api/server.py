@@ -11,10 +11,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any
 
-import falcon
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
@@ -42,7 +40,7 @@ HEADERS_MAX = 64
 HEADER_BYTES_MAX = 8190
 
 
-class ApiServer(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
+class ApiServer(BaseApplication):
     """Serves until told to stop. The descriptors are the server's from here on."""
 
     def __init__(self, link: Link, settings: ApiSettings, listener_fd: int, stats_fd: int) -> None:
@@ -91,12 +89,12 @@ class ApiServer(BaseApplication):  # type: ignore[misc]  # gunicorn ships no typ
         """Follows the link; a thread, since gunicorn's loop waits for nothing but signals."""
         serving = 0
         while True:
-            ready, _, _ = select.select([self._link, self._serving], [], [])
+            ready, _, _ = select.select([self._link.fileno(), self._serving], [], [])
             if self._serving in ready:
                 serving += len(os.read(self._serving, 64))
                 if serving == self._settings.workers:
                     self._link.send({"type": "ready"})
-            if self._link in ready:
+            if self._link.fileno() in ready:
                 try:
                     message, _ = self._link.recv()
                 except LinkClosed:
@@ -125,7 +123,7 @@ class ApiServer(BaseApplication):  # type: ignore[misc]  # gunicorn ships no typ
         self._link.close()
         self._worker_row = self._rows[worker.age]
 
-    def load(self) -> falcon.App[falcon.Request, falcon.Response]:
+    def load(self) -> Any:
         """The application; gunicorn calls it in each worker."""
         settings = self._settings
         row = StatsRow(self._stats_fd, self._worker_row, ROLE_API, self._worker_row, 0)
@@ -144,7 +142,7 @@ class ApiServer(BaseApplication):  # type: ignore[misc]  # gunicorn ships no typ
         os.write(self._serves, b"+")
 
 
-class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no types
+class SupervisedArbiter(Arbiter):
     """gunicorn's master, with a listener that is not its own."""
 
     def stop(self, graceful: bool = True) -> None:
@@ -154,7 +152,7 @@ class SupervisedArbiter(Arbiter):  # type: ignore[misc]  # gunicorn ships no typ
         super().stop(graceful)
 
 
-class GatewayLogger(Logger):  # type: ignore[misc]  # gunicorn ships no types
+class GatewayLogger(Logger):
     """gunicorn's events as lines of the gateway's own log; no line per request."""
 
     def setup(self, cfg: Config) -> None:

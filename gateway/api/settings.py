@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from workers import log
+
 __all__ = ["ApiSettings"]
 
 
@@ -42,7 +44,7 @@ class ApiSettings:
     """The first of the API's rows in the statistics segment: its own, then one a worker."""
 
     # How it logs; as in `workers.log.configure`.
-    log_format: str
+    log_format: log.Format
     log_level: str
     log_file: str
 
