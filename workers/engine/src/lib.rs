@@ -1,3 +1,12 @@
 //! The worker's data plane: accept, parse, subscribe, fan out.
+//!
+//! Reading order: `reactor` (one turn, phase by phase), `session` (what a client may do),
+//! `connection` (all that is kept of one client), `hub` and `outbox` (who gets what, and how it
+//! leaves), then the dialects under `protocol`.
 
+pub mod outbox;
 pub mod protocol;
+pub mod settings;
+pub mod slab;
+pub mod sys;
+pub mod wheel;

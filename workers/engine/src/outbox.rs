@@ -1,0 +1,266 @@
+//! What is on its way to one client: shared frames in order, and how much of the first is sent.
+//!
+//! An idle connection's outbox holds no memory beside itself, and neither does one with a single
+//! frame, which is the whole of a fan-out in most turns.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use crate::sys;
+
+/// Bytes for clients, encoded once and shared by every connection that gets them.
+#[derive(Debug)]
+pub struct Frame {
+    /// Type of the message in the TCP dialect, whose headers differ by connection; otherwise 0.
+    pub kind: u8,
+    pub bytes: Box<[u8]>,
+}
+
+impl Frame {
+    pub fn new(bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
+        Self::of_kind(0, bytes)
+    }
+
+    pub fn of_kind(kind: u8, bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
+        Rc::new(Self {
+            kind,
+            bytes: bytes.into(),
+        })
+    }
+}
+
+/// What a queued frame costs beside its bytes (slot, reference count, allocation), rounded up: so
+/// that a queue of many tiny frames is bounded in memory as well.
+const FRAME_OVERHEAD_BYTES: usize = 32;
+
+/// Most frames of one system call: 4 KiB of stack, below the kernel's IOV_MAX of 1024 (uio(7)).
+const SLICES_MAX: usize = 256;
+
+/// What came of one attempt to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// All is with the kernel.
+    Empty,
+    /// The socket takes no more now; epoll says when it does.
+    Blocked,
+    /// There were more frames than one system call takes.
+    More,
+}
+
+/// A bounded queue of frames; the bounds are its owner's, see [`Outbox::queued_bytes`].
+#[derive(Default)]
+pub struct Outbox {
+    head: Option<Rc<Frame>>,
+    /// Frames after `head`; allocated for the second one and freed with the last.
+    rest: Option<Box<VecDeque<Rc<Frame>>>>,
+    queued_bytes: u32,
+    head_sent: u32,
+}
+
+fn cost(frame: &Frame) -> u32 {
+    u32::try_from(frame.bytes.len() + FRAME_OVERHEAD_BYTES).expect("frames are below 4 GiB")
+}
+
+impl Outbox {
+    pub fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// What the queue holds, a fixed overhead per frame included; frames leave it whole.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes as usize
+    }
+
+    /// The first frame and how many of its bytes were sent.
+    pub fn head(&self) -> Option<(&Rc<Frame>, usize)> {
+        self.head
+            .as_ref()
+            .map(|frame| (frame, self.head_sent as usize))
+    }
+
+    #[inline]
+    pub fn push(&mut self, frame: Rc<Frame>) {
+        self.queued_bytes += cost(&frame);
+        match (&self.head, &mut self.rest) {
+            (None, _) => self.head = Some(frame),
+            (Some(_), Some(rest)) => rest.push_back(frame),
+            (Some(_), None) => self.rest = Some(Box::new(VecDeque::from([frame]))),
+        }
+    }
+
+    /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
+    /// must begin at a frame's end. Returns how many were dropped.
+    pub fn drop_unsent(&mut self) -> usize {
+        let dropped = self.rest.take().map_or(0, |rest| rest.len());
+        if self.head_sent > 0 {
+            self.queued_bytes = self.head.as_deref().map_or(0, cost);
+            return dropped;
+        }
+        self.queued_bytes = 0;
+        dropped + usize::from(self.head.take().is_some())
+    }
+
+    /// Counts `bytes` of the queue as sent: whole frames go, in order.
+    pub fn advance(&mut self, bytes: usize) {
+        let mut sent = self.head_sent as usize + bytes;
+        while let Some(head) = &self.head {
+            if sent < head.bytes.len() {
+                break;
+            }
+            sent -= head.bytes.len();
+            self.queued_bytes -= cost(head);
+            self.head = self.rest.as_mut().and_then(|rest| rest.pop_front());
+        }
+        if self.rest.as_ref().is_some_and(|rest| rest.is_empty()) {
+            self.rest = None;
+        }
+        self.head_sent = u32::try_from(sent).expect("frames are below 4 GiB");
+    }
+
+    /// Offers everything to `socket` in one system call. Returns how many bytes it took, and what
+    /// is left; an error other than "would block" means that the connection is lost.
+    pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<(usize, Flush)> {
+        let Some(head) = &self.head else {
+            return Ok((0, Flush::Empty));
+        };
+        let first = &head.bytes[self.head_sent as usize..];
+        let (result, offered, all) = match &self.rest {
+            None => (sys::send(socket, first), first.len(), true),
+            Some(rest) => send_many(socket, first, rest),
+        };
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok((0, Flush::More));
+            }
+            Err(error) => return Err(error),
+        };
+        self.advance(sent);
+        Ok((
+            sent,
+            if sent < offered {
+                Flush::Blocked
+            } else if all {
+                Flush::Empty
+            } else {
+                Flush::More
+            },
+        ))
+    }
+}
+
+/// One call for several frames: how it went, how many bytes were offered, whether that was all.
+fn send_many(
+    socket: BorrowedFd<'_>,
+    first: &[u8],
+    rest: &VecDeque<Rc<Frame>>,
+) -> (io::Result<usize>, usize, bool) {
+    let mut slices = [io::IoSlice::new(first); SLICES_MAX];
+    for (slice, frame) in slices[1..].iter_mut().zip(rest) {
+        *slice = io::IoSlice::new(&frame.bytes);
+    }
+    let slices = &slices[..SLICES_MAX.min(1 + rest.len())];
+    let offered = slices.iter().map(|slice| slice.len()).sum();
+    let all = rest.len() < slices.len();
+    (sys::send_vectored(socket, slices), offered, all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    fn drain(socket: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match socket.read_to_end(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn frames_leave_in_order_and_the_queue_is_empty_again() {
+        let (ours, mut theirs) = pair();
+        let mut outbox = Outbox::default();
+        for text in ["one ", "two ", "three"] {
+            outbox.push(Frame::new(text.as_bytes()));
+        }
+        assert_eq!(outbox.queued_bytes(), 13 + 3 * FRAME_OVERHEAD_BYTES);
+        assert_eq!(outbox.flush(ours.as_fd()).unwrap(), (13, Flush::Empty));
+        assert_eq!(drain(&mut theirs), b"one two three");
+        assert!(outbox.is_empty() && outbox.rest.is_none());
+        assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn a_partial_write_goes_on_where_it_stopped() {
+        let (ours, mut theirs) = pair();
+        let mut outbox = Outbox::default();
+        let long: Vec<u8> = (0..2_000_000u32).map(|n| n as u8).collect();
+        outbox.push(Frame::new(&long[..1_500_000]));
+        outbox.push(Frame::new(&long[1_500_000..]));
+        let mut received = Vec::new();
+        let mut blocked = 0;
+        loop {
+            let (_, state) = outbox.flush(ours.as_fd()).unwrap();
+            received.extend(drain(&mut theirs));
+            match state {
+                Flush::Empty => break,
+                Flush::Blocked => blocked += 1,
+                Flush::More => panic!("two frames fit one call"),
+            }
+        }
+        assert!(blocked > 1);
+        assert_eq!(received, long);
+    }
+
+    #[test]
+    fn more_frames_than_one_call_takes_are_left_for_the_next() {
+        let (ours, mut theirs) = pair();
+        let mut outbox = Outbox::default();
+        let frame = Frame::new(&b"x"[..]);
+        for _ in 0..SLICES_MAX + 5 {
+            outbox.push(Rc::clone(&frame));
+        }
+        assert_eq!(
+            outbox.flush(ours.as_fd()).unwrap(),
+            (SLICES_MAX, Flush::More)
+        );
+        assert_eq!(outbox.flush(ours.as_fd()).unwrap(), (5, Flush::Empty));
+        assert_eq!(drain(&mut theirs).len(), SLICES_MAX + 5);
+        assert_eq!(Rc::strong_count(&frame), 1);
+    }
+
+    #[test]
+    fn a_frame_half_sent_stays_when_the_rest_is_dropped() {
+        let mut outbox = Outbox::default();
+        outbox.push(Frame::new(&b"begun"[..]));
+        outbox.push(Frame::new(&b"never"[..]));
+        outbox.advance(2);
+        assert_eq!(outbox.drop_unsent(), 1);
+        outbox.push(Frame::new(&b"close"[..]));
+        let (ours, mut theirs) = pair();
+        outbox.flush(ours.as_fd()).unwrap();
+        assert_eq!(drain(&mut theirs), b"gunclose");
+        outbox.push(Frame::new(&b"never"[..]));
+        assert_eq!(outbox.drop_unsent(), 1);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn an_outbox_is_small() {
+        assert_eq!(size_of::<Outbox>(), 24);
+    }
+}
