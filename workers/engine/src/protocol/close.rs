@@ -86,6 +86,9 @@ closes! {
     BadPayload = 4510, "bad_payload", "bad payload";
     /// A known frame type that this state of the connection does not allow.
     UnexpectedFrame = 4511, "unexpected_frame", "frame not expected now";
+    /// A varint that is cut off, over 64 bits, or not in its shortest form.
+    BadVarint = 4512, "bad_varint", "bad varint";
+    BadText = 4513, "bad_text", "text is not utf-8";
 }
 
 impl Close {

@@ -2,6 +2,7 @@
 
 pub mod close;
 pub mod http;
+pub mod tcp;
 pub mod uni;
 pub mod websocket;
 
