@@ -6,7 +6,7 @@ effective(config)["limits.message_bytes_max"]   # {"value": 65536, "origin": "de
 """
 
 from gateway.config.checks import Host, connections_max, worker_count
-from gateway.config.load import differing_keys, effective, load
+from gateway.config.load import differing_keys, effective, load, reread
 from gateway.config.schema import SECTIONS, Config, Namespace
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "differing_keys",
     "effective",
     "load",
+    "reread",
     "worker_count",
 ]

@@ -43,11 +43,16 @@ def load(
         _take(key, variables[variable], origin, values, origins, problems, text=True)
     for key, value in (flags or {}).items():
         _take(key, value, "flag", values, origins, problems, text=isinstance(value, str))
-    config = _build(values, origins)
+    config = _build(values, origins, str(path or ""), dict(flags or {}))
     problems += check(config, host or Host.here())
     if problems:
         raise ConfigError(str(path) if path is not None else "configuration", problems)
     return config
+
+
+def reread(config: Config) -> Config:
+    """The configuration as its file and the environment have it now. Raises as `load` does."""
+    return load(config.path or None, flags=config.flags)
 
 
 def effective(config: Config) -> dict[str, dict[str, Any]]:
@@ -232,7 +237,9 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _build(values: Mapping[str, Any], origins: dict[str, str]) -> Config:
+def _build(
+    values: Mapping[str, Any], origins: dict[str, str], path: str, flags: dict[str, Any]
+) -> Config:
     sections: dict[str, Any] = {
         section: kind(
             **{
@@ -243,4 +250,4 @@ def _build(values: Mapping[str, Any], origins: dict[str, str]) -> Config:
         )
         for section, kind in SECTIONS.items()
     }
-    return Config(**sections, origins=origins)
+    return Config(**sections, origins=origins, path=path, flags=flags)

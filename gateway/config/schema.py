@@ -6,7 +6,7 @@ Rules that join several keys, or a key and the machine, are in `checks.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -165,6 +165,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     stop: StopSection = StopSection()
     channel: ChannelSection = ChannelSection()
     origins: dict[str, str] = msgspec.field(default_factory=dict)
+    path: str = ""
+    """The file it was read from; empty: none. With `flags` it is what a reload reads again."""
+    flags: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[Section]] = {
