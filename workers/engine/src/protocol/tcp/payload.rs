@@ -10,9 +10,9 @@ use crate::protocol::close::Close;
 pub const MARKER_LAST: u8 = 0;
 /// Marker byte of DATA and PUBLISH: the next frame of the same type goes on with the message.
 pub const MARKER_MORE: u8 = 1;
-/// Room in a message for the fields around data and tags: flags, numbers, a channel of 255 bytes,
-/// an idempotency key. What comes on top of `message_bytes_max` when a message is put together.
-pub const FIELDS_BYTES_MAX: usize = 1_024;
+/// Room in a message for what is around its data: tags (64 KiB), and numbers, a channel, an
+/// idempotency key (1 KiB). It comes on top of `message_bytes_max` when a message is put together.
+pub const FIELDS_BYTES_MAX: usize = 65 * 1_024;
 /// Enough for the numbers of a message without tags in nearly all cases; a hint for allocation.
 const MESSAGE_FIELDS_BYTES: usize = 16;
 /// A u64 in groups of seven bits.
@@ -129,8 +129,8 @@ pub struct Message<'a> {
     pub offset: u64,
     /// Data is not JSON.
     pub binary: bool,
-    /// JSON object, or empty.
-    pub tags: &'a str,
+    /// Text of a JSON object, or empty.
+    pub tags: &'a [u8],
     pub data: &'a [u8],
 }
 
@@ -281,7 +281,7 @@ impl Message<'_> {
         put_varint(out, self.offset);
         put_varint(out, binary | tags);
         if !self.tags.is_empty() {
-            put_bytes(out, self.tags.as_bytes());
+            put_bytes(out, self.tags);
         }
         out.extend_from_slice(self.data);
     }
