@@ -1,0 +1,307 @@
+//! The baseline of the fan-out benchmark: what delivering costs when nothing else is done.
+//!
+//! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
+//! one ready-made frame to each of their sockets with a plain `send()` loop. No epoll, no parsing,
+//! no queues, no checks: it knows the swarm's handshake and assumes that every socket has room.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Lines, say};
+use crate::sys;
+use crate::websocket;
+
+/// As the gateway's default.
+const BACKLOG: i32 = 4096;
+/// A request that is slower than this is not the swarm's.
+const READ_TIMEOUT_S: i64 = 5;
+/// Holds any upgrade request of the swarm, and any frame to send.
+const BUFFER_BYTES: usize = 128 << 10;
+/// More processes than any machine that this runs on has processors to give.
+const PROCESSES_MAX: u32 = 64;
+
+/// The first line that the baseline reads.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BarePlan {
+    /// Sending processes, as many as the gateway has workers.
+    pub processes: u32,
+    /// Connections to wait for before it says `ready`.
+    pub connections: u64,
+}
+
+/// What a running baseline may be told.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case")]
+pub enum BareCommand {
+    /// Send `text` as one text frame to every connection; answered with `sent`.
+    Send {
+        text: String,
+    },
+    Stop,
+}
+
+/// What the baseline says.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum BareEvent<'a> {
+    Listening {
+        port: u16,
+        pids: &'a [u32],
+    },
+    Ready {
+        connected: u64,
+    },
+    /// `refused` counts sockets that had no room for the whole frame: must be 0.
+    Sent {
+        frames: u64,
+        refused: u64,
+    },
+}
+
+/// What a sending process has done since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Progress {
+    accepted: u64,
+    rounds: u64,
+    sent: u64,
+    refused: u64,
+}
+
+impl Progress {
+    const BYTES: usize = 32;
+
+    fn encode(self) -> [u8; Self::BYTES] {
+        let Progress {
+            accepted,
+            rounds,
+            sent,
+            refused,
+        } = self;
+        let mut bytes = [0; Self::BYTES];
+        for (field, value) in bytes
+            .chunks_exact_mut(8)
+            .zip([accepted, rounds, sent, refused])
+        {
+            field.copy_from_slice(&value.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: [u8; Self::BYTES]) -> Progress {
+        let field = |index: usize| {
+            bytes[index * 8..]
+                .first_chunk()
+                .map_or(0, |field| u64::from_ne_bytes(*field))
+        };
+        Progress {
+            accepted: field(0),
+            rounds: field(1),
+            sent: field(2),
+            refused: field(3),
+        }
+    }
+
+    fn sum(all: &[Progress]) -> Progress {
+        all.iter().fold(Progress::default(), |sum, each| Progress {
+            accepted: sum.accepted + each.accepted,
+            rounds: sum.rounds + each.rounds,
+            sent: sum.sent + each.sent,
+            refused: sum.refused + each.refused,
+        })
+    }
+}
+
+/// The conductor's side: starts the sending processes and passes frames to them.
+pub struct Bare<F> {
+    commands: Lines<F>,
+    links: Vec<OwnedFd>,
+    progress: Vec<Progress>,
+    connections: u64,
+}
+
+impl<F: AsRawFd> Bare<F> {
+    /// Forks the sending processes (call it before any thread exists) and says where they listen.
+    pub fn start(plan: &BarePlan, commands: Lines<F>) -> io::Result<Bare<F>> {
+        let processes = plan.processes;
+        if processes == 0 || processes > PROCESSES_MAX {
+            let message = format!("plan: processes is {processes}, must be 1 to {PROCESSES_MAX}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let (mut links, mut pids, mut port) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..processes {
+            let (listener, bound) = sys::listen_shared(port, BACKLOG)?;
+            port = bound;
+            let (ours, theirs) = sys::packet_pair()?;
+            match sys::fork()? {
+                None => {
+                    links.clear();
+                    drop(ours);
+                    std::process::exit(i32::from(Sender::new(listener, theirs).run().is_err()));
+                }
+                Some(pid) => pids.push(pid),
+            }
+            links.push(ours);
+        }
+        say(&BareEvent::Listening { port, pids: &pids })?;
+        let progress = vec![Progress::default(); links.len()];
+        let connections = plan.connections;
+        Ok(Bare {
+            commands,
+            links,
+            progress,
+            connections,
+        })
+    }
+
+    /// Obeys until it is told to stop or its input ends. The senders end with their links.
+    pub fn run(&mut self) -> io::Result<()> {
+        while Progress::sum(&self.progress).accepted < self.connections {
+            let mut watched: Vec<&dyn AsRawFd> = vec![&self.commands];
+            watched.extend(self.links.iter().map(|link| link as &dyn AsRawFd));
+            let readable = sys::wait_readable(&watched, -1)?;
+            if readable[0] && !self.commands.fill()? {
+                return Ok(());
+            }
+            for index in 0..self.links.len() {
+                if readable[index + 1] {
+                    self.take_progress(index)?;
+                }
+            }
+        }
+        say(&BareEvent::Ready {
+            connected: Progress::sum(&self.progress).accepted,
+        })?;
+        while let Some(line) = self.commands.wait_line()? {
+            match serde_json::from_str(&line)? {
+                BareCommand::Stop => break,
+                BareCommand::Send { text } => self.send(&text)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, text: &str) -> io::Result<()> {
+        let mut frame = Vec::new();
+        websocket::encode_from_server(&mut frame, websocket::TEXT, text.as_bytes());
+        let before = Progress::sum(&self.progress);
+        for link in &self.links {
+            sys::send_packet(link, &frame)?;
+        }
+        for index in 0..self.links.len() {
+            let round = self.progress[index].rounds + 1;
+            // A late client's arrival may be told first.
+            while self.progress[index].rounds < round {
+                self.take_progress(index)?;
+            }
+        }
+        let after = Progress::sum(&self.progress);
+        let (frames, refused) = (after.sent - before.sent, after.refused - before.refused);
+        say(&BareEvent::Sent { frames, refused })
+    }
+
+    fn take_progress(&mut self, index: usize) -> io::Result<()> {
+        let mut bytes = [0; Progress::BYTES];
+        if sys::receive(&self.links[index], &mut bytes)? != bytes.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a sending process ended",
+            ));
+        }
+        self.progress[index] = Progress::decode(bytes);
+        Ok(())
+    }
+}
+
+/// A sending process: one listener, its sockets, and the loop that is measured.
+struct Sender {
+    listener: OwnedFd,
+    link: OwnedFd,
+    sockets: Vec<OwnedFd>,
+    progress: Progress,
+    buffer: Vec<u8>,
+}
+
+impl Sender {
+    fn new(listener: OwnedFd, link: OwnedFd) -> Sender {
+        let buffer = vec![0; BUFFER_BYTES];
+        Sender {
+            listener,
+            link,
+            sockets: Vec::new(),
+            progress: Progress::default(),
+            buffer,
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            let readable = sys::wait_readable(&[&self.link, &self.listener], -1)?;
+            if readable[1] {
+                self.welcome()?;
+            }
+            if readable[0] {
+                let length = sys::receive(&self.link, &mut self.buffer)?;
+                if length == 0 {
+                    return Ok(());
+                }
+                self.fan_out(length);
+            }
+            sys::send_packet(&self.link, &self.progress.encode())?;
+        }
+    }
+
+    /// Accepts one client and grants whatever it asks for.
+    fn welcome(&mut self) -> io::Result<()> {
+        let socket = sys::accept(&self.listener, READ_TIMEOUT_S)?;
+        let mut length = 0;
+        while !self.buffer[..length].ends_with(b"\r\n\r\n") {
+            match sys::receive(&socket, &mut self.buffer[length..])? {
+                0 => return Ok(()), // The client left, or its request is over the buffer.
+                count => length += count,
+            }
+        }
+        let mut answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            websocket::ACCEPT
+        )
+        .into_bytes();
+        let connect = br#"{"connect":{"client":"bare"}}"#;
+        websocket::encode_from_server(&mut answer, websocket::TEXT, connect);
+        sys::send(&socket, &answer)?;
+        self.sockets.push(socket);
+        self.progress.accepted += 1;
+        Ok(())
+    }
+
+    /// The bare loop: the frame of `length` bytes, in the buffer, to every socket.
+    fn fan_out(&mut self, length: usize) {
+        let frame = &self.buffer[..length];
+        for socket in &self.sockets {
+            match sys::send(socket, frame) {
+                Ok(count) if count == frame.len() => self.progress.sent += 1,
+                _ => self.progress.refused += 1,
+            }
+        }
+        self.progress.rounds += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_back_as_it_was_sent() {
+        let progress = Progress {
+            accepted: 1,
+            rounds: 2,
+            sent: u64::MAX,
+            refused: 3,
+        };
+        assert_eq!(Progress::decode(progress.encode()), progress);
+    }
+}

@@ -1,0 +1,23 @@
+//! Load for a gateway: a **swarm** of subscribers in one process and one thread, and the **bare**
+//! send loop that the gateway's fan-out is measured against.
+//!
+//! Both programs are driven by JSON lines on standard input and answer by JSON lines on standard
+//! output ([`control`]), so that any language can conduct them. Reading order:
+//!
+//! - [`plan`]: what a swarm is asked to do; [`control`]: the lines in and out;
+//! - [`session`]: one client's protocol, bytes in and events out, no sockets
+//!   ([`websocket`] frames, [`uni`] messages);
+//! - [`client`]: one client's connection and what it remembers across reconnects;
+//! - [`swarm`]: the reactor that runs all clients; [`tally`]: what they saw;
+//! - [`bare`]: the baseline server; [`sys`]: every system call of this crate.
+
+pub mod bare;
+pub mod client;
+pub mod control;
+pub mod plan;
+pub mod session;
+pub mod swarm;
+pub mod sys;
+pub mod tally;
+pub mod uni;
+pub mod websocket;

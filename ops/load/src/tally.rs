@@ -1,0 +1,170 @@
+//! What the clients of a swarm saw, counted.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::sys::monotonic_ns;
+
+/// Latencies above this are recorded as this: a longer one is an outage, not a latency.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// Counts since the start or the last reset.
+pub struct Tally {
+    since_ns: u64,
+    /// Publications received for the first time, live or recovered.
+    pub deliveries: u64,
+    /// Those of them that came out of the history after a reconnect.
+    pub recovered: u64,
+    /// Publications at or below the subscriber's position: each is a fault of the server.
+    pub repeats: u64,
+    /// Offsets that were skipped without a word: each is a fault of the server.
+    pub gaps: u64,
+    /// Subscriptions told that what they missed cannot be recovered: a loss that was not silent.
+    pub unrecovered: u64,
+    /// Publications of channels that the client has not subscribed to.
+    pub foreign: u64,
+    /// Deliveries whose payload has no `sent_ns`.
+    pub undated: u64,
+    pub pings: u64,
+    pub reconnects: u64,
+    pub bytes_received: u64,
+    /// Connections that ended after they were open, by close code or by what the socket said.
+    pub closes: BTreeMap<String, u64>,
+    /// Connection attempts that did not get open, by reason.
+    pub failures: BTreeMap<String, u64>,
+    latency_live: Histogram<u64>,
+    latency_recovered: Histogram<u64>,
+}
+
+/// A tally and the state of the swarm at one instant. Durations in the unit of their name.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub seconds: f64,
+    pub connected: u32,
+    pub deliveries: u64,
+    pub recovered: u64,
+    pub repeats: u64,
+    pub gaps: u64,
+    pub unrecovered: u64,
+    pub foreign: u64,
+    pub undated: u64,
+    pub pings: u64,
+    pub reconnects: u64,
+    pub bytes_received: u64,
+    pub closes: BTreeMap<String, u64>,
+    pub failures: BTreeMap<String, u64>,
+    pub latency_live: Latency,
+    pub latency_recovered: Latency,
+}
+
+/// Percentiles from publish to receipt.
+#[derive(Debug, Serialize)]
+pub struct Latency {
+    pub count: u64,
+    pub mean_us: f64,
+    pub p50_us: f64,
+    pub p90_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
+}
+
+impl Tally {
+    pub fn new() -> Tally {
+        // Two significant digits: one part in a hundred is finer than such latencies repeat.
+        let histogram = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 2)
+            .expect("the bounds are constants in the range that the histogram allows");
+        Tally {
+            since_ns: monotonic_ns(),
+            deliveries: 0,
+            recovered: 0,
+            repeats: 0,
+            gaps: 0,
+            unrecovered: 0,
+            foreign: 0,
+            undated: 0,
+            pings: 0,
+            reconnects: 0,
+            bytes_received: 0,
+            closes: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            latency_recovered: histogram.clone(),
+            latency_live: histogram,
+        }
+    }
+
+    /// Counts one delivery and its age; `sent_ns` is CLOCK_MONOTONIC of this host.
+    pub fn delivered(&mut self, sent_ns: Option<u64>, now_ns: u64, recovered: bool) {
+        self.deliveries += 1;
+        self.recovered += u64::from(recovered);
+        let histogram = if recovered {
+            &mut self.latency_recovered
+        } else {
+            &mut self.latency_live
+        };
+        match sent_ns {
+            Some(sent_ns) => histogram.saturating_record(now_ns.saturating_sub(sent_ns)),
+            None => self.undated += 1,
+        }
+    }
+
+    pub fn closed(&mut self, reason: &str) {
+        count(&mut self.closes, reason);
+    }
+
+    pub fn failed(&mut self, reason: &str) {
+        count(&mut self.failures, reason);
+    }
+
+    pub fn report(&self, connected: u32) -> Report {
+        Report {
+            seconds: (monotonic_ns() - self.since_ns) as f64 / 1e9,
+            connected,
+            deliveries: self.deliveries,
+            recovered: self.recovered,
+            repeats: self.repeats,
+            gaps: self.gaps,
+            unrecovered: self.unrecovered,
+            foreign: self.foreign,
+            undated: self.undated,
+            pings: self.pings,
+            reconnects: self.reconnects,
+            bytes_received: self.bytes_received,
+            closes: self.closes.clone(),
+            failures: self.failures.clone(),
+            latency_live: Latency::of(&self.latency_live),
+            latency_recovered: Latency::of(&self.latency_recovered),
+        }
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally::new()
+    }
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Latency {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let percentile = |percent: f64| us(histogram.value_at_percentile(percent));
+        Latency {
+            count: histogram.len(),
+            mean_us: histogram.mean() / 1e3,
+            p50_us: percentile(50.0),
+            p90_us: percentile(90.0),
+            p99_us: percentile(99.0),
+            p999_us: percentile(99.9),
+            max_us: us(histogram.max()),
+        }
+    }
+}
+
+fn count(counts: &mut BTreeMap<String, u64>, reason: &str) {
+    match counts.get_mut(reason) {
+        Some(count) => *count += 1,
+        None => drop(counts.insert(reason.to_owned(), 1)),
+    }
+}
