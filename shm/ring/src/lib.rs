@@ -1,6 +1,14 @@
 //! The memory that the processes of Tidegate share.
 
+pub mod channels;
 pub mod error;
+pub mod host;
+pub mod json;
 pub mod layout;
+pub mod log;
+pub mod publication;
 pub mod region;
+pub mod ring;
+pub mod stats;
 pub mod sync;
+pub mod wake;

@@ -1,0 +1,209 @@
+//! The log: one writer, many readers, a byte ring in which every publication has its place.
+//!
+//! Four positions of the writer, in the order in which a batch moves them:
+//!
+//! - `intent`: no byte before `intent - capacity` is safe any more. Stored *before* the words that
+//!   it speaks of; a reader looks at it *after* its copy. That detects every torn read.
+//! - `prepared`: the batch is written whole. After a crash, what is between `tail` and `prepared`
+//!   can be done again ([`LogWriter::redo`]); what is beyond is written anew. Never is `intent`
+//!   lowered: a dead writer may have torn words up to it.
+//! - `tail`: the batch is committed, readers may have it.
+//! - `answered`: its producers were answered.
+//!
+//! The writer waits for slow readers within a budget (liveness), then evicts them; a reader that is
+//! evicted or not yet known to the writer still never believes an overwritten byte (safety).
+
+mod reader;
+mod writer;
+
+pub use reader::LogReader;
+pub use writer::{Batch, LogWriter, Prepared};
+
+use crate::error::SegmentError;
+use crate::layout::{self, HEADER_BYTES, Kind, LINE, Owner};
+use crate::region::{Region, WORD};
+use crate::ring::{ALIGN, Ring, Walk, check_capacity};
+use crate::sync::{Ordering, fence};
+
+const INTENT_AT: usize = HEADER_BYTES;
+const PREPARED_AT: usize = INTENT_AT + LINE;
+const TAIL_AT: usize = PREPARED_AT + LINE;
+const ANSWERED_AT: usize = TAIL_AT + LINE;
+const SEATS_AT: usize = ANSWERED_AT + LINE;
+
+/// A seat: a line that its reader writes, and a line that the writer writes about it.
+const SEAT_BYTES: usize = 2 * LINE;
+const CURSOR: usize = 0;
+const JOINED: usize = CURSOR + WORD;
+const SLEEPING: usize = JOINED + WORD;
+const LAPPED: usize = SLEEPING + WORD;
+const GENERATION: usize = LAPPED + WORD;
+const EVICTED: usize = LINE;
+
+const _: () = assert!(GENERATION + WORD <= LINE && EVICTED + WORD <= SEAT_BYTES);
+
+/// Most reader seats of a log: the writer looks at each of them once for each batch.
+pub const READERS_MAX: u32 = 256;
+
+const CAPACITY_PARAMETER: usize = 0;
+const READERS_PARAMETER: usize = 1;
+
+/// A look at one record copies so many bytes first: most records, whole.
+const LOOK_BYTES: usize = 512;
+
+/// Bytes of a segment that holds a log.
+pub const fn log_size(capacity: u64, readers: u32) -> usize {
+    ring_at(readers) + capacity as usize
+}
+
+const fn ring_at(readers: u32) -> usize {
+    layout::whole_pages(seat_at(readers))
+}
+
+const fn seat_at(seat: u32) -> usize {
+    SEATS_AT + seat as usize * SEAT_BYTES
+}
+
+/// Makes a zeroed region of at least [`log_size`] bytes an empty log of `capacity` bytes (a power
+/// of two) with `readers` seats, its first record to be at position `start` (a multiple of 16).
+///
+/// # Errors
+/// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.
+pub fn format_log(
+    region: &Region,
+    owner: Owner,
+    capacity: u64,
+    readers: u32,
+    start: u64,
+) -> Result<(), SegmentError> {
+    check_capacity("capacity", capacity)?;
+    let refuse = |name, value, rule| Err(SegmentError::Parameter { name, value, rule });
+    if readers == 0 || readers > READERS_MAX {
+        return refuse("readers", readers.into(), "1 to 256 seats");
+    }
+    if !start.is_multiple_of(ALIGN as u64) {
+        return refuse("start", start, "a multiple of 16");
+    }
+    Ring::new(region, ring_at(readers), capacity)?;
+    layout::format(
+        region,
+        Kind::Log,
+        owner,
+        &[capacity, readers.into()],
+        |region| {
+            for offset in [INTENT_AT, PREPARED_AT, TAIL_AT, ANSWERED_AT] {
+                region.store(offset, start);
+            }
+        },
+    );
+    Ok(())
+}
+
+/// Read access to a log for anybody: committed records by position, without a seat.
+#[derive(Clone, Debug)]
+pub struct LogView {
+    ring: Ring,
+    readers: u32,
+}
+
+impl LogView {
+    /// # Errors
+    /// Every [`SegmentError`] that says why the region is not a log that this build can use.
+    pub fn attach(region: &Region) -> Result<LogView, SegmentError> {
+        let header = layout::attach(region, Kind::Log)?;
+        let value = header.parameters[READERS_PARAMETER];
+        let readers = u32::try_from(value)
+            .ok()
+            .filter(|readers| *readers <= READERS_MAX)
+            .ok_or(SegmentError::Parameter {
+                name: "readers",
+                value,
+                rule: "1 to 256 seats",
+            })?;
+        let ring = Ring::new(
+            region,
+            ring_at(readers),
+            header.parameters[CAPACITY_PARAMETER],
+        )?;
+        Ok(LogView { ring, readers })
+    }
+
+    /// Bytes of the ring.
+    pub fn capacity(&self) -> u64 {
+        self.ring.capacity()
+    }
+
+    /// Seats for readers.
+    pub fn readers(&self) -> u32 {
+        self.readers
+    }
+
+    /// Longest payload of a record.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.ring.payload_bytes_max()
+    }
+
+    /// Position after the last committed record.
+    #[inline]
+    pub fn tail(&self) -> u64 {
+        // SYNC: pairs with log/writer.rs::Prepared::commit
+        self.region().word(TAIL_AT).load(Ordering::Acquire)
+    }
+
+    /// Whether a record that was once at `position` may have been overwritten.
+    pub fn has_left(&self, position: u64) -> bool {
+        !self.is_valid(position)
+    }
+
+    /// Copies the payload of the committed record at `position` into `buffer` and returns its
+    /// kind; None if it was overwritten or is not there (yet).
+    pub fn read_at(&self, position: u64, buffer: &mut Vec<u8>) -> Option<u32> {
+        buffer.clear();
+        let mut kind = None;
+        if !position.is_multiple_of(ALIGN as u64) {
+            return None;
+        }
+        let mut walk = Walk::by_runs_of(LOOK_BYTES, position);
+        walk.run(
+            &self.ring,
+            self.tail(),
+            1,
+            |from| self.is_valid(from),
+            |record| {
+                buffer.extend_from_slice(record.payload);
+                kind = Some(record.kind);
+                std::ops::ControlFlow::Continue(())
+            },
+        )
+        .ok()?;
+        kind
+    }
+
+    fn region(&self) -> &Region {
+        self.ring.region()
+    }
+
+    /// Whether no byte from `position` on has been, or is being, overwritten. A copy of such bytes
+    /// made before this call is good if this is true.
+    #[inline]
+    fn is_valid(&self, position: u64) -> bool {
+        // SYNC: pairs with log/writer.rs::LogWriter::reserve. If the copy saw a word of a later
+        // lap, this fence and the writer's make the intent for that lap visible here.
+        fence(Ordering::Acquire);
+        let intent = self.region().load(INTENT_AT);
+        intent.wrapping_sub(position) <= self.capacity()
+    }
+
+    /// Checks that a seat exists and returns the offset of its words.
+    fn seat(&self, seat: u32) -> Result<usize, SegmentError> {
+        if seat < self.readers {
+            return Ok(seat_at(seat));
+        }
+        let rule = "the log has no such seat (raise the number of its readers)";
+        Err(SegmentError::Parameter {
+            name: "seat",
+            value: seat.into(),
+            rule,
+        })
+    }
+}

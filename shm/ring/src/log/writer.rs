@@ -1,0 +1,385 @@
+//! The log's writer: reserve, write, prepare, commit; wait for readers, evict those that lag.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use super::{
+    ANSWERED_AT, CURSOR, EVICTED, INTENT_AT, JOINED, LogView, PREPARED_AT, SLEEPING, TAIL_AT,
+    seat_at,
+};
+use crate::error::{LogError, SegmentError};
+use crate::region::{Claim, Region};
+use crate::ring::{ALIGN, Record, Ring, Walk};
+use crate::sync::{Ordering, fence};
+use crate::wake::{self, Waker};
+
+/// A batch takes at most this part of the ring, so that a reader that has all that is committed is
+/// never in its way, and that what was not answered yet is always there to redo.
+const BATCH_SHARE: u64 = 4;
+
+/// The intent runs ahead of the batch by this part of the ring at most (history is shorter by so
+/// much) ...
+const RESERVE_SHARE: u64 = 64;
+
+/// ... and by so many bytes at most: one store of the intent for some hundred small records.
+const RESERVE_BYTES: u64 = 32 * 1024;
+
+/// A stall is over, and the lag budget whole again, once all readers are so near the tail (1 / 2 of
+/// the ring): a reader that moves just a little at a time cannot hold up the others for ever.
+const RECOVERED_SHARE: u64 = 2;
+
+/// Looks at the readers before the writer starts to doze while it waits for them: some µs.
+const STALL_SPINS: u32 = 256;
+
+/// How long it dozes: short beside the budget, long beside a look.
+const STALL_DOZE: Duration = Duration::from_micros(50);
+
+/// The only writer of a log.
+#[derive(Debug)]
+pub struct LogWriter {
+    view: LogView,
+    tail: u64,
+    prepared: u64,
+    /// As last stored; never lowered.
+    intent: u64,
+    /// Up to here the words may be written: covered by the intent, waited for by the gate.
+    reserved: u64,
+    /// Up to here the readers allow it, as last measured.
+    limit: u64,
+    seats: Vec<Option<Waker>>,
+    lag_budget: Duration,
+    stalled: Duration,
+    evictions: u64,
+    _claim: Claim,
+}
+
+impl LogWriter {
+    /// Becomes the writer, possibly after another died at any instruction: see
+    /// [`LogWriter::redo`] and [`LogWriter::unanswered`].
+    ///
+    /// # Errors
+    /// A [`SegmentError`] if the region is no log, or this process already has a writer of it.
+    pub fn open(region: Region, lag_budget: Duration) -> Result<LogWriter, SegmentError> {
+        let view = LogView::attach(&region)?;
+        let claim = region.claim(INTENT_AT)?;
+        // SYNC: pairs with log/writer.rs::Batch::prepare of the writer before.
+        let prepared = region.word(PREPARED_AT).load(Ordering::Acquire);
+        let (tail, intent) = (view.tail(), region.load(INTENT_AT));
+        let batch = prepared.wrapping_sub(tail);
+        if batch > view.capacity() / BATCH_SHARE || intent.wrapping_sub(tail) > view.capacity() {
+            let rule = "the positions of the log contradict each other: it is damaged";
+            return Err(SegmentError::Parameter {
+                name: "prepared",
+                value: prepared,
+                rule,
+            });
+        }
+        Ok(LogWriter {
+            seats: (0..view.readers()).map(|_| None).collect(),
+            view,
+            tail,
+            prepared,
+            intent,
+            reserved: prepared,
+            limit: prepared,
+            lag_budget,
+            stalled: Duration::ZERO,
+            evictions: 0,
+            _claim: claim,
+        })
+    }
+
+    /// Access by position.
+    pub fn view(&self) -> &LogView {
+        &self.view
+    }
+
+    /// Readers evicted by this writer.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
+    }
+
+    /// From now on this seat is waited for and woken, as soon as a reader has joined it.
+    ///
+    /// # Errors
+    /// [`SegmentError::Parameter`] if there is no such seat.
+    pub fn attach_reader(&mut self, seat: u32) -> Result<(), SegmentError> {
+        self.view.seat(seat)?;
+        self.seats[seat as usize] = Some(Waker::default());
+        // Measure again before the next word: the last measure did not know of this seat.
+        (self.reserved, self.limit) = (self.prepared, self.prepared);
+        Ok(())
+    }
+
+    /// The reader of this seat is dead or gone. If it is alive after all, it finds itself evicted.
+    ///
+    /// # Errors
+    /// [`SegmentError::Parameter`] if there is no such seat.
+    pub fn detach_reader(&mut self, seat: u32) -> Result<(), SegmentError> {
+        let seat_at = self.view.seat(seat)?;
+        self.seats[seat as usize] = None;
+        self.mark_evicted(seat_at);
+        Ok(())
+    }
+
+    /// Begins a batch. Nothing of it is visible before [`Prepared::commit`].
+    ///
+    /// # Errors
+    /// [`LogError::Uncommitted`] if a prepared batch waits: [`LogWriter::redo`] it first.
+    pub fn batch(&mut self) -> Result<Batch<'_>, LogError> {
+        if self.prepared != self.tail {
+            return Err(LogError::Uncommitted);
+        }
+        Ok(Batch {
+            end: self.tail,
+            writer: self,
+        })
+    }
+
+    /// The batch that was prepared but not committed, if there is one: by a writer that died, or by
+    /// this one if it dropped its [`Prepared`].
+    pub fn redo(&mut self) -> Option<Prepared<'_>> {
+        (self.prepared != self.tail).then_some(Prepared { writer: self })
+    }
+
+    /// Says that the producers of all that is committed were answered.
+    pub fn set_answered(&mut self) {
+        // SYNC: pairs with log/writer.rs::LogWriter::unanswered of the writer after.
+        self.region()
+            .word(ANSWERED_AT)
+            .store(self.tail, Ordering::Release);
+    }
+
+    /// Shows the committed records since the last [`LogWriter::set_answered`]; returns their number.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] if they are not there.
+    pub fn unanswered(&self, each: impl FnMut(Record<'_>)) -> Result<usize, LogError> {
+        // SYNC: pairs with log/writer.rs::LogWriter::set_answered of the writer before.
+        let answered = self.region().word(ANSWERED_AT).load(Ordering::Acquire);
+        self.walk(answered, self.tail, each)
+    }
+
+    /// Shows own records; nobody can overwrite them meanwhile.
+    fn walk(
+        &self,
+        from: u64,
+        end: u64,
+        mut each: impl FnMut(Record<'_>),
+    ) -> Result<usize, LogError> {
+        let (mut walk, mut taken) = (Walk::from(from), 0);
+        let is_valid = |position| self.intent.wrapping_sub(position) <= self.view.capacity();
+        while walk.position != end {
+            let shown = walk.run(&self.view.ring, end, usize::MAX, is_valid, |record| {
+                each(record);
+                ControlFlow::Continue(())
+            });
+            taken += shown.map_err(|_| LogError::Corrupt {
+                position: walk.position,
+            })?;
+        }
+        Ok(taken)
+    }
+
+    fn region(&self) -> &Region {
+        self.view.region()
+    }
+
+    /// Makes the words before `end` writable.
+    #[inline(never)]
+    fn reserve(&mut self, end: u64) {
+        let needed = end.wrapping_sub(self.tail);
+        if self.limit.wrapping_sub(self.tail) < needed {
+            self.wait_for_readers(needed);
+        }
+        let ahead = (self.view.capacity() / RESERVE_SHARE).min(RESERVE_BYTES);
+        let ahead = ahead.next_multiple_of(ALIGN as u64);
+        let bytes = (needed + ahead).min(self.limit.wrapping_sub(self.tail));
+        self.reserved = self.tail.wrapping_add(bytes);
+        if self.intent.wrapping_sub(self.tail) < bytes {
+            self.intent = self.reserved;
+        }
+        self.region().store(INTENT_AT, self.intent);
+        // SYNC: pairs with log.rs::LogView::is_valid. Whoever sees a word stored after this fence
+        // sees the intent stored before it. (Even if the intent is that of a dead writer: it is
+        // stored again, by this one.)
+        fence(Ordering::Release);
+    }
+
+    /// Waits until the readers allow `needed` bytes after the tail, and evicts those that do not
+    /// within the lag budget.
+    #[cold]
+    fn wait_for_readers(&mut self, needed: u64) {
+        let capacity = self.view.capacity();
+        let mut looks = 0;
+        loop {
+            let room = self.measure();
+            self.limit = self.tail.wrapping_add(room);
+            if room >= capacity - capacity / RECOVERED_SHARE {
+                self.stalled = Duration::ZERO;
+            }
+            if room >= needed {
+                return;
+            }
+            if self.stalled >= self.lag_budget {
+                self.evict_beyond(capacity - needed);
+                continue;
+            }
+            let began = Instant::now();
+            if looks < STALL_SPINS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::sleep(STALL_DOZE);
+            }
+            looks += 1;
+            self.stalled += began.elapsed();
+        }
+    }
+
+    /// Bytes after the tail that overwrite nothing a reader still has to read.
+    fn measure(&self) -> u64 {
+        // SYNC: pairs with log/reader.rs::LogReader::rejoin
+        fence(Ordering::SeqCst);
+        let lag = self
+            .attached()
+            .filter_map(|seat_at| self.lag_of(seat_at))
+            .max();
+        self.view.capacity() - lag.unwrap_or(0)
+    }
+
+    fn attached(&self) -> impl Iterator<Item = usize> {
+        let seats = (0u32..).zip(&self.seats);
+        seats
+            .filter(|(_, waker)| waker.is_some())
+            .map(|(seat, _)| seat_at(seat))
+    }
+
+    /// Bytes that the reader of a seat is behind the tail; None if nobody has to be waited for:
+    /// not there, evicted, or overrun before this writer knew of it.
+    fn lag_of(&self, seat_at: usize) -> Option<u64> {
+        let region = self.region();
+        // SYNC: pairs with log/reader.rs::LogReader::rejoin and ::leave
+        let joined = region.word(seat_at + JOINED).load(Ordering::Acquire);
+        if joined == 0 || joined == region.load(seat_at + EVICTED) {
+            return None;
+        }
+        // SYNC: pairs with log/reader.rs::LogReader::release
+        let cursor = region.word(seat_at + CURSOR).load(Ordering::Acquire);
+        let lag = self.tail.wrapping_sub(cursor);
+        (lag <= self.view.capacity()).then_some(lag)
+    }
+
+    /// Evicts the readers that are more than `lag_max` bytes behind.
+    fn evict_beyond(&mut self, lag_max: u64) {
+        let is_slow = |seat_at: &usize| self.lag_of(*seat_at).is_some_and(|lag| lag > lag_max);
+        let slow: Vec<usize> = self.attached().filter(is_slow).collect();
+        for seat_at in slow {
+            self.mark_evicted(seat_at);
+            self.evictions += 1;
+        }
+    }
+
+    fn mark_evicted(&self, seat_at: usize) {
+        self.region()
+            .store(seat_at + EVICTED, self.region().load(seat_at + JOINED));
+    }
+}
+
+/// Records on their way into the log.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    writer: &'a mut LogWriter,
+    end: u64,
+}
+
+impl<'a> Batch<'a> {
+    /// Appends a record of a `kind` (not 0) whose payload is the parts joined; returns its
+    /// position. May wait for readers, for the lag budget at most.
+    ///
+    /// # Errors
+    /// [`LogError::TooLarge`]; [`LogError::BatchFull`]: commit, then push it to the next batch.
+    #[inline]
+    pub fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Result<u64, LogError> {
+        let ring = &self.writer.view.ring;
+        let payload_bytes = parts.iter().map(|part| part.len()).sum();
+        if payload_bytes > ring.payload_bytes_max() {
+            let bytes_max = ring.payload_bytes_max();
+            return Err(LogError::TooLarge {
+                bytes: payload_bytes,
+                bytes_max,
+            });
+        }
+        let bytes = Ring::record_bytes(payload_bytes);
+        let begin = ring.begin(self.end, bytes);
+        let end = begin.wrapping_add(bytes as u64);
+        let needed = end.wrapping_sub(self.writer.tail);
+        if needed > ring.capacity() / BATCH_SHARE {
+            return Err(LogError::BatchFull);
+        }
+        if needed > self.writer.reserved.wrapping_sub(self.writer.tail) {
+            self.writer.reserve(end);
+        }
+        self.writer
+            .view
+            .ring
+            .put(self.end, begin, kind, parts, payload_bytes);
+        self.end = end;
+        Ok(begin)
+    }
+
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.end == self.writer.tail
+    }
+
+    /// Ends the batch: from here on a crash does not lose it, the next writer will redo it.
+    #[inline]
+    pub fn prepare(self) -> Prepared<'a> {
+        self.writer.prepared = self.end;
+        // SYNC: pairs with log/writer.rs::LogWriter::open of the writer after.
+        self.writer
+            .region()
+            .word(PREPARED_AT)
+            .store(self.end, Ordering::Release);
+        Prepared {
+            writer: self.writer,
+        }
+    }
+}
+
+/// A batch that is written whole, but not committed: the moment to bring tables up to date.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    writer: &'a mut LogWriter,
+}
+
+impl Prepared<'_> {
+    /// Shows the records of the batch; returns their number.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] if they are not there.
+    pub fn records(&self, each: impl FnMut(Record<'_>)) -> Result<usize, LogError> {
+        self.writer
+            .walk(self.writer.tail, self.writer.prepared, each)
+    }
+
+    /// Lets the readers have the batch; `wake` is called with the seat of each one that sleeps.
+    #[inline]
+    pub fn commit(self, mut wake: impl FnMut(u32)) {
+        let writer = self.writer;
+        if writer.tail == writer.prepared {
+            return;
+        }
+        writer.tail = writer.prepared;
+        let region = writer.view.region();
+        // SYNC: pairs with log.rs::LogView::tail
+        region.word(TAIL_AT).store(writer.tail, Ordering::Release);
+        wake::announce();
+        for (seat, waker) in (0u32..).zip(&mut writer.seats) {
+            let Some(waker) = waker else { continue };
+            if waker.must_wake(region.word(seat_at(seat) + SLEEPING)) {
+                wake(seat);
+            }
+        }
+    }
+}
