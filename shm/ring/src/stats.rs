@@ -1,0 +1,748 @@
+//! Statistics: named counters, gauges and histograms of every process, readable without asking any.
+//!
+//! ```text
+//! 4096  folds        odd while a dead process's row is added to the supervisor's
+//! 4224  schema       text, one line a metric: kind, name, help
+//!       rows         each: identity (128 bytes), then the values in the schema's order
+//!
+//! identity  0 pid   8 start   16 role   24 slot   32 generation   40 heartbeat_ns   48 state
+//! value     counter, gauge: one word; histogram: 64 buckets, sum, count
+//! ```
+//!
+//! A row has one writer, the process that claimed it. A row without a pid is free.
+
+use crate::error::SegmentError;
+use crate::host;
+use crate::layout::{self, HEADER_BYTES, Kind as SegmentKind, LINE, Owner};
+use crate::region::{Claim, Region, WORD};
+use crate::sync::{Ordering, fence};
+
+const FOLDS_AT: usize = HEADER_BYTES;
+const SCHEMA_AT: usize = HEADER_BYTES + LINE;
+
+const PID_AT: usize = 0;
+const START_AT: usize = 8;
+const ROLE_AT: usize = 16;
+const SLOT_AT: usize = 24;
+const GENERATION_AT: usize = 32;
+const HEARTBEAT_AT: usize = 40;
+const STATE_AT: usize = 48;
+const VALUES_AT: usize = LINE;
+
+/// Buckets of a histogram: four an octave, so that each is at most a quarter wider than the one
+/// before; values from 131,072 on share the last.
+pub const BUCKETS: usize = 64;
+const HISTOGRAM_WORDS: usize = BUCKETS + 2;
+const SUM: usize = BUCKETS;
+const COUNT: usize = BUCKETS + 1;
+
+/// Bounds of a segment: rows for 4,096 slots and their successors, a schema of some hundred lines.
+pub const ROWS_MAX: u64 = 16_384;
+pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
+
+/// A consistent snapshot is tried for again while the supervisor folds a row, which takes microseconds.
+const SNAPSHOTS_MAX: usize = 10_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, also over the deaths of processes.
+    Counter,
+    /// Goes up and down; a process's own ends with it.
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    const ALL: [(Kind, &'static str); 3] = [
+        (Kind::Counter, "counter"),
+        (Kind::Gauge, "gauge"),
+        (Kind::Histogram, "histogram"),
+    ];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|known| known.1 == name)
+            .map(|known| known.0)
+    }
+
+    fn words(self) -> usize {
+        if self == Kind::Histogram {
+            HISTOGRAM_WORDS
+        } else {
+            1
+        }
+    }
+}
+
+/// One line of the schema, as code declares it.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub kind: Kind,
+    /// Name in Prometheus form, unit last, labels included: `closes_total{reason="slow"}`.
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+/// One line of the schema, as a segment carries it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaLine {
+    pub kind: Kind,
+    pub name: String,
+    pub help: String,
+}
+
+impl From<&Metric> for SchemaLine {
+    fn from(metric: &Metric) -> Self {
+        Self {
+            kind: metric.kind,
+            name: metric.name.into(),
+            help: metric.help.into(),
+        }
+    }
+}
+
+/// Who writes a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Role {
+    Supervisor = 1,
+    Publisher = 2,
+    Worker = 3,
+    Api = 4,
+}
+
+/// The state word of a row's process.
+pub mod state {
+    pub const STARTING: u64 = 0;
+    pub const SERVING: u64 = 1;
+    pub const DRAINING: u64 = 2;
+}
+
+/// Bytes of a segment with these metrics and so many rows.
+///
+/// # Errors
+/// [`SegmentError::Parameter`] beyond [`ROWS_MAX`] and [`SCHEMA_BYTES_MAX`].
+pub fn segment_bytes(schema: &[SchemaLine], rows: u64) -> Result<usize, SegmentError> {
+    let layout = Layout::new(
+        schema_text(schema).len() as u64,
+        rows,
+        row_bytes(schema) as u64,
+    )?;
+    Ok(layout.segment_bytes())
+}
+
+/// Writes the schema into a zeroed region of [`segment_bytes`] bytes; all rows are free.
+///
+/// # Errors
+/// As [`segment_bytes`]; also for a region of another size and a name or help of several lines.
+pub fn format(
+    region: &Region,
+    schema: &[SchemaLine],
+    rows: u64,
+    owner: Owner,
+) -> Result<(), SegmentError> {
+    let text = schema_text(schema);
+    if parse_schema(&text).as_deref() != Some(schema) {
+        return Err(SegmentError::Parameter {
+            name: "metrics",
+            value: schema.len() as u64,
+            rule: "names have no blanks outside of labels, and neither they nor help line ends",
+        });
+    }
+    let bytes = segment_bytes(schema, rows)?;
+    if region.len() != bytes {
+        return Err(SegmentError::Size {
+            said: bytes as u64,
+            found: region.len() as u64,
+        });
+    }
+    let parameters = [text.len() as u64, rows, row_bytes(schema) as u64];
+    layout::format(
+        region,
+        SegmentKind::Statistics,
+        owner,
+        &parameters,
+        |region| {
+            for (index, chunk) in text.as_bytes().chunks(WORD).enumerate() {
+                let mut word = [0; WORD];
+                word[..chunk.len()].copy_from_slice(chunk);
+                region.store(SCHEMA_AT + index * WORD, u64::from_ne_bytes(word));
+            }
+        },
+    );
+    Ok(())
+}
+
+fn row_bytes(schema: &[SchemaLine]) -> usize {
+    let words: usize = schema.iter().map(|line| line.kind.words()).sum();
+    (VALUES_AT + words * WORD).next_multiple_of(LINE)
+}
+
+fn schema_text(schema: &[SchemaLine]) -> String {
+    schema
+        .iter()
+        .fold(String::new(), |text, SchemaLine { kind, name, help }| {
+            text + kind.name() + "\t" + name + "\t" + help + "\n"
+        })
+}
+
+fn parse_schema(text: &str) -> Option<Vec<SchemaLine>> {
+    let line = |line: &str| {
+        let mut fields = line.split('\t');
+        let kind = Kind::from_name(fields.next()?)?;
+        let (name, help) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+        fields
+            .next()
+            .is_none()
+            .then_some(SchemaLine { kind, name, help })
+    };
+    text.split_terminator('\n').map(line).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    schema_bytes: usize,
+    rows: usize,
+    row_bytes: usize,
+}
+
+impl Layout {
+    fn new(schema_bytes: u64, rows: u64, row_bytes: u64) -> Result<Self, SegmentError> {
+        let within = |name, value, max, rule| {
+            if value > max {
+                Err(SegmentError::Parameter { name, value, rule })
+            } else {
+                Ok(())
+            }
+        };
+        within("rows", rows, ROWS_MAX, "at most 16384 rows")?;
+        within(
+            "schema_bytes",
+            schema_bytes,
+            SCHEMA_BYTES_MAX,
+            "at most 1 MiB of schema",
+        )?;
+        within(
+            "row_bytes",
+            row_bytes,
+            SCHEMA_BYTES_MAX,
+            "at most 1 MiB a row",
+        )?;
+        let [schema_bytes, rows, row_bytes] =
+            [schema_bytes, rows, row_bytes].map(|bounded| bounded as usize);
+        Ok(Self {
+            schema_bytes,
+            rows,
+            row_bytes,
+        })
+    }
+
+    fn row_at(&self, row: usize) -> usize {
+        (SCHEMA_AT + self.schema_bytes).next_multiple_of(LINE) + row * self.row_bytes
+    }
+
+    fn segment_bytes(&self) -> usize {
+        layout::whole_pages(self.row_at(self.rows))
+    }
+}
+
+/// The statistics as any process reads them.
+#[derive(Debug)]
+pub struct Stats {
+    region: Region,
+    layout: Layout,
+    schema: Vec<SchemaLine>,
+    /// Word offset of each schema line's value in a row.
+    places: Vec<usize>,
+}
+
+/// Who a row belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub pid: u64,
+    pub start: u64,
+    pub role: u64,
+    pub slot: u64,
+    pub generation: u64,
+    pub heartbeat_ns: u64,
+    pub state: u64,
+}
+
+/// A row as it was at one moment; values in the order of the schema.
+#[derive(Clone, Debug)]
+pub struct RowSnapshot {
+    pub row: usize,
+    pub identity: Identity,
+    pub values: Vec<Value>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Number(u64),
+    Histogram {
+        buckets: Vec<u64>,
+        sum: u64,
+        count: u64,
+    },
+}
+
+impl Stats {
+    /// # Errors
+    /// [`SegmentError`] where the region holds no statistics of this version.
+    pub fn attach(region: Region) -> Result<Self, SegmentError> {
+        let header = layout::attach(&region, SegmentKind::Statistics)?;
+        let [schema_bytes, rows, row_size, ..] = header.parameters;
+        let layout = Layout::new(schema_bytes, rows, row_size)?;
+        if layout.segment_bytes() != region.len() {
+            return Err(SegmentError::Size {
+                said: layout.segment_bytes() as u64,
+                found: region.len() as u64,
+            });
+        }
+        let words = layout.schema_bytes.div_ceil(WORD);
+        let mut text: Vec<u8> = (0..words)
+            .flat_map(|index| region.load(SCHEMA_AT + index * WORD).to_ne_bytes())
+            .collect();
+        text.truncate(layout.schema_bytes);
+        let schema = String::from_utf8(text)
+            .ok()
+            .and_then(|text| parse_schema(&text))
+            .filter(|schema| row_bytes(schema) == layout.row_bytes)
+            .ok_or(SegmentError::Parameter {
+                name: "schema",
+                value: schema_bytes,
+                rule: "it must be lines of kind, name and help that fill a row",
+            })?;
+        let places = schema
+            .iter()
+            .scan(VALUES_AT, |next, line| {
+                let at = *next;
+                *next += line.kind.words() * WORD;
+                Some(at)
+            })
+            .collect();
+        Ok(Self {
+            region,
+            layout,
+            schema,
+            places,
+        })
+    }
+
+    #[must_use]
+    pub fn schema(&self) -> &[SchemaLine] {
+        &self.schema
+    }
+
+    /// Every claimed row. A process that dies and is folded meanwhile is in it once.
+    #[must_use]
+    pub fn rows(&self) -> Vec<RowSnapshot> {
+        let mut rows = Vec::new();
+        for _ in 0..SNAPSHOTS_MAX {
+            // SYNC: pairs with stats.rs::fold (both stores of `folds`)
+            let before = self.region.word(FOLDS_AT).load(Ordering::Acquire);
+            rows = (0..self.layout.rows)
+                .filter_map(|row| self.snapshot(row))
+                .collect();
+            // SYNC: pairs with the release fence in stats.rs::fold
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.region.load(FOLDS_AT) == before {
+                return rows;
+            }
+            std::thread::yield_now();
+        }
+        // A supervisor that died while folding leaves `folds` odd; its instance ends with it.
+        rows
+    }
+
+    /// Last heartbeat of a row, CLOCK_MONOTONIC; 0 for a free row and for none yet.
+    #[must_use]
+    pub fn heartbeat_ns(&self, row: usize) -> Option<u64> {
+        (row < self.layout.rows).then(|| self.region.load(self.layout.row_at(row) + HEARTBEAT_AT))
+    }
+
+    fn snapshot(&self, row: usize) -> Option<RowSnapshot> {
+        let at = self.layout.row_at(row);
+        let word = |offset: usize| self.region.load(at + offset);
+        // SYNC: pairs with stats.rs::claim (pid)
+        let pid = self.region.word(at + PID_AT).load(Ordering::Acquire);
+        if pid == 0 {
+            return None;
+        }
+        let identity = Identity {
+            pid,
+            start: word(START_AT),
+            role: word(ROLE_AT),
+            slot: word(SLOT_AT),
+            generation: word(GENERATION_AT),
+            heartbeat_ns: word(HEARTBEAT_AT),
+            state: word(STATE_AT),
+        };
+        let value = |(line, place): (&SchemaLine, &usize)| match line.kind {
+            Kind::Counter | Kind::Gauge => Value::Number(word(*place)),
+            Kind::Histogram => Value::Histogram {
+                buckets: (0..BUCKETS)
+                    .map(|bucket| word(place + bucket * WORD))
+                    .collect(),
+                sum: word(place + SUM * WORD),
+                count: word(place + COUNT * WORD),
+            },
+        };
+        let values = self.schema.iter().zip(&self.places).map(value).collect();
+        Some(RowSnapshot {
+            row,
+            identity,
+            values,
+        })
+    }
+}
+
+/// One process's own row.
+#[derive(Debug)]
+pub struct Row {
+    stats: Stats,
+    at: usize,
+    _claim: Claim,
+}
+
+/// Names a value of a row: got once from [`Row::index_of`], used for each count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Index(usize);
+
+impl Row {
+    /// Takes `row` for this process and zeroes it.
+    ///
+    /// # Errors
+    /// As [`Stats::attach`]; [`SegmentError::Parameter`] for a row that is not there;
+    /// [`SegmentError::Claimed`] where this process has it already.
+    pub fn claim(
+        region: Region,
+        row: u32,
+        role: Role,
+        slot: u64,
+        generation: u64,
+    ) -> Result<Self, SegmentError> {
+        let stats = Stats::attach(region)?;
+        if row as usize >= stats.layout.rows {
+            return Err(SegmentError::Parameter {
+                name: "row",
+                value: u64::from(row),
+                rule: "it must be below the number of rows",
+            });
+        }
+        let at = stats.layout.row_at(row as usize);
+        let claim = stats.region.claim(at)?;
+        let (pid, start) = host::own_identity()?;
+        stats.free(at);
+        let identity = [(START_AT, start), (ROLE_AT, role as u64), (SLOT_AT, slot)];
+        for (offset, value) in identity.into_iter().chain([(GENERATION_AT, generation)]) {
+            stats.region.store(at + offset, value);
+        }
+        // SYNC: pairs with stats.rs::snapshot
+        stats.region.word(at + PID_AT).store(pid, Ordering::Release);
+        Ok(Self {
+            stats,
+            at,
+            _claim: claim,
+        })
+    }
+
+    /// The value called `name`, labels included.
+    #[must_use]
+    pub fn index_of(&self, name: &str) -> Option<Index> {
+        let line = self
+            .stats
+            .schema
+            .iter()
+            .position(|line| line.name == name)?;
+        Some(Index(self.at + self.stats.places[line]))
+    }
+
+    /// The value of a metric that this process declares.
+    ///
+    /// # Errors
+    /// [`SegmentError::Parameter`] where the segment was made for another set of metrics.
+    pub fn require(&self, metric: &'static Metric) -> Result<Index, SegmentError> {
+        self.index_of(metric.name).ok_or(SegmentError::Parameter {
+            name: metric.name,
+            value: 0,
+            rule: "the statistics segment must have this metric; restart the whole instance",
+        })
+    }
+
+    #[inline]
+    pub fn add(&self, index: Index, amount: u64) {
+        let word = self.stats.region.word(index.0);
+        // One writer: no read-modify-write is needed. Counters wrap like any u64.
+        word.store(
+            word.load(Ordering::Relaxed).wrapping_add(amount),
+            Ordering::Relaxed,
+        );
+    }
+
+    #[inline]
+    pub fn set(&self, index: Index, value: u64) {
+        self.stats.region.store(index.0, value);
+    }
+
+    /// Counts `value` in a histogram.
+    #[inline]
+    pub fn record(&self, index: Index, value: u64) {
+        self.add(Index(index.0 + bucket_of(value) * WORD), 1);
+        self.add(Index(index.0 + SUM * WORD), value);
+        self.add(Index(index.0 + COUNT * WORD), 1);
+    }
+
+    /// Says that this process makes progress.
+    #[inline]
+    pub fn heartbeat(&self) {
+        self.stats
+            .region
+            .store(self.at + HEARTBEAT_AT, host::monotonic_ns());
+    }
+
+    /// One of [`state`].
+    pub fn set_state(&self, state: u64) {
+        self.stats.region.store(self.at + STATE_AT, state);
+    }
+
+    /// Adds the counters and histograms of a dead process's row to this one and frees that row.
+    /// Gauges end with their process. For the supervisor alone, which knows of deaths for certain.
+    ///
+    /// # Errors
+    /// [`SegmentError::Parameter`] for a row that is not there, or this one.
+    pub fn fold(&self, row: u32) -> Result<(), SegmentError> {
+        let dead = self.stats.layout.row_at(row as usize);
+        if row as usize >= self.stats.layout.rows || dead == self.at {
+            return Err(SegmentError::Parameter {
+                name: "row",
+                value: u64::from(row),
+                rule: "it must be another row of the segment",
+            });
+        }
+        let region = &self.stats.region;
+        let folds = region.load(FOLDS_AT);
+        region.store(FOLDS_AT, folds + 1);
+        // SYNC: pairs with the acquire fence in stats.rs::rows
+        fence(Ordering::Release);
+        for (line, place) in self.stats.schema.iter().zip(&self.stats.places) {
+            let words = if line.kind == Kind::Gauge {
+                0
+            } else {
+                line.kind.words()
+            };
+            for word in 0..words {
+                let offset = place + word * WORD;
+                self.add(Index(self.at + offset), region.load(dead + offset));
+            }
+        }
+        self.stats.free(dead);
+        // SYNC: pairs with stats.rs::rows
+        region.word(FOLDS_AT).store(folds + 2, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Stats {
+    /// Zeroes a row: from its pid on, so that nobody takes it for a live one half-way.
+    fn free(&self, at: usize) {
+        for offset in (0..self.layout.row_bytes).step_by(WORD) {
+            self.region.store(at + offset, 0);
+        }
+    }
+}
+
+/// The bucket that counts `value`: exact below 4, then four an octave.
+#[must_use]
+pub fn bucket_of(value: u64) -> usize {
+    if value < 4 {
+        return value as usize;
+    }
+    let octave = value.ilog2() as usize;
+    let quarter = (value >> (octave - 2)) as usize & 3;
+    (4 * (octave - 1) + quarter).min(BUCKETS - 1)
+}
+
+/// The largest value of a bucket; the last bucket has none.
+#[must_use]
+pub fn bucket_bound(bucket: usize) -> Option<u64> {
+    if bucket + 1 >= BUCKETS {
+        return None;
+    }
+    if bucket < 4 {
+        return Some(bucket as u64);
+    }
+    let (octave, quarter) = (bucket / 4 + 1, bucket as u64 % 4);
+    Some((1 << octave) + ((quarter + 1) << (octave - 2)) - 1)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const OWNER: Owner = Owner {
+        generation: 1,
+        pid: 1,
+        start: 1,
+    };
+
+    const METRICS: [Metric; 3] = [
+        Metric {
+            kind: Kind::Counter,
+            name: "things_total{kind=\"a b\"}",
+            help: "Things.",
+        },
+        Metric {
+            kind: Kind::Histogram,
+            name: "wait_microseconds",
+            help: "Wait.",
+        },
+        Metric {
+            kind: Kind::Gauge,
+            name: "connections",
+            help: "Now.",
+        },
+    ];
+
+    fn segment() -> Region {
+        let schema: Vec<SchemaLine> = METRICS.iter().map(SchemaLine::from).collect();
+        let region = Region::heap(segment_bytes(&schema, 3).unwrap());
+        format(&region, &schema, 3, OWNER).unwrap();
+        region
+    }
+
+    fn counted(region: &Region, row: u32) -> Row {
+        let row = Row::claim(region.clone(), row, Role::Worker, 7, 2).unwrap();
+        row.add(row.index_of(METRICS[0].name).unwrap(), 5);
+        row.record(row.index_of(METRICS[1].name).unwrap(), 100);
+        row.set(row.index_of(METRICS[2].name).unwrap(), 9);
+        row
+    }
+
+    #[test]
+    fn buckets_meet_without_gap_or_overlap() {
+        let bounds: Vec<u64> = (0..BUCKETS).map_while(bucket_bound).collect();
+        assert_eq!(bounds.len(), BUCKETS - 1);
+        for (bucket, bound) in bounds.iter().enumerate() {
+            assert_eq!(bucket_of(*bound), bucket);
+            assert_eq!(bucket_of(bound + 1), bucket + 1);
+        }
+        assert_eq!(bucket_of(131_072), BUCKETS - 1);
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_a_process_counts_is_read_by_others() {
+        let region = segment();
+        let row = counted(&region, 1);
+        row.heartbeat();
+        let rows = Stats::attach(region).unwrap().rows();
+        assert_eq!(rows.len(), 1);
+        let identity = rows[0].identity;
+        assert_eq!((rows[0].row, identity.slot, identity.generation), (1, 7, 2));
+        assert_eq!(
+            (identity.pid, identity.role),
+            (u64::from(std::process::id()), 3)
+        );
+        assert!(identity.heartbeat_ns > 0);
+        assert_eq!(rows[0].values[0], Value::Number(5));
+        assert_eq!(rows[0].values[2], Value::Number(9));
+        let Value::Histogram {
+            buckets,
+            sum,
+            count,
+        } = &rows[0].values[1]
+        else {
+            panic!("the schema says a histogram");
+        };
+        assert_eq!((buckets[bucket_of(100)], *sum, *count), (1, 100, 1));
+    }
+
+    #[test]
+    fn a_dead_process_keeps_its_counts_and_loses_its_gauges() {
+        let region = segment();
+        let supervisor = Row::claim(region.clone(), 0, Role::Supervisor, 0, 1).unwrap();
+        drop(counted(&region, 2));
+        supervisor.fold(2).unwrap();
+        let rows = Stats::attach(region.clone()).unwrap().rows();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].values[0], Value::Number(5));
+        assert!(matches!(
+            &rows[0].values[1],
+            Value::Histogram {
+                sum: 100,
+                count: 1,
+                ..
+            }
+        ));
+        assert_eq!(rows[0].values[2], Value::Number(0));
+        drop(counted(&region, 2));
+        supervisor.fold(2).unwrap();
+        assert_eq!(
+            Stats::attach(region).unwrap().rows()[0].values[0],
+            Value::Number(10)
+        );
+    }
+
+    #[test]
+    fn a_sum_over_rows_never_falls_while_rows_are_folded() {
+        let region = segment();
+        let supervisor = Row::claim(region.clone(), 0, Role::Supervisor, 0, 1).unwrap();
+        let reader = Stats::attach(region.clone()).unwrap();
+        let done = std::sync::Mutex::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2_000 {
+                    drop(counted(&region, 1));
+                    supervisor.fold(1).unwrap();
+                }
+                *done.lock().unwrap() = true;
+            });
+            let mut last = 0;
+            while !*done.lock().unwrap() {
+                let sum = reader
+                    .rows()
+                    .iter()
+                    .fold(0, |sum, row| match row.values[0] {
+                        Value::Number(value) => sum + value,
+                        Value::Histogram { .. } => panic!("the schema says a counter"),
+                    });
+                assert!(sum >= last, "{sum} after {last}");
+                last = sum;
+            }
+        });
+    }
+
+    #[test]
+    fn rows_and_metrics_that_are_not_there_are_refused() {
+        let region = segment();
+        let claim = |row| Row::claim(region.clone(), row, Role::Api, 0, 0);
+        assert_eq!(claim(3).unwrap_err().code(), "segment_parameter");
+        let row = claim(1).unwrap();
+        assert_eq!(claim(1).unwrap_err().code(), "segment_claimed");
+        assert!(row.index_of("things_total").is_none());
+        assert_eq!(row.fold(1).unwrap_err().code(), "segment_parameter");
+        assert_eq!(row.fold(3).unwrap_err().code(), "segment_parameter");
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_read_back_is_refused() {
+        let line = |name: &str, help: &str| SchemaLine {
+            kind: Kind::Counter,
+            name: name.into(),
+            help: help.into(),
+        };
+        for wrong in [line("a\tb", ""), line("a", "b\nc")] {
+            let schema = [wrong];
+            let region = Region::heap(segment_bytes(&schema, 1).unwrap());
+            assert!(format(&region, &schema, 1, OWNER).is_err(), "{schema:?}");
+        }
+    }
+}
