@@ -1,0 +1,244 @@
+"""A message on its way from a back end to every subscriber, whoever dies on that way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from gateway.errors import TidegateError
+from gateway.producer import Producer
+from tests.support.gateway import Gateway
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_for
+
+Start = Callable[..., Gateway]
+
+SUICIDAL_PRODUCER = """
+import os, signal, sys
+from gateway.producer import Producer
+Producer(sys.argv[1]).publish("public:die", "last words")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def subscribers() -> Iterator[Callable[..., Subscriber]]:
+    with ExitStack() as stack:
+
+        def subscribe(gateway: Gateway, *channels: str, reconnect: bool = False) -> Subscriber:
+            return stack.enter_context(
+                Subscriber(gateway.websocket_url, *channels, reconnect=reconnect)
+            )
+
+        yield subscribe
+
+
+def test_every_subscriber_of_every_worker_gets_every_message_once_and_in_order(
+    gateway: Gateway, subscribers: Callable[..., Subscriber]
+) -> None:
+    crowd = [subscribers(gateway, "public:orders") for _ in range(20)]
+    with Producer(gateway.control_path) as producer:
+        for number in range(500):
+            last = producer.publish("public:orders", {"n": number})
+    for subscriber in crowd:
+        subscriber.wait_for_offset("public:orders", last.offset)
+        subscriber.assert_contiguous("public:orders")
+        assert [item["n"] for item in subscriber.seen["public:orders"].data] == list(range(500))
+    open_by_worker = [worker["connections"] for worker in gateway.status()["workers"]]
+    assert sum(open_by_worker) >= 20
+
+
+def test_a_message_reaches_only_the_subscribers_of_its_channel(
+    gateway: Gateway, subscribers: Callable[..., Subscriber]
+) -> None:
+    left = subscribers(gateway, "public:left")
+    right = subscribers(gateway, "public:right")
+    gateway.publish("public:left", "l")
+    gateway.publish("public:right", "r")
+    left.wait_for_offset("public:left", 1)
+    right.wait_for_offset("public:right", 1)
+    assert left.seen["public:left"].data == ["l"]
+    assert right.seen["public:right"].data == ["r"]
+
+
+def test_a_client_that_was_away_is_caught_up_from_the_log(
+    gateway: Gateway, subscribers: Callable[..., Subscriber]
+) -> None:
+    with Subscriber(gateway.websocket_url, "public:away") as first:
+        gateway.publish("public:away", 1)
+        first.wait_for_offset("public:away", 1)
+    for number in range(2, 50):
+        gateway.publish("public:away", number)
+    again = Subscriber(gateway.websocket_url, "public:away", reconnect=False)
+    again.seen = first.seen
+    with again:
+        again.wait_for_offset("public:away", 49)
+        again.assert_contiguous("public:away")
+        gateway.publish("public:away", 50)
+        again.wait_for_offset("public:away", 50)
+        again.assert_contiguous("public:away")
+
+
+def test_a_client_whose_epoch_is_not_ours_is_told_that_it_cannot_be_recovered(
+    gateway: Gateway,
+) -> None:
+    gateway.publish("public:other", 1)
+    late = Subscriber(gateway.websocket_url, "public:other")
+    late.seen["public:other"].epoch = "ffffffff"
+    with late:
+        assert late.seen["public:other"].unrecovered == 1
+
+
+def test_nothing_is_lost_or_repeated_over_a_reload(
+    start_gateway: Start, subscribers: Callable[..., Subscriber]
+) -> None:
+    gateway = start_gateway()
+    crowd = [subscribers(gateway, "public:reload", reconnect=True) for _ in range(10)]
+    with Producer(gateway.control_path) as producer, Publishing(producer, "public:reload") as sent:
+        before = set(gateway.worker_pids())
+        gateway.control("reload")
+        assert not before & set(gateway.worker_pids())
+        assert all(subscriber.close_codes for subscriber in crowd)
+        assert {code for one in crowd for code in one.close_codes} == {3001}
+    assert sent
+    for subscriber in crowd:
+        subscriber.wait_for_offset("public:reload", sent[-1])
+        subscriber.assert_contiguous("public:reload")
+
+
+def test_a_killed_publisher_costs_clients_a_pause_and_nothing_else(
+    start_gateway: Start, subscribers: Callable[..., Subscriber]
+) -> None:
+    gateway = start_gateway()
+    crowd = [subscribers(gateway, "public:crash") for _ in range(10)]
+    with Producer(gateway.control_path) as producer, Publishing(producer, "public:crash") as sent:
+        for _ in range(5):
+            pid = gateway.status()["publisher"]["pid"]
+            reached = len(sent) + 200
+            wait_for(lambda reached=reached: len(sent) > reached, "two hundred more publishes")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(
+                lambda pid=pid: gateway.status()["publisher"]["pid"] not in (pid, None),
+                "a new publisher",
+            )
+    assert sent == list(range(1, len(sent) + 1)), "answered offsets have no hole and no repeat"
+    for subscriber in crowd:
+        subscriber.wait_for_offset("public:crash", sent[-1])
+        subscriber.assert_contiguous("public:crash")
+        assert len(subscriber.connects) == 1, "no connection noticed"
+    assert len({subscriber.seen["public:crash"].epoch for subscriber in crowd}) == 1
+
+
+def test_a_killed_worker_costs_its_clients_a_reconnect_and_no_message(
+    start_gateway: Start, subscribers: Callable[..., Subscriber]
+) -> None:
+    gateway = start_gateway()
+    crowd = [subscribers(gateway, "public:worker", reconnect=True) for _ in range(10)]
+    with Producer(gateway.control_path) as producer, Publishing(producer, "public:worker") as sent:
+        for pid in gateway.worker_pids():
+            reached = len(sent) + 100
+            wait_for(lambda reached=reached: len(sent) > reached, "a hundred more publishes")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(
+                lambda pid=pid: (
+                    pid not in gateway.worker_pids()
+                    and all(w["state"] == "serving" for w in gateway.status()["workers"])
+                ),
+                "a new worker",
+            )
+    for subscriber in crowd:
+        subscriber.wait_for_offset("public:worker", sent[-1])
+        subscriber.assert_contiguous("public:worker")
+
+
+def test_a_stopped_worker_is_evicted_and_the_others_go_on(
+    start_gateway: Start, subscribers: Callable[..., Subscriber]
+) -> None:
+    # A log of 1 MiB is lapped by a hundred and thirty messages of 8 kB.
+    gateway = start_gateway(
+        {
+            "log": {"capacity_bytes": 1 << 20, "lag_budget_ms": 50},
+            "workers": {"stall_timeout_s": 60},
+        }
+    )
+    crowd = [subscribers(gateway, "public:stop", reconnect=True) for _ in range(12)]
+    workers = gateway.status()["workers"]
+    assert all(worker["connections"] for worker in workers), "both workers have clients"
+    os.kill(workers[0]["pid"], signal.SIGSTOP)
+    try:
+        with Producer(gateway.control_path) as producer:
+            for _ in range(400):
+                last = producer.publish("public:stop", "x" * 8000)
+        wait_for(
+            lambda: (
+                sum(one.seen["public:stop"].position == last.offset for one in crowd)
+                == workers[1]["connections"]
+            ),
+            "the other worker's clients to have everything",
+        )
+        assert totals_of(gateway, "evict") >= 1
+    finally:
+        os.kill(workers[0]["pid"], signal.SIGCONT)
+    # Three laps behind: its clients cannot be caught up, are told so, and go on from the top.
+    wait_for(
+        lambda: all(one.connects[-1]["subs"]["public:stop"].get("offset") for one in crowd),
+        "every client to be connected again",
+    )
+    position = gateway.publish("public:stop", "after")["offset"]
+    for subscriber in crowd:
+        subscriber.wait_for_offset("public:stop", position)
+    told = [one for one in crowd if one.seen["public:stop"].unrecovered]
+    assert len(told) == workers[0]["connections"]
+    assert all(3010 in one.close_codes for one in told)
+
+
+def test_an_uplink_is_reclaimed_when_its_producer_is_killed(start_gateway: Start) -> None:
+    gateway = start_gateway({"log": {"uplinks_max": 8}})
+    for _ in range(12):
+        died = subprocess.run(
+            [sys.executable, "-c", SUICIDAL_PRODUCER, str(gateway.control_path)], check=False
+        )
+        assert died.returncode == -signal.SIGKILL, "each got an uplink and published"
+    assert gateway.publish("public:die", "alive")["offset"] == 13
+
+
+class Publishing:
+    """Publishes to `channel` from a thread as fast as answers come, for the length of a block."""
+
+    def __init__(self, producer: Producer, channel: str) -> None:
+        self._producer = producer
+        self._channel = channel
+        self._stopping = threading.Event()
+        self._failure: TidegateError | None = None
+        self._thread = threading.Thread(target=self._run)
+        self.offsets: list[int] = []
+
+    def __enter__(self) -> list[int]:
+        self._thread.start()
+        return self.offsets
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(30)
+        assert self._failure is None, self._failure
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                published = self._producer.publish(self._channel, {"n": len(self.offsets)})
+            except TidegateError as failure:
+                self._failure = failure
+                return
+            self.offsets.append(published.offset)
+            self._stopping.wait(0.001)
+
+
+def totals_of(gateway: Gateway, word: str) -> int:
+    return sum(value for name, value in gateway.totals().items() if word in name)
