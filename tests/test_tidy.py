@@ -27,7 +27,6 @@ LEFTOVERS = [
     "db" + "g!(",
     "break" + "point()",
     "time." + "sleep(",
-    "thread::" + "sleep(",
 ]
 
 
