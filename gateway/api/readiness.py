@@ -47,8 +47,10 @@ class Readiness:
         ]
 
     def _sum(self, name: str) -> int:
-        index = [metric for _, metric, _ in self._stats.schema()].index(name)
-        values = (row["values"][index] for row in self._stats.rows() if row["role"] == ROLE_WORKER)
+        """A gauge's sum over all workers and all its labels."""
+        schema = self._stats.schema()
+        places = [i for i, (_, full, _) in enumerate(schema) if full.partition("{")[0] == name]
+        values = (row["values"][place] for row in self._stats.rows() for place in places)
         return sum(value for value in values if isinstance(value, int))
 
 

@@ -1,0 +1,140 @@
+"""`status`, `slots` and `config`: what the gateway is, asked without changing anything."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import click
+
+from ops.command import Connect, instance_options
+from ops.output import Exit, Output, duration, table
+from ops.start import show_config
+
+WATCH_INTERVAL_S = 1.0
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=WATCH_INTERVAL_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks of --watch.",
+)
+@instance_options()
+def status(connect: Connect, output: Output, watch: bool, interval: float) -> Exit:
+    """Show processes, endpoints and counts.
+
+    \b
+    Examples:
+      tidegate status
+      tidegate status --watch --interval 5
+      tidegate status --json | jq .totals
+
+    The exit status is 1 while not every worker serves.
+    """
+    with connect() as control:
+        if not watch:
+            return _show_status(output, control.call("status"))
+        with output.live() as show:
+            while True:
+                found = control.call("status")
+                output.data(found) if output.as_json else show(*_status_parts(found))
+                threading.Event().wait(interval)
+
+
+@click.command()
+@instance_options()
+def slots(connect: Connect, output: Output) -> None:
+    """Show every worker slot.
+
+    \b
+    Examples:
+      tidegate slots
+      tidegate slots --json | jq '.slots[] | select(.restarts > 0)'
+    """
+    with connect() as control:
+        found = control.call("slots")
+    if output.as_json:
+        output.data(found)
+    else:
+        output.show(_workers_table(found["slots"]))
+
+
+@click.command()
+@click.option("--changed", is_flag=True, help="Only keys that differ from their default.")
+@instance_options()
+def config(connect: Connect, output: Output, changed: bool) -> None:
+    """Show the configuration in effect.
+
+    \b
+    Examples:
+      tidegate config
+      tidegate config --changed
+
+    Each value comes with its origin: default, file, environment or flag.
+    """
+    with connect() as control:
+        values = control.call("config")["config"]
+    if changed:
+        values = {key: each for key, each in values.items() if each["origin"] != "default"}
+    if output.as_json:
+        output.data({"config": values})
+    else:
+        show_config(output, values)
+
+
+def _show_status(output: Output, found: dict[str, Any]) -> Exit:
+    if output.as_json:
+        output.data(found)
+    else:
+        output.show(*_status_parts(found))
+    return Exit.OK if found["state"] == "serving" else Exit.NO
+
+
+def _status_parts(found: dict[str, Any]) -> list[Any]:
+    head = (
+        f"{found['instance']}  {found['state']}  pid {found['pid']}  up"
+        f" {duration(found['uptime_s'])}  generation {found['generation']}"
+        f"  version {found['version']}"
+    )
+    endpoints = table(("ENDPOINT", "AT"), list(found["endpoints"].items()))
+    totals = {name: value for name, value in found["totals"].items() if value}
+    counted = table(("COUNTED", "TOTAL"), list(totals.items()))
+    return [head, "", endpoints, "", _workers_table(found["workers"]), "", counted]
+
+
+def _workers_table(workers: list[dict[str, Any]]) -> Any:
+    columns = ("SLOT", "PID", "STATE", "GENERATION", "CONNECTIONS", "CPUS", "NODE")
+    rows = [
+        (
+            worker["slot"],
+            str(worker["pid"] or "-"),
+            worker["state"],
+            worker["generation"],
+            worker["connections"],
+            _ranges(worker["cpus"]),
+            "-" if worker["node"] < 0 else str(worker["node"]),
+            worker["restarts"],
+            duration(worker["uptime_s"]),
+        )
+        for worker in workers
+    ]
+    return table((*columns, "RESTARTS", "UP"), rows)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3,8` for 0, 1, 2, 3 and 8; `any` for none."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts) or "any"
+
+
+COMMANDS = [status, slots, config]

@@ -1,0 +1,103 @@
+"""`run` and `check-config`: the two commands that read a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ops.command import ends_well, json_option
+from ops.output import Exit, Output, table
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file; without it every key has its default.",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key, such as workers.count=4; may be given several times.",
+)
+
+
+@click.command()
+@config_option
+@set_option
+@json_option
+@ends_well
+def run(output: Output, path: Path | None, overrides: tuple[str, ...]) -> Exit:
+    """Start a gateway in the foreground.
+
+    \b
+    Examples:
+      tidegate run
+      tidegate run -c /etc/tidegate/tidegate.toml
+      tidegate run --set workers.count=4 --set client.http_port=9000
+
+    Says where each port and the control socket is. TERM stops it gracefully, INT fast, HUP reloads.
+    """
+    from gateway.supervisor import run as supervise
+
+    return Exit(supervise(_load(path, overrides)))
+
+
+@click.command("check-config")
+@config_option
+@set_option
+@click.option("--show", is_flag=True, help="Print every key with its value and origin.")
+@json_option
+@ends_well
+def check_config(output: Output, path: Path | None, overrides: tuple[str, ...], show: bool) -> None:
+    """Check a configuration against this machine.
+
+    \b
+    Examples:
+      tidegate check-config -c /etc/tidegate/tidegate.toml
+      tidegate check-config --show
+
+    Starts nothing. Every problem is told with its key, its value and what to do; the exit status is
+    2 then.
+    """
+    from gateway.config import effective
+
+    config = _load(path, overrides)
+    values = effective(config)
+    if output.as_json:
+        output.data({"ok": True, "config": values})
+        return
+    if show:
+        show_config(output, values)
+    output.note(f"{path or 'the default configuration'}: ok")
+
+
+def show_config(output: Output, values: dict[str, dict[str, Any]]) -> None:
+    rows = [(key, _toml(each["value"]), each["origin"]) for key, each in values.items()]
+    output.show(table(("KEY", "VALUE", "ORIGIN"), rows))
+
+
+def _load(path: Path | None, overrides: tuple[str, ...]) -> Any:
+    from gateway.config import load
+
+    flags = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {override}: write KEY=VALUE")
+        flags[key] = value
+    return load(path, flags=flags)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+COMMANDS = [run, check_config]
