@@ -1,0 +1,1 @@
+"""The demonstration: a day of real flights, replayed through a gateway to thousands of clients."""

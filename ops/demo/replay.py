@@ -1,0 +1,74 @@
+"""Publishes the day's movements through the HTTP API, at their times divided by the speed-up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from cent import AsyncClient, BroadcastRequest, CentError
+
+from gateway.errors import PublishError
+from ops.demo.flights import Movement
+
+ATTEMPTS_MAX = 10
+"""Of one publish: about 10 s in all, longer than a publisher's or the API's restart."""
+RETRY_DELAY_S = 0.1
+RETRY_DELAY_MAX_S = 2.0
+
+
+class Replay:
+    """The backend of the demonstration: knows what it published, and where each channel ended."""
+
+    def __init__(self, api: AsyncClient, movements: Sequence[Movement], duration_s: float) -> None:
+        self._api = api
+        self._movements = movements
+        self._first = movements[0].minute
+        self._s_per_minute = duration_s / (movements[-1].minute - self._first)
+        self.tops: dict[str, int] = {}
+        """Newest offset of each channel, as the API answered."""
+        self.published = 0
+        """Publications, of which a movement makes one in each of its channels."""
+        self.retries = 0
+
+    async def run(self, on_movement: Callable[[Movement], None]) -> None:
+        start = time.monotonic()
+        for movement in self._movements:
+            due = start + (movement.minute - self._first) * self._s_per_minute
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await self._publish(movement)
+            on_movement(movement)
+
+    async def _publish(self, movement: Movement) -> None:
+        """Publishes once, however many attempts that takes: all carry one idempotency key."""
+        request = BroadcastRequest(
+            channels=movement.channels,
+            data={
+                "minute": movement.minute,
+                "flight": movement.flight,
+                "kind": movement.kind,
+                "from": movement.origin,
+                "to": movement.destination,
+                "delay_min": movement.delay_min,
+                # CLOCK_MONOTONIC is the same for all processes of a host.
+                "sent_ns": time.monotonic_ns(),
+            },
+            idempotency_key=movement.key,
+        )
+        delay_s = RETRY_DELAY_S
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                result = await self._api.broadcast(request)
+                if not any(response.error for response in result.responses):
+                    break
+            except CentError:
+                pass
+            self.retries += 1
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_DELAY_MAX_S)
+        else:
+            raise PublishError(f"{movement.key} was not published in {ATTEMPTS_MAX} attempts")
+        for channel, response in zip(movement.channels, result.responses, strict=True):
+            assert response.result is not None
+            self.tops[channel] = max(self.tops.get(channel, 0), response.result.offset)
+            self.published += 1
