@@ -110,3 +110,23 @@ class PublishError(TidegateError):
 
     def as_map(self) -> dict[str, Any]:
         return {**super().as_map(), "status": self.status}
+
+
+class SubscribeError(TidegateError):
+    """The gateway refused or ended a client's subscription. `status` is the number it gave."""
+
+    code = "subscribe"
+
+    def __init__(self, message: str, *, remedy: str = "", status: int) -> None:
+        super().__init__(message, remedy=remedy)
+        self.status = status
+
+
+class Disconnected(TidegateError):  # noqa: N818 - a state of the world, not our error
+    """A client's connection ended for good. `close_code` says why, as in the close table."""
+
+    code = "disconnected"
+
+    def __init__(self, message: str, *, remedy: str = "", close_code: int) -> None:
+        super().__init__(message, remedy=remedy)
+        self.close_code = close_code
