@@ -52,7 +52,7 @@ const READERS_PARAMETER: usize = 1;
 const LOOK_BYTES: usize = 512;
 
 /// Bytes of a segment that holds a log.
-pub const fn log_size(capacity: u64, readers: u32) -> usize {
+pub const fn segment_bytes(capacity: u64, readers: u32) -> usize {
     ring_at(readers) + capacity as usize
 }
 
@@ -64,17 +64,17 @@ const fn seat_at(seat: u32) -> usize {
     SEATS_AT + seat as usize * SEAT_BYTES
 }
 
-/// Makes a zeroed region of at least [`log_size`] bytes an empty log of `capacity` bytes (a power
+/// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a power
 /// of two) with `readers` seats, its first record to be at position `start` (a multiple of 16).
 ///
 /// # Errors
 /// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.
-pub fn format_log(
+pub fn format(
     region: &Region,
-    owner: Owner,
     capacity: u64,
     readers: u32,
     start: u64,
+    owner: Owner,
 ) -> Result<(), SegmentError> {
     check_capacity("capacity", capacity)?;
     let refuse = |name, value, rule| Err(SegmentError::Parameter { name, value, rule });

@@ -242,24 +242,24 @@ impl Walk {
         }
     }
 
-    /// Copies the next run of records that ends at or before `end` and shows at most `records_max`
-    /// of them, until `each` breaks (that record counts as not taken). Returns the number taken.
+    /// Copies the next run of records that ends at or before `run_end` and shows at most
+    /// `records_max` of them, until `each` breaks (that record counts as not taken). Returns the number taken.
     ///
     /// `is_valid(position)` tells, after the copy, whether nothing from `position` on can have been
     /// overwritten; before that, nothing copied is believed, lengths included.
     ///
-    /// One call stops at the wrap and at the end of the run; the caller repeats until `position` is
-    /// `end`. It moves on or returns a fault, but for `each` breaking.
+    /// One call stops at the wrap and at the end of the run; the caller repeats until `position`
+    /// is `run_end`. It moves on or returns a fault, but for `each` breaking.
     #[inline]
     pub fn run(
         &mut self,
         ring: &Ring,
-        end: u64,
+        run_end: u64,
         records_max: usize,
         is_valid: impl Fn(u64) -> bool,
         mut each: impl FnMut(Record<'_>) -> ControlFlow<()>,
     ) -> Result<usize, Fault> {
-        let available = end.wrapping_sub(self.position);
+        let available = run_end.wrapping_sub(self.position);
         if available > ring.capacity() {
             return Err(Fault::Invalid);
         }
@@ -274,13 +274,14 @@ impl Walk {
             let bytes = Ring::record_bytes(payload_bytes);
             let end = self.position.wrapping_add(bytes as u64);
             if kind == PADDING {
-                // Padding ends where the ring does, and the writer never ends a batch within it.
-                if bytes / WORD > available / WORD - (self.copy.len() - rest.len())
-                    || bytes != ring.bytes_to_wrap(self.position)
-                {
+                // It ends where the ring does, and `run_end` is never within it.
+                let is_sound = bytes == ring.bytes_to_wrap(self.position)
+                    && bytes as u64 <= run_end.wrapping_sub(self.position);
+                if is_sound {
+                    self.position = end;
+                } else if taken == 0 {
                     return Err(Fault::Corrupt);
                 }
-                self.position = end;
                 break;
             }
             if bytes / WORD > rest.len() {
@@ -291,8 +292,9 @@ impl Walk {
             }
             let (record, following) = rest.split_at(bytes / WORD);
             let payload = &bytes_of(&record[1..])[..payload_bytes];
+            let position = self.position;
             if each(Record {
-                position: self.position,
+                position,
                 end,
                 kind,
                 payload,
