@@ -116,7 +116,7 @@ def _workers_table(workers: list[dict[str, Any]]) -> Any:
             worker["state"],
             worker["generation"],
             worker["connections"],
-            _ranges(worker["cpus"]),
+            ranges(worker["cpus"]),
             "-" if worker["node"] < 0 else str(worker["node"]),
             worker["restarts"],
             duration(worker["uptime_s"]),
@@ -126,7 +126,7 @@ def _workers_table(workers: list[dict[str, Any]]) -> Any:
     return table((*columns, "RESTARTS", "UP"), rows)
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """`0-3,8` for 0, 1, 2, 3 and 8; `any` for none."""
     parts: list[list[int]] = []
     for number in sorted(numbers):

@@ -60,7 +60,7 @@ def movements() -> list[Movement]:
     offsets = {row["faa"]: int(float(row["tz"])) for row in _rows(directory / "airports.csv")}
     day: list[Movement] = []
     for row in _flights(directory / "flights.csv.zip"):
-        day += _movements_of(row, offsets.get(row["dest"], ATLANTIC_UTC_OFFSET_H))
+        day += movements_of(row, offsets.get(row["dest"], ATLANTIC_UTC_OFFSET_H))
     return sorted(day, key=lambda movement: (movement.minute, movement.key))
 
 
@@ -73,7 +73,7 @@ def clock(minute: int) -> str:
     return f"{minute // 60 % 24:02}:{minute % 60:02}"
 
 
-def _movements_of(row: dict[str, str], destination_utc_offset_h: int) -> Iterator[Movement]:
+def movements_of(row: dict[str, str], destination_utc_offset_h: int) -> Iterator[Movement]:
     def movement(minute: int, kind: Kind, delay: str) -> Movement:
         return Movement(
             minute=minute,
