@@ -64,7 +64,7 @@ closes! {
     ForceDisconnect = 3503, "force_disconnect", "force disconnect";
     ConnectionLimit = 3504, "connection_limit", "connection limit";
     ChannelLimit = 3505, "channel_limit", "channel limit";
-    /// A binary message where the dialect is JSON text.
+    /// Data that is not JSON, in a channel of a client whose dialect is.
     InappropriateProtocol = 3506, "inappropriate_protocol", "inappropriate protocol";
     PermissionDenied = 3507, "permission_denied", "permission denied";
     NotAvailable = 3508, "not_available", "not available";

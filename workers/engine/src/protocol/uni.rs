@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use tidegate_ring::publication::PublicationView;
 
 use super::close::Close;
 
@@ -68,15 +69,7 @@ pub struct SubscribeReply<'a> {
     pub was_recovering: bool,
     pub recovered: bool,
     /// What was missed, ascending.
-    pub publications: &'a [Publication<'a>],
-}
-
-/// A publication as the pushes show it: `data` is JSON, `tags` a JSON object or empty.
-#[derive(Debug)]
-pub struct Publication<'a> {
-    pub offset: u64,
-    pub data: &'a [u8],
-    pub tags: &'a [u8],
+    pub publications: &'a [PublicationView<'a>],
 }
 
 /// Parse a connect request: a bare JSON object. Anything else is a bad request.
@@ -128,8 +121,8 @@ where
     Ok(subs.into_iter().map(request).collect())
 }
 
-/// The connect push, always the first message.
-pub fn encode_connect(reply: &ConnectReply<'_>) -> Vec<u8> {
+/// The connect push, always the first message. Fails as [`encode_publication`] does.
+pub fn encode_connect(reply: &ConnectReply<'_>) -> Result<Vec<u8>, Close> {
     let mut out = Vec::with_capacity(256);
     out.extend_from_slice(b"{\"connect\":");
     let mut connect = Object::begin(&mut out);
@@ -138,7 +131,7 @@ pub fn encode_connect(reply: &ConnectReply<'_>) -> Vec<u8> {
     if !reply.subs.is_empty() {
         let mut subs = Object::begin(connect.key("subs"));
         for sub in reply.subs {
-            encode_subscribe(subs.key(sub.channel), sub);
+            encode_subscribe(subs.key(sub.channel), sub)?;
         }
         subs.end();
     }
@@ -146,10 +139,10 @@ pub fn encode_connect(reply: &ConnectReply<'_>) -> Vec<u8> {
     connect.text("session", reply.session);
     connect.end();
     out.push(b'}');
-    out
+    Ok(out)
 }
 
-fn encode_subscribe(out: &mut Vec<u8>, sub: &SubscribeReply<'_>) {
+fn encode_subscribe(out: &mut Vec<u8>, sub: &SubscribeReply<'_>) -> Result<(), Close> {
     let mut object = Object::begin(out);
     object.flag("recoverable", sub.recoverable);
     object.text("epoch", sub.epoch);
@@ -157,7 +150,7 @@ fn encode_subscribe(out: &mut Vec<u8>, sub: &SubscribeReply<'_>) {
         let out = object.key("publications");
         for (index, publication) in sub.publications.iter().enumerate() {
             out.push(if index == 0 { b'[' } else { b',' });
-            encode_body(out, publication);
+            encode_body(out, publication)?;
         }
         out.push(b']');
     }
@@ -166,21 +159,32 @@ fn encode_subscribe(out: &mut Vec<u8>, sub: &SubscribeReply<'_>) {
     object.flag("positioned", sub.positioned);
     object.flag("was_recovering", sub.was_recovering);
     object.end();
+    Ok(())
 }
 
 /// The push of one publication of a channel.
-pub fn encode_publication(channel: &str, publication: &Publication<'_>) -> Vec<u8> {
+///
+/// Fails with `InappropriateProtocol` if its data is not JSON: this dialect has no way to say it.
+pub fn encode_publication(publication: &PublicationView<'_>) -> Result<Vec<u8>, Close> {
+    let PublicationView {
+        channel,
+        tags,
+        data,
+        ..
+    } = publication;
     // Braces, keys, 20 digits of offset; a channel rarely needs escapes.
-    let mut out =
-        Vec::with_capacity(64 + channel.len() + publication.data.len() + publication.tags.len());
+    let mut out = Vec::with_capacity(64 + channel.len() + tags.len() + data.len());
     let mut push = Object::begin(&mut out);
     push.text("channel", channel);
-    encode_body(push.key("pub"), publication);
+    encode_body(push.key("pub"), publication)?;
     push.end();
-    out
+    Ok(out)
 }
 
-fn encode_body(out: &mut Vec<u8>, publication: &Publication<'_>) {
+fn encode_body(out: &mut Vec<u8>, publication: &PublicationView<'_>) -> Result<(), Close> {
+    if !publication.json {
+        return Err(Close::InappropriateProtocol);
+    }
     let mut object = Object::begin(out);
     object.key("data").extend_from_slice(publication.data);
     object.number("offset", publication.offset);
@@ -188,6 +192,7 @@ fn encode_body(out: &mut Vec<u8>, publication: &Publication<'_>) {
         object.key("tags").extend_from_slice(publication.tags);
     }
     object.end();
+    Ok(())
 }
 
 /// The last push before the close frame.

@@ -3,19 +3,33 @@
 use serde_json::{Value, from_slice, json};
 use tidegate_engine::protocol::close::{ALL, Close};
 use tidegate_engine::protocol::uni::{
-    ConnectReply, ConnectRequest, Publication, Since, SubscribeReply, SubscribeRequest,
-    encode_connect, encode_disconnect, encode_publication, parse_connect,
+    ConnectReply, ConnectRequest, Since, SubscribeReply, SubscribeRequest, encode_connect,
+    encode_disconnect, encode_publication, parse_connect,
 };
+use tidegate_ring::channels::ChannelKey;
+use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
 
 fn parsed(text: &str) -> ConnectRequest {
     parse_connect(text).unwrap()
 }
 
-fn publication(offset: u64) -> Publication<'static> {
-    Publication {
+fn publication(channel: &str, offset: u64) -> PublicationView<'_> {
+    PublicationView {
+        key: ChannelKey([1, 2]),
+        epoch: 0xC0FFEE,
         offset,
-        data: br#"{"flight":"UA 1545"}"#,
+        previous: NO_PREVIOUS,
+        time_ms: 1_700_000_000_000,
+        source: Source {
+            uplink: 1,
+            generation: 1,
+            position: 64,
+        },
+        idempotency: 0,
+        channel,
+        json: true,
         tags: b"",
+        data: br#"{"flight":"UA 1545"}"#,
     }
 }
 
@@ -132,7 +146,7 @@ fn a_connect_push_leaves_out_what_is_zero() {
         subs: &[],
     };
     assert_eq!(
-        encode_connect(&nothing),
+        encode_connect(&nothing).unwrap(),
         br#"{"connect":{"client":"c","version":"v"}}"#
     );
     let reply = ConnectReply {
@@ -153,12 +167,12 @@ fn a_connect_push_leaves_out_what_is_zero() {
                 offset: 3,
                 was_recovering: true,
                 recovered: true,
-                publications: &[publication(4), publication(5)],
+                publications: &[publication("public:JFK", 4), publication("public:JFK", 5)],
             },
         ],
     };
     assert_eq!(
-        String::from_utf8(encode_connect(&reply)).unwrap(),
+        String::from_utf8(encode_connect(&reply).unwrap()).unwrap(),
         concat!(
             r#"{"connect":{"client":"6f1c","version":"0.1.0","subs":{"plain":{},"#,
             r#""public:JFK":{"recoverable":true,"epoch":"00c0ffee","publications":["#,
@@ -171,14 +185,15 @@ fn a_connect_push_leaves_out_what_is_zero() {
 
 #[test]
 fn a_publication_push_holds_data_and_tags_as_they_came() {
-    let push = |publication: &Publication| {
-        String::from_utf8(encode_publication("public:JFK", publication)).unwrap()
+    let push = |publication: PublicationView| {
+        String::from_utf8(encode_publication(&publication).unwrap()).unwrap()
     };
+    let plain = publication("public:JFK", u64::MAX);
     assert_eq!(
-        push(&Publication {
-            offset: u64::MAX,
+        push(PublicationView {
             data: b"[1, 2.50]",
-            tags: br#"{"gate":"B 7"}"#
+            tags: br#"{"gate":"B 7"}"#,
+            ..plain
         }),
         concat!(
             r#"{"channel":"public:JFK","pub":{"data":[1, 2.50],"#,
@@ -186,13 +201,40 @@ fn a_publication_push_holds_data_and_tags_as_they_came() {
         )
     );
     assert_eq!(
-        push(&Publication {
-            offset: 0,
+        push(PublicationView {
             data: b"null",
-            tags: b""
+            offset: 0,
+            ..plain
         }),
         r#"{"channel":"public:JFK","pub":{"data":null}}"#
     );
+}
+
+#[test]
+fn data_that_is_not_json_cannot_be_pushed() {
+    let binary = PublicationView {
+        json: false,
+        data: b"\x00",
+        ..publication("a", 1)
+    };
+    assert_eq!(
+        encode_publication(&binary),
+        Err(Close::InappropriateProtocol)
+    );
+    let publications = &[publication("a", 1), binary];
+    let sub = SubscribeReply {
+        channel: "a",
+        publications,
+        ..SubscribeReply::default()
+    };
+    let reply = ConnectReply {
+        client: "c",
+        version: "v",
+        session: "",
+        ping_s: 0,
+        subs: &[sub],
+    };
+    assert_eq!(encode_connect(&reply), Err(Close::InappropriateProtocol));
 }
 
 #[test]
@@ -204,7 +246,7 @@ fn any_channel_name_survives_the_json_around_it() {
         "\u{7f}\u{2028}é🌊",
         "</script>",
     ] {
-        let push = encode_publication(channel, &publication(1));
+        let push = encode_publication(&publication(channel, 1)).unwrap();
         let value: Value = from_slice(&push).unwrap();
         assert_eq!(value["channel"], channel);
         assert!(!push.contains(&b'\n'));
@@ -220,7 +262,7 @@ fn any_channel_name_survives_the_json_around_it() {
             ping_s: 0,
             subs: &[sub],
         };
-        let value: Value = from_slice(&encode_connect(&reply)).unwrap();
+        let value: Value = from_slice(&encode_connect(&reply).unwrap()).unwrap();
         assert_eq!(
             value["connect"]["subs"],
             json!({ channel: { "offset": 9 } })
