@@ -1,0 +1,435 @@
+"""The asyncio client: subscriptions that survive lost connections, and publishing.
+
+async with AsyncClient("127.0.0.1:8001") as client:
+    async for event in await client.subscribe("public:news"):
+        match event:
+            case Message(): print(event.offset, event.value)
+            case Gap(): ...  # lost for good: fetch the state from where it is kept
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from gateway.client.backoff import Backoff, reconnects
+from gateway.client.frames import CloseCode
+from gateway.client.payloads import (
+    Connected,
+    Delivery,
+    Failure,
+    Goodbye,
+    Position,
+    Published,
+    Subscribed,
+    Unsubscribed,
+)
+from gateway.client.protocol import Event, Protocol, Settings
+from gateway.client.subscription import Cursor, Gap, Message
+from gateway.client.wire import Wire
+from gateway.errors import Disconnected, PublishError, SubscribeError, TidegateError, Unreachable
+
+CONNECT_TIMEOUT_S = 10.0
+# Unsubscribe codes from here on: subscribe again with the position (WIRE_PROTOCOL.md section 8).
+_RESUBSCRIBE_FROM = 2500
+
+
+class Subscription(AsyncIterator[Message | Gap]):
+    """The stream of one channel. Iterate over it; it ends with `unsubscribe` or `close`, and
+    raises `SubscribeError` or `Disconnected` if the gateway ends it for good.
+
+    The client's window is one for all its subscriptions: one that is not consumed holds up the
+    others of the same client once the window is full.
+    """
+
+    def __init__(self, client: AsyncClient, channel: str, since: Position | None) -> None:
+        self.channel = channel
+        self._client = client
+        self._cursor = Cursor(channel, since)
+        self._events: deque[tuple[Message | Gap, int]] = deque()
+        self._news = asyncio.Event()
+        self._error: TidegateError | None = None
+        self._over = False
+        # On the present connection; None while the answer is out.
+        self._alias: int | None = None
+
+    async def __anext__(self) -> Message | Gap:
+        events = await self.receive_many(1)
+        if not events:
+            raise StopAsyncIteration
+        return events[0]
+
+    async def receive_many(self, events_max: int) -> list[Message | Gap]:
+        """What is there, at most `events_max` events, at least one; none when it has ended."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                return []
+            self._news.clear()
+            await self._news.wait()
+        taken = [self._events.popleft() for _ in range(min(events_max, len(self._events)))]
+        self._client._consumed(sum(wire_bytes for _, wire_bytes in taken))
+        return [event for event, _ in taken]
+
+    async def unsubscribe(self) -> None:
+        """End the stream. What it still held is dropped."""
+        await self._client._unsubscribe(self)
+
+    def _push(self, event: Message | Gap, wire_bytes: int) -> None:
+        self._events.append((event, wire_bytes))
+        self._news.set()
+
+    def _end(self, error: TidegateError | None = None) -> None:
+        if not self._over:
+            self._over = True
+            self._error = error
+            self._news.set()
+
+    def _drop(self) -> int:
+        """Forget what waits; returns its bytes."""
+        wire_bytes = sum(wire_bytes for _, wire_bytes in self._events)
+        self._events.clear()
+        return wire_bytes
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that is out on the present connection."""
+
+    # A `Goodbye` if the connection is lost first.
+    answer: asyncio.Future[Event]
+    # Which subscription a SUBSCRIBE was for.
+    subscription: Subscription | None = None
+
+
+class AsyncClient:
+    """A connection to the gateway's TCP port that is made again whenever it is lost.
+
+    `address`: "host:port". `window_bytes`: what may wait in this process for the application
+    before the gateway has to hold back. `crc`: ask for a checksum on every frame.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:8001",
+        *,
+        name: str = "",
+        token: str = "",
+        crc: bool = False,
+        window_bytes: int = 256 * 1024,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.address = address
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._settings = Settings(name, token, crc, window_bytes)
+        self._backoff = backoff or Backoff()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._aliases: dict[int, Subscription] = {}
+        self._requests: dict[int, _Request] = {}
+        # Received and not consumed, over all subscriptions and connections.
+        self._held_bytes = 0
+        self._wire: Wire | None = None
+        self._ready = asyncio.Event()
+        self._over: TidegateError | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        # Resubscriptions under way: the loop itself keeps only weak references to tasks.
+        self._tasks: set[asyncio.Task[None]] = set()
+        # What the gateway said of itself at the last connect.
+        self.server: Connected | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # ---- what an application calls
+
+    async def connect(self) -> None:
+        """Connect for the first time. Raises `Unreachable` or `Disconnected`; later losses are
+        mended in the background, as the close code's rule allows."""
+        wire = await self._open()
+        self._keeper = asyncio.create_task(self._keep(wire))
+
+    async def subscribe(self, channel: str, *, since: Position | None = None) -> Subscription:
+        """Subscribe to a channel, from now on or recovering what came after `since`.
+
+        Raises `SubscribeError` if the gateway refuses.
+        """
+        if channel in self._subscriptions:
+            raise SubscribeError(
+                f"{channel} is subscribed already", remedy="share its messages", status=105
+            )
+        subscription = Subscription(self, channel, since)
+        self._subscriptions[channel] = subscription
+        try:
+            await self._ask(subscription)
+        except BaseException:
+            self._forget(subscription)
+            raise
+        return subscription
+
+    async def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        tags: dict[str, str] | None = None,
+        idempotency_key: str = "",
+    ) -> Position:
+        """Publish bytes as they are, or any other value as JSON; returns its place in the channel.
+
+        Raises `PublishError`. Without a key a publish whose answer is lost with the connection
+        fails as unknown; with one it is sent again.
+        """
+        binary = isinstance(data, bytes)
+        raw = data if binary else json.dumps(data, separators=(",", ":")).encode()
+        tags_text = json.dumps(tags, separators=(",", ":")) if tags else ""
+        while True:
+            answer = await self._request(
+                lambda protocol: protocol.publish(
+                    channel, raw, binary=binary, tags=tags_text, idempotency_key=idempotency_key
+                )
+            )
+            if isinstance(answer, Published):
+                return answer.position
+            if isinstance(answer, Failure):
+                raise PublishError(f"{channel}: {answer.message}", status=answer.code)
+            if not idempotency_key:
+                raise PublishError(
+                    f"{channel}: the connection was lost before the answer came",
+                    remedy="it may have been published; with an idempotency key it is sent again",
+                    code="publish.unknown",
+                )
+
+    async def close(self) -> None:
+        """Say goodbye. Subscriptions end after what they have received."""
+        wire = self._wire
+        self._finish(Disconnected("the client is closed", close_code=CloseCode.NORMAL), quiet=True)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if wire is not None:
+            await wire.close()
+
+    # ---- keeping the connection
+
+    async def _open(self) -> Wire:
+        loop = asyncio.get_running_loop()
+        held_bytes = self._held_bytes
+        protocol = Protocol(self._settings, loop.time(), held_bytes=held_bytes)
+        wire = Wire(protocol, self._on_event, loop)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: wire, self._host, self._port)
+                outcomes: list[asyncio.Future[Any]] = [wire.connected, wire.ended]
+                await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+        except OSError as error:  # TimeoutError is one
+            wire.abort()
+            raise Unreachable(
+                f"no gateway answers at {self.address} ({str(error) or 'timed out'})",
+                remedy="is it running, and is this its TCP port? `tidegate status` tells",
+            ) from error
+        except asyncio.CancelledError:
+            wire.abort()
+            raise
+        if not wire.connected.done():
+            raise _disconnected(wire.ended.result())
+        self.server = wire.connected.result()
+        self._wire = wire
+        protocol.consumed(held_bytes - self._held_bytes)
+        self._ready.set()
+        return wire
+
+    async def _keep(self, wire: Wire) -> None:
+        """Follow one connection after the other until one ends for good."""
+        try:
+            while True:
+                self._backoff.reset()
+                self._resubscribe_all()
+                goodbye = await wire.ended
+                self._lose()
+                if not reconnects(goodbye.code):
+                    raise _disconnected(goodbye)
+                wire = await self._reopen()
+        except Disconnected as error:
+            self._finish(error)
+
+    async def _reopen(self) -> Wire:
+        while True:
+            await asyncio.sleep(self._backoff.next_delay_s())
+            try:
+                return await self._open()
+            except Unreachable:
+                continue
+            except Disconnected as error:
+                if not reconnects(error.close_code):
+                    raise
+
+    def _lose(self) -> None:
+        """The connection is gone: nothing that was asked on it will be answered."""
+        self._wire = None
+        self._ready.clear()
+        self._aliases.clear()
+        lost = Goodbye(CloseCode.CONNECTION_CLOSED, "connection closed")
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            if not request.answer.done():
+                request.answer.set_result(lost)
+
+    def _finish(self, error: Disconnected, *, quiet: bool = False) -> None:
+        if self._over is not None:
+            return
+        self._over = error
+        self._lose()
+        self._ready.set()
+        for subscription in self._subscriptions.values():
+            subscription._end(None if quiet else error)
+        self._subscriptions.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    # ---- requests
+
+    async def _request(
+        self, send: Callable[[Protocol], int], subscription: Subscription | None = None
+    ) -> Event:
+        """Send a request on the present or the next connection; its answer, or a `Goodbye` if the
+        connection was lost first."""
+        while self._wire is None or self._wire.ended.done():
+            if self._over is not None:
+                raise self._over
+            if self._keeper is None:
+                raise Unreachable("the client is not connected", remedy="call connect() first")
+            self._ready.clear()
+            await self._ready.wait()
+        request = _Request(asyncio.get_running_loop().create_future(), subscription)
+        number = send(self._wire.protocol)
+        self._requests[number] = request
+        self._wire.flush()
+        try:
+            return await request.answer
+        finally:
+            if self._requests.get(number) is request:
+                del self._requests[number]
+
+    async def _ask(self, subscription: Subscription) -> None:
+        """SUBSCRIBE until there is an answer, over as many connections as it takes."""
+        cursor = subscription._cursor
+        while True:
+            answer = await self._request(
+                lambda protocol: protocol.subscribe(cursor.channel, cursor.position), subscription
+            )
+            if isinstance(answer, Subscribed):
+                return
+            if isinstance(answer, Failure):
+                if not answer.temporary:
+                    raise SubscribeError(f"{cursor.channel}: {answer.message}", status=answer.code)
+                await asyncio.sleep(self._backoff.next_delay_s())
+
+    def _resubscribe_all(self) -> None:
+        for subscription in self._subscriptions.values():
+            if subscription._alias is not None:
+                self._resubscribe(subscription)
+
+    def _resubscribe(self, subscription: Subscription) -> None:
+        async def ask() -> None:
+            try:
+                await self._ask(subscription)
+            except TidegateError as error:
+                self._forget(subscription)
+                subscription._end(error)
+
+        subscription._alias = None
+        task = asyncio.get_running_loop().create_task(ask())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _unsubscribe(self, subscription: Subscription) -> None:
+        self._forget(subscription)
+        subscription._end()
+        self._consumed(subscription._drop())
+        alias = subscription._alias
+        if alias is not None and self._aliases.get(alias) is subscription:
+            del self._aliases[alias]
+            await self._request(lambda protocol: protocol.unsubscribe(alias))
+
+    def _forget(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.channel) is subscription:
+            del self._subscriptions[subscription.channel]
+
+    # ---- events of the present connection
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Delivery):
+            self._deliver(event)
+        elif isinstance(event, Unsubscribed) and event.request == 0:
+            self._unsubscribed(event)
+        elif isinstance(event, Subscribed | Unsubscribed | Published | Failure):
+            request = self._requests.get(event.request)
+            if isinstance(event, Subscribed):
+                self._subscribed(event, request.subscription if request else None)
+            if request is not None and not request.answer.done():
+                request.answer.set_result(event)
+
+    def _subscribed(self, answer: Subscribed, subscription: Subscription | None) -> None:
+        """Publications may follow in the same bytes, so this cannot wait for the asking task."""
+        if subscription is None or subscription._over:
+            if self._wire is not None:
+                self._wire.protocol.unsubscribe(answer.alias)
+            return
+        subscription._alias = answer.alias
+        self._aliases[answer.alias] = subscription
+        gap = subscription._cursor.subscribed(answer)
+        if gap is not None:
+            subscription._push(gap, 0)
+
+    def _unsubscribed(self, event: Unsubscribed) -> None:
+        subscription = self._aliases.pop(event.alias, None)
+        if subscription is None:
+            return
+        if event.code >= _RESUBSCRIBE_FROM:
+            self._resubscribe(subscription)
+            return
+        self._forget(subscription)
+        message = f"{subscription.channel}: the gateway ended the subscription: {event.reason}"
+        subscription._end(SubscribeError(message, status=event.code))
+
+    def _deliver(self, delivery: Delivery) -> None:
+        subscription = self._aliases.get(delivery.alias)
+        message = subscription._cursor.advance(delivery) if subscription is not None else None
+        self._held_bytes += delivery.wire_bytes
+        if subscription is None or message is None:
+            self._consumed(delivery.wire_bytes)
+        else:
+            subscription._push(message, delivery.wire_bytes)
+
+    def _consumed(self, wire_bytes: int) -> None:
+        self._held_bytes -= wire_bytes
+        if self._wire is not None and wire_bytes:
+            self._wire.protocol.consumed(wire_bytes)
+            self._wire.flush()
+
+
+def _disconnected(goodbye: Goodbye) -> Disconnected:
+    remedy = "" if reconnects(goodbye.code) else "correct the cause before connecting again"
+    return Disconnected(
+        f"the gateway closed the connection: {goodbye.code} {goodbye.reason}",
+        remedy=remedy,
+        close_code=goodbye.code,
+    )
