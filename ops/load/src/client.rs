@@ -4,10 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::plan::Plan;
-use crate::session::{Event, Failure, Session};
+use crate::session::{Event, Failure, Moment, Position, Session};
 use crate::sys;
 use crate::tally::Tally;
-use crate::uni::Position;
 
 /// Where a client is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +40,7 @@ pub struct Client {
     pub settled: bool,
     pub subscriptions: Box<[Subscription]>,
     socket: Option<OwnedFd>,
-    session: Session,
+    session: Option<Session>,
     /// Received bytes that are not a whole frame yet. Empty, without memory, most of the time.
     partial: Vec<u8>,
     /// Bytes that the socket had no room for. Likewise.
@@ -89,7 +88,7 @@ impl Client {
             settled: false,
             subscriptions,
             socket: None,
-            session: Session::Streaming,
+            session: None,
             partial: Vec::new(),
             unsent: Vec::new(),
         }
@@ -104,7 +103,7 @@ impl Client {
     }
 
     /// The TCP connect is decided: sends the conversation's first bytes.
-    pub fn connected(&mut self, plan: &Plan) -> Result<(), Ended> {
+    pub fn connected(&mut self, plan: &Plan, moment: Moment) -> Result<(), Ended> {
         let Some(socket) = &self.socket else {
             return Ok(());
         };
@@ -112,7 +111,7 @@ impl Client {
         self.phase = Phase::Opening;
         let subscriptions = self.subscriptions.iter();
         let wanted = subscriptions.map(|each| (&*each.channel, each.position.as_ref()));
-        self.session = Session::begin(plan, wanted, &mut self.unsent);
+        self.session = Some(Session::begin(plan, wanted, moment, &mut self.unsent));
         self.flush()
     }
 
@@ -120,10 +119,10 @@ impl Client {
     pub fn receive(
         &mut self,
         buffer: &mut [u8],
-        mask: [u8; 4],
+        moment: Moment,
         tally: &mut Tally,
     ) -> Result<(), Ended> {
-        let Some(socket) = &self.socket else {
+        let (Some(socket), Some(session)) = (&self.socket, &mut self.session) else {
             return Ok(());
         };
         let count = match sys::receive(socket, buffer) {
@@ -133,25 +132,24 @@ impl Client {
             Err(error) => return Err(error.into()),
         };
         tally.bytes_received += count as u64;
-        let now_ns = sys::monotonic_ns();
         let Client {
-            session,
             subscriptions,
             unsent,
             phase,
             ..
         } = self;
-        let mut each = |event: Event<'_>| observe(subscriptions, phase, event, now_ns, tally);
+        let mut each =
+            |event: Event<'_>| observe(subscriptions, phase, event, moment.now_ns, tally);
         let result = if self.partial.is_empty() {
             let fresh = &buffer[..count];
-            let result = session.receive(fresh, mask, unsent, &mut each);
+            let result = session.receive(fresh, moment, unsent, &mut each);
             if let Ok(taken) = result {
                 self.partial.extend_from_slice(&fresh[taken..]);
             }
             result
         } else {
             self.partial.extend_from_slice(&buffer[..count]);
-            let result = session.receive(&self.partial, mask, unsent, &mut each);
+            let result = session.receive(&self.partial, moment, unsent, &mut each);
             if let Ok(taken) = result {
                 self.partial.drain(..taken);
             }
@@ -191,9 +189,11 @@ impl Client {
     }
 
     /// Says good-bye, if the conversation is that far, and closes.
-    pub fn leave(&mut self, mask: [u8; 4]) {
-        if self.phase == Phase::Open && self.unsent.is_empty() {
-            self.session.end(mask, &mut self.unsent);
+    pub fn leave(&mut self, moment: Moment) {
+        if let (Phase::Open, Some(session), true) =
+            (self.phase, &self.session, self.unsent.is_empty())
+        {
+            session.end(moment, &mut self.unsent);
             // The connection ends either way; a full socket only misses the good-bye.
             let _ = self.flush();
         }
@@ -205,6 +205,7 @@ impl Client {
         self.phase = phase;
         self.generation += 1;
         self.socket = None;
+        self.session = None;
         self.partial = Vec::new();
         self.unsent = Vec::new();
     }

@@ -5,8 +5,8 @@
 //! output ([`control`]), so that any language can conduct them. Reading order:
 //!
 //! - [`plan`]: what a swarm is asked to do; [`control`]: the lines in and out;
-//! - [`session`]: one client's protocol, bytes in and events out, no sockets
-//!   ([`websocket`] frames, [`uni`] messages);
+//! - [`session`]: one client's conversation, bytes in and events out, no sockets, over
+//!   [`websocket`] frames with [`uni`] messages or over [`tcp`] frames;
 //! - [`client`]: one client's connection and what it remembers across reconnects;
 //! - [`swarm`]: the reactor that runs all clients; [`tally`]: what they saw;
 //! - [`bare`]: the baseline server; [`sys`]: every system call of this crate.
@@ -19,5 +19,6 @@ pub mod session;
 pub mod swarm;
 pub mod sys;
 pub mod tally;
+pub mod tcp;
 pub mod uni;
 pub mod websocket;

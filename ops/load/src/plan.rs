@@ -45,8 +45,11 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
+    /// The unidirectional WebSocket, JSON.
     #[default]
     Websocket,
+    /// The binary protocol; `address` is the gateway's TCP port then.
+    Tcp,
 }
 
 /// Which channels a client subscribes to, by the client's number.

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use crate::client::{Client, Ended, Phase};
 use crate::control::{Command, Event, Lines, Positions, say};
 use crate::plan::Plan;
+use crate::session::Moment;
 use crate::sys::{self, Epoll, Interest, monotonic_ns};
 use crate::tally::Tally;
 
@@ -140,18 +141,18 @@ impl<F: AsRawFd> Swarm<F> {
 
     /// A client's socket is ready for something.
     fn serve(&mut self, index: u32, readiness: Interest) -> io::Result<()> {
-        let mask = (self.draw() as u32).to_ne_bytes();
+        let moment = self.moment();
         let client = &mut self.clients[index as usize];
         let before = client.phase;
         let mut result = Ok(());
         if readiness.writable {
             result = match before {
-                Phase::Connecting => client.connected(&self.plan),
+                Phase::Connecting => client.connected(&self.plan, moment),
                 _ => client.flush(),
             };
         }
         if result.is_ok() && readiness.readable {
-            result = client.receive(&mut self.buffer, mask, &mut self.tally);
+            result = client.receive(&mut self.buffer, moment, &mut self.tally);
         }
         if before != Phase::Open && client.phase == Phase::Open {
             self.opened(index);
@@ -340,8 +341,8 @@ impl<F: AsRawFd> Swarm<F> {
     fn finish(&mut self) -> io::Result<()> {
         let report = self.tally.report(self.connected);
         for index in 0..self.clients.len() {
-            let mask = (self.draw() as u32).to_ne_bytes();
-            self.clients[index].leave(mask);
+            let moment = self.moment();
+            self.clients[index].leave(moment);
         }
         say(&Event::Final(report))
     }
@@ -361,6 +362,13 @@ impl<F: AsRawFd> Swarm<F> {
             .saturating_sub(now_ns)
             .div_ceil(1_000_000)
             .min(WAIT_MS_MAX) as i32
+    }
+
+    fn moment(&mut self) -> Moment {
+        Moment {
+            now_ns: monotonic_ns(),
+            random: self.draw() as u32,
+        }
     }
 
     /// Marsaglia's xorshift64: for jitter and masks, where nothing is at stake.

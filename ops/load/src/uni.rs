@@ -7,12 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// Where a subscriber stands in a channel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    pub epoch: Box<str>,
-    pub offset: u64,
-}
+use crate::session::Position;
 
 #[derive(Serialize)]
 struct ConnectRequest<'a> {
@@ -103,19 +98,6 @@ pub fn push(text: &[u8]) -> Result<Push<'_>, serde_json::Error> {
     serde_json::from_slice(text)
 }
 
-/// The publisher's `sent_ns` in a payload: CLOCK_MONOTONIC of the host, if it is there.
-pub fn sent_ns(data: &RawValue) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Stamp {
-        sent_ns: u64,
-    }
-    // serde would take an array's first element for the first field.
-    let object = Some(data.get()).filter(|text| text.starts_with('{'))?;
-    serde_json::from_str::<Stamp>(object)
-        .ok()
-        .map(|stamp| stamp.sent_ns)
-}
-
 /// The characters that RFC 3986 §2.3 allows bare in a query; all others are percent-encoded.
 pub fn percent_encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 3);
@@ -153,7 +135,7 @@ mod tests {
             push(br#"{"channel":"a\u0041","pub":{"data":{"sent_ns":7},"offset":3}}"#).unwrap();
         let publication = live.publication.unwrap();
         assert_eq!((&*live.channel, publication.offset), ("aA", 3));
-        assert_eq!(sent_ns(publication.data), Some(7));
+        assert_eq!(publication.data.get(), r#"{"sent_ns":7}"#);
         let text =
             br#"{"connect":{"client":"c","subs":{"a":{"epoch":"e","offset":2,"recovered":true,
             "publications":[{"data":1,"offset":3}]}},"ping":25}}"#;
@@ -162,17 +144,6 @@ mod tests {
         let end = push(br#"{"disconnect":{"code":3001,"reason":"shutdown"}}"#).unwrap();
         assert!(end.disconnect.is_some());
         assert!(push(b"[]x").is_err());
-    }
-
-    #[test]
-    fn a_payload_without_a_stamp_is_undated() {
-        for data in [r#""text""#, "7", r#"{"other":1}"#, "[1]"] {
-            assert_eq!(
-                sent_ns(&RawValue::from_string(data.to_owned()).unwrap()),
-                None,
-                "{data}"
-            );
-        }
     }
 
     #[test]
