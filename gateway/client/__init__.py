@@ -4,10 +4,10 @@
 does no I/O. Standard library only.
 """
 
-from gateway.client.aio import AsyncClient
+from gateway.client.aio import AsyncClient, Subscription
 from gateway.client.backoff import Backoff
 from gateway.client.payloads import Position
 from gateway.client.subscription import Gap, Message
 from gateway.client.sync import Client
 
-__all__ = ["AsyncClient", "Backoff", "Client", "Gap", "Message", "Position"]
+__all__ = ["AsyncClient", "Backoff", "Client", "Gap", "Message", "Position", "Subscription"]

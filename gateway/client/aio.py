@@ -59,6 +59,13 @@ class Subscription(AsyncIterator[Message | Gap]):
         # On the present connection; None while the answer is out.
         self._alias: int | None = None
 
+    @property
+    def position(self) -> Position:
+        """Where the stream is in its channel: the newest message received, or else its beginning."""
+        position = self._cursor.position
+        assert position is not None, "set by the answer that `subscribe` waits for"
+        return position
+
     async def __anext__(self) -> Message | Gap:
         events = await self.receive_many(1)
         if not events:
