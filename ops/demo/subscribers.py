@@ -19,7 +19,8 @@ import msgspec
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
-from gateway.client import AsyncClient
+from gateway.client import AsyncClient, Gap, Position
+from gateway.client import Subscription as Stream
 from gateway.errors import TidegateError
 from ops.demo.tally import Subscription, Tally
 from workers import child
@@ -80,6 +81,7 @@ class Subscribers:
         self._plan = plan
         self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
         self._decode = msgspec.json.Decoder(Push).decode
+        self._decode_data = msgspec.json.Decoder(Data).decode
         self.tally = Tally()
 
     async def run(self) -> None:
@@ -133,6 +135,39 @@ class Subscribers:
             for channel, answer in push.connect.subs.items():
                 self._subscribed(places[channel], answer)
 
+    async def _tcp(self, places: dict[str, Subscription]) -> None:
+        """One client's life: it connects again and recovers by itself, unless told to stay away."""
+        client = AsyncClient(f"{self._plan.tcp_host}:{self._plan.tcp_port}", name="demo")
+        opened = False
+        try:
+            async with self._handshakes:
+                await client.connect()
+                streams = [
+                    await client.subscribe(channel, since=_position(place))
+                    for channel, place in places.items()
+                ]
+            opened = True
+            self.tally.counts.connected += 1
+            await asyncio.gather(*(self._stream(places[one.channel], one) for one in streams))
+        except TidegateError:
+            pass
+        finally:
+            self.tally.counts.connected -= opened
+            await client.close()
+
+    async def _stream(self, place: Subscription, stream: Stream) -> None:
+        if not place.joined:
+            self._missed(place, stream.position.epoch, stream.position.offset)
+        async for event in stream:
+            if isinstance(event, Gap):
+                self._missed(place, event.top.epoch, event.top.offset)
+            else:
+                sent_ns = self._decode_data(event.data).sent_ns
+                self.tally.received(place, event.offset, sent_ns)
+
+    def _missed(self, place: Subscription, epoch: str, top: int) -> None:
+        self.tally.counts.unrecovered += place.subscribed(epoch, top, recovered=False)
+
     def _subscribed(self, place: Subscription, answer: Subscribed) -> None:
         counts = self.tally.counts
         counts.unrecovered += place.subscribed(
@@ -141,6 +176,10 @@ class Subscribers:
         counts.recovered += len(answer.publications)
         for publication in answer.publications:
             self.tally.received(place, publication.offset, publication.data.sent_ns)
+
+
+def _position(place: Subscription) -> Position | None:
+    return Position(place.epoch, place.offset) if place.joined else None
 
 
 def _since(places: Mapping[str, Subscription]) -> dict[str, Any]:

@@ -15,9 +15,15 @@ CENTRAL, PACIFIC = -6, -8
 def row(**changes: str) -> dict[str, str]:
     """UA1545 of 1 January 2013, as it is in the data, with changes."""
     flight = {
-        **{"sched_dep_time": "515", "dep_time": "517", "dep_delay": "2"},
-        **{"arr_time": "830", "arr_delay": "11"},
-        **{"carrier": "UA", "flight": "1545", "origin": "EWR", "dest": "IAH"},
+        "sched_dep_time": "515",
+        "dep_time": "517",
+        "dep_delay": "2",
+        "arr_time": "830",
+        "arr_delay": "11",
+        "carrier": "UA",
+        "flight": "1545",
+        "origin": "EWR",
+        "dest": "IAH",
     }
     return flight | changes
 
