@@ -61,7 +61,7 @@ class Subscription(AsyncIterator[Message | Gap]):
 
     @property
     def position(self) -> Position:
-        """Where the stream is in its channel: the newest message received, or else its beginning."""
+        """Where the stream is in its channel: the newest message received, or its beginning."""
         position = self._cursor.position
         assert position is not None, "set by the answer that `subscribe` waits for"
         return position
