@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+DEATHS_REMEMBERED_MAX = 1000
+"""The upper bound of workers.crash_loop_deaths."""
+
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
@@ -21,10 +24,10 @@ class Restarts:
     """The memory of one child's deaths. All times are CLOCK_MONOTONIC seconds."""
 
     def __init__(self, policy: RestartPolicy) -> None:
-        self._policy = policy
+        self.policy = policy
+        """May be exchanged at any time, by a reload."""
         self._delay_s = 0.0
-        # Only so many are ever compared.
-        self._deaths: deque[float] = deque(maxlen=policy.crash_loop_deaths)
+        self._deaths: deque[float] = deque(maxlen=DEATHS_REMEMBERED_MAX)
         self.total = 0
 
     def after_death(self, now: float, lived_s: float) -> float:
@@ -35,16 +38,17 @@ class Restarts:
         """
         self.total += 1
         self._deaths.append(now)
-        if lived_s >= self._policy.stable_s:
+        if lived_s >= self.policy.stable_s:
             self._delay_s = 0.0
         delay_s = self._delay_s
-        doubled = max(self._policy.delay_min_s, self._delay_s * 2)
-        self._delay_s = min(self._policy.delay_max_s, doubled)
-        return self._policy.delay_max_s if self.in_crash_loop(now) else delay_s
+        doubled = max(self.policy.delay_min_s, self._delay_s * 2)
+        self._delay_s = min(self.policy.delay_max_s, doubled)
+        return self.policy.delay_max_s if self.in_crash_loop(now) else delay_s
 
     def in_crash_loop(self, now: float) -> bool:
         """Whether so many deaths came within the window that the brake is on."""
+        deaths = self.policy.crash_loop_deaths
         return (
-            len(self._deaths) == self._policy.crash_loop_deaths
-            and now - self._deaths[0] <= self._policy.crash_loop_window_s
+            len(self._deaths) >= deaths
+            and now - self._deaths[-deaths] <= self.policy.crash_loop_window_s
         )

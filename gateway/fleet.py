@@ -1,0 +1,239 @@
+"""All processes of the gateway: the slots, the publisher, the API, and how they fare."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.children import Child, State
+from gateway.config import worker_count
+from gateway.listeners import Port, listen_unix
+from gateway.processes import Api, Publisher, Worker
+from gateway.runtime import Runtime
+from gateway.service import Service
+from gateway.slot import Slot
+
+RECONNECT_CODE = 3001
+"""Close code of a planned end: clients may connect again at once, which finds another worker."""
+GRACE_S = 5.0
+"""What a process may take beyond the time that it was given, before it is killed."""
+STALL_CHECKS = 10
+"""A heartbeat must stand still at so many checks in a row. Checks, not seconds: if the whole group
+was frozen (cgroup freezer, a paused container), we did not check either."""
+API_SOCKET_MODE = 0o666
+"""The API authenticates each request by its key; who reaches the directory may ask."""
+
+logger = logging.getLogger("tidegate.fleet")
+
+
+@dataclass(slots=True)
+class Pulse:
+    """One process's heartbeat as we saw it last, and how many checks ago it moved."""
+
+    value: int = 0
+    still: int = 0
+
+
+class Fleet:
+    """Starts, counts and describes the processes. Operations on them are in `operations.py`."""
+
+    def __init__(self, runtime: Runtime, api_key: str) -> None:
+        self.runtime = runtime
+        self.slots: list[Slot] = []
+        self.wanted = worker_count(runtime.config, runtime.host)
+        """How many slots there are to be, also while they are drained."""
+        self._leaving: list[Slot] = []
+        self._publisher_generation = 0
+        self._pulses: dict[int, Pulse] = {}
+        self.api_endpoint, self._api_listener = _listen_for_api(runtime)
+        self.api_key = api_key
+        self.publisher = self._service("publisher", self._new_publisher)
+        self.api = self._service("api", self._new_api)
+
+    def start(self) -> None:
+        """Execs every process; they say `ready` one by one."""
+        self.publisher.start()
+        for _ in range(self.wanted):
+            self.add_slot()
+        self.api.start()
+        self._check_pulses()
+
+    def add_slot(self) -> Slot:
+        """Makes the next slot and starts its worker. Raises InstanceError for want of a seat."""
+        slot = Slot(self.runtime, len(self.slots), self._message, self._died)
+        self.slots.append(slot)
+        slot.service.start()
+        return slot
+
+    def remove_slot(self, spread_s: float) -> Slot:
+        """Takes the last slot out and retires its worker; connections to it are refused now."""
+        slot = self.slots.pop()
+        self._leaving.append(slot)
+        slot.close_listeners()
+        if (worker := slot.service.retire()) is not None:
+            self.retire_worker(worker, spread_s, "leave")
+        return slot
+
+    @property
+    def services(self) -> list[Service]:
+        return [self.publisher, *(slot.service for slot in self.slots), self.api]
+
+    @property
+    def children(self) -> list[Child]:
+        """Every living process of the gateway but this one."""
+        services = [*self.services, *(slot.service for slot in self._leaving)]
+        return [child for service in services for child in service.children]
+
+    @property
+    def serving(self) -> bool:
+        """Whether every worker, the publisher and the API serve."""
+        return bool(self.slots) and all(service.serving for service in self.services)
+
+    def retire_worker(self, child: Child, spread_s: float, order: str = "drain") -> None:
+        """Tells a worker to close its connections over `spread_s`, and then to end."""
+        if child.state is State.STARTING:
+            child.kill()
+            return
+        child.become(State.DRAINING)
+        child.send(order, spread_s=spread_s, code=RECONNECT_CODE)
+        limit_s = spread_s + self.runtime.config.limits.close_timeout_s + GRACE_S
+        child.kill_after(limit_s, f"did not drain within {limit_s:g} s")
+
+    def tell_to_stop(self, child: Child, timeout_s: float) -> None:
+        """Tells any process to finish what it has in hand and to end."""
+        if child.state is not State.KILLED:
+            child.become(State.DRAINING)
+        child.send("stop")
+        child.kill_after(timeout_s, f"did not stop within {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Everything is dead: lets go of the listeners."""
+        for slot in self.slots:
+            slot.close_listeners()
+        self._api_listener.close()
+        if self.runtime.config.api.socket:
+            Path(self.runtime.config.api.socket).unlink(missing_ok=True)
+
+    def apply_config(self) -> None:
+        """What a new configuration changes in this process; children read it when they start."""
+        for service in self.services:
+            service.restarts.policy = self.runtime.restart_policy
+
+    # ---- how they fare
+
+    def describe(self) -> dict[str, Any]:
+        """Workers, publisher and API as `status` shows them."""
+        connections = self.runtime.memory.connections_by_row()
+        return {
+            "workers": [slot.describe(connections) for slot in self.slots],
+            "publisher": _describe(self.publisher),
+            "api": _describe(self.api),
+        }
+
+    def pids(self) -> dict[str, Any]:
+        """What `before` and `after` of an operation tell."""
+        return {
+            "generation": self.runtime.generation,
+            "workers": [slot.service.current.pid for slot in self.slots if slot.service.current],
+            "publisher": self.publisher.current.pid if self.publisher.current else None,
+            "api": self.api.current.pid if self.api.current else None,
+        }
+
+    def connections(self) -> int:
+        return sum(self.runtime.memory.connections_by_row().values())
+
+    def crash_loops(self) -> list[str]:
+        """Names of the services that the crash-loop brake holds back."""
+        return [service.name for service in self.services if service.crash_looping]
+
+    def _check_pulses(self) -> None:
+        for child in self.children:
+            if isinstance(child, Publisher | Worker) and child.state is not State.STARTING:
+                self._check_pulse(child)
+        alive = {child.pid for child in self.children}
+        self._pulses = {pid: pulse for pid, pulse in self._pulses.items() if pid in alive}
+        interval_s = self.runtime.config.workers.stall_timeout_s / STALL_CHECKS
+        self.runtime.loop.after(interval_s, self._check_pulses)
+
+    def _check_pulse(self, child: Publisher | Worker) -> None:
+        value = self.runtime.memory.reader.heartbeat_ns(child.stats_row)
+        pulse = self._pulses.setdefault(child.pid, Pulse(value, 0))
+        if value != pulse.value:
+            self._pulses[child.pid] = Pulse(value, 0)
+            return
+        pulse.still += 1
+        if pulse.still > STALL_CHECKS and child.state is not State.KILLED:
+            stall_s = self.runtime.config.workers.stall_timeout_s
+            child.failure = {
+                "code": "stalled",
+                "message": f"made no progress for {stall_s:g} s and was killed",
+            }
+            self.runtime.memory.row.add("processes_stalled_total")
+            child.kill()
+
+    # ---- what services need
+
+    def _service(self, name: str, new_child: Any) -> Service:
+        return Service(
+            self.runtime.loop,
+            name,
+            new_child,
+            policy=self.runtime.restart_policy,
+            on_message=self._message,
+            on_death=self._died,
+        )
+
+    def _new_publisher(self, service: Service) -> Publisher:
+        self._publisher_generation += 1
+        return Publisher(self.runtime, service, self._publisher_generation, self._readers)
+
+    def _readers(self) -> list[Worker]:
+        slots = [*self.slots, *self._leaving]
+        return [worker for slot in slots for worker in slot.workers]
+
+    def _new_api(self, service: Service) -> Api:
+        return Api(self.runtime, service, self._api_listener, self.api_key)
+
+    def _message(self, child: Child, type_: str, message: dict[str, Any]) -> None:
+        if type_ == "uplink_detached":
+            self.runtime.uplinks.detached(int(message["id"]))
+        elif type_ == "draining" and isinstance(child, Worker):
+            child.remaining = int(message["remaining"])
+        elif type_ == "drained" and isinstance(child, Worker):
+            child.remaining = 0
+        elif type_ not in ("ready", "failed"):
+            logger.warning(f"{child.name} sent an unknown message", extra={"type": type_})
+
+    def _died(self, child: Child, asked: bool) -> None:
+        if not asked:
+            kind = type(child).__name__.lower()
+            self.runtime.memory.row.add(f'process_deaths_total{{process="{kind}"}}')
+        self._leaving = [slot for slot in self._leaving if slot.service.children]
+
+
+def _describe(service: Service) -> dict[str, Any]:
+    child = service.current
+    return {
+        "pid": child.pid if child else None,
+        "state": service.state,
+        "restarts": service.restarts.total,
+        "uptime_s": round(child.lived_s, 3) if child else 0.0,
+        "last_failure": service.failure,
+        "crash_loop": service.crash_looping,
+    }
+
+
+def _listen_for_api(runtime: Runtime) -> tuple[str, socket.socket]:
+    """The API's endpoint and listener. Raises InstanceError."""
+    api = runtime.config.api
+    backlog = runtime.config.client.backlog
+    if api.socket:
+        return f"unix:{api.socket}", listen_unix(Path(api.socket), API_SOCKET_MODE, backlog)
+    port = Port(api.address, api.port, "api.port")
+    try:
+        return str(port), port.listen(backlog)
+    finally:
+        port.close()

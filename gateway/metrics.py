@@ -1,0 +1,30 @@
+"""What the supervisor counts; the publisher's and the workers' metrics are beside their code."""
+
+from __future__ import annotations
+
+from shm import _ring
+
+METRICS: list[_ring.Metric] = [
+    *(
+        ("counter", f'process_deaths_total{{process="{process}"}}', "Processes that died unasked.")
+        for process in ("worker", "publisher", "api")
+    ),
+    ("counter", "processes_stalled_total", "Processes killed because their heartbeat stood still."),
+    *(
+        ("counter", f'reloads_total{{result="{result}"}}', "Reloads by how they ended.")
+        for result in ("done", "failed", "refused")
+    ),
+    ("counter", "control_requests_total", "Requests on the control socket."),
+    *(
+        (
+            "counter",
+            f'control_rejections_total{{reason="{reason}"}}',
+            "Control connections and requests turned away.",
+        )
+        for reason in ("level", "clients", "frame", "backlog", "verb")
+    ),
+    ("counter", "uplinks_opened_total", "Uplinks given to workers and producers."),
+    ("counter", "uplinks_reclaimed_total", "Uplinks taken back from ended producers."),
+    ("counter", 'uplinks_refused_total{reason="limit"}', "Uplinks refused by log.uplinks_max."),
+    ("gauge", "uplinks_open", "Uplinks in use."),
+]

@@ -1,0 +1,199 @@
+"""The three kinds of children: what each is given at its start and gives back at its death."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import msgspec
+
+from gateway.api.settings import ApiSettings
+from gateway.children import Child
+from gateway.config import connections_max
+from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW
+from gateway.publisher import PublisherSettings
+from gateway.runtime import Runtime
+from gateway.service import Service
+from gateway.topology import place
+from workers.settings import NamespaceSettings, WorkerSettings
+
+
+class Publisher(Child):
+    """The publisher, told of every reader and every uplink that lives."""
+
+    stats_row = PUBLISHER_ROW
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        service: Service,
+        generation: int,
+        readers: Callable[[], list[Worker]],
+    ) -> None:
+        super().__init__(
+            runtime.loop, "gateway.publisher", "publisher", service.message, service.died
+        )
+        config, memory = runtime.config, runtime.memory
+        self._runtime = runtime
+        settings = PublisherSettings(
+            stats_row=PUBLISHER_ROW,
+            generation=generation,
+            lag_budget_ms=config.log.lag_budget_ms,
+            log_format=config.gateway.log_format,
+            log_level=config.gateway.log_level,
+            log_file=config.gateway.log_file,
+        )
+        fds = {
+            "log": memory.log.fd,
+            "channels": memory.channels.fd,
+            "stats": memory.stats.fd,
+            "wake": memory.publisher_wake,
+        }
+        self.send("boot", fds, settings=settings.as_map())
+        self.kill_after_start(config.reload.start_timeout_s)
+        runtime.publisher = self
+        for worker in readers():
+            worker.attach_to(self)
+        runtime.uplinks.publisher_started(self)
+
+    def reclaim(self) -> None:
+        if self._runtime.publisher is self:
+            self._runtime.publisher = None
+        self._runtime.uplinks.publisher_gone(self)
+        self._runtime.memory.row.fold(PUBLISHER_ROW)
+
+
+class Worker(Child):
+    """One generation of a slot's worker: its reader seat, its row, its uplink and its eventfd."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        service: Service,
+        slot: int,
+        generation: int,
+        listeners: dict[str, socket.socket],
+    ) -> None:
+        self.slot, self.generation = slot, generation
+        self.remaining = 0
+        """Connections that it has yet to close, while it drains."""
+        self.placement = place(slot, runtime.nodes, runtime.config.workers.pin)
+        self._runtime = runtime
+        name = f"worker {slot}.{generation}"
+        with ExitStack() as held:
+            self.seat = runtime.memory.take_seat()
+            held.callback(runtime.memory.give_seat, self.seat)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            held.callback(os.close, self._wake)
+            # The one eventfd tells it of log records and of replies alike.
+            uplink = runtime.uplinks.open(runtime.config, name, self._wake)
+            held.callback(runtime.uplinks.reclaim, uplink)
+            super().__init__(runtime.loop, "workers", name, service.message, service.died)
+            self._held = held.pop_all()
+        if runtime.publisher is not None:
+            self.attach_to(runtime.publisher)
+        fds = {name: listener.fileno() for name, listener in listeners.items()}
+        fds |= {
+            "log": runtime.memory.log.fd,
+            "channels": runtime.memory.channels.fd,
+            "stats": runtime.memory.stats.fd,
+            "uplink": uplink.segment.fd,
+            "wake": self._wake,
+            "publisher_wake": runtime.memory.publisher_wake,
+        }
+        self.send("boot", fds, settings=self._settings().as_map())
+        self.kill_after_start(runtime.config.reload.start_timeout_s)
+
+    @property
+    def stats_row(self) -> int:
+        return FIRST_WORKER_ROW + self.seat
+
+    def attach_to(self, publisher: Child) -> None:
+        """Makes a publisher wait for this reader, and wake it."""
+        publisher.send("attach_reader", {"wake": self._wake}, seat=self.seat)
+
+    def reclaim(self) -> None:
+        if self._runtime.publisher is not None:
+            self._runtime.publisher.send("detach_reader", seat=self.seat)
+        self._held.close()
+
+    def _settings(self) -> WorkerSettings:
+        config, runtime = self._runtime.config, self._runtime
+        limits, channel = config.limits, config.channel
+        unnamed = NamespaceSettings(
+            name="",
+            allow_subscribe_for_client=channel.allow_subscribe_for_client,
+            allow_publish_for_client=channel.allow_publish_for_client,
+            recovery=channel.recovery,
+        )
+        return WorkerSettings(
+            instance=config.gateway.name,
+            version=runtime.version,
+            node=runtime.node,
+            slot=self.slot,
+            generation=self.generation,
+            seat=self.seat,
+            stats_row=self.stats_row,
+            cpus=self.placement.cpus,
+            memory_node=self.placement.memory_node,
+            connections_max=connections_max(config, runtime.host),
+            message_bytes_max=limits.message_bytes_max,
+            queue_hard_bytes=limits.queue_hard_bytes,
+            queue_soft_bytes=limits.queue_soft_bytes,
+            queue_soft_s=limits.queue_soft_s,
+            channels_per_connection_max=limits.channels_per_connection_max,
+            handshake_timeout_s=limits.handshake_timeout_s,
+            header_bytes_max=limits.header_bytes_max,
+            headers_max=limits.headers_max,
+            accepts_per_turn_max=limits.accepts_per_turn_max,
+            recovery_publications_max=limits.recovery_publications_max,
+            close_timeout_s=limits.close_timeout_s,
+            websocket_ping_interval_s=config.websocket.ping_interval_s,
+            websocket_pong_timeout_s=config.websocket.pong_timeout_s,
+            tcp_heartbeat_interval_s=config.tcp.heartbeat_interval_s,
+            tcp_heartbeat_timeout_s=config.tcp.heartbeat_timeout_s,
+            allowed_origins=tuple(config.client.allowed_origins),
+            namespaces=(
+                unnamed,
+                *(NamespaceSettings(**msgspec.structs.asdict(each)) for each in channel.namespaces),
+            ),
+        )
+
+
+class Api(Child):
+    """The HTTP API: gunicorn's master, with the listener that outlives it."""
+
+    def __init__(
+        self, runtime: Runtime, service: Service, listener: socket.socket, key: str
+    ) -> None:
+        self._runtime = runtime
+        config = runtime.config
+        with ExitStack() as held:
+            self.stats_row = runtime.memory.take_api_rows()
+            held.callback(runtime.memory.give_api_rows, self.stats_row)
+            super().__init__(runtime.loop, "gateway.api", "api", service.message, service.died)
+            self._held = held.pop_all()
+        settings = ApiSettings(
+            instance=config.gateway.name,
+            version=runtime.version,
+            node=runtime.node,
+            started_s=runtime.started,
+            control_path=str(runtime.instance.control_path),
+            key=key,
+            workers=config.api.workers,
+            threads=config.api.threads,
+            namespaces=tuple(each.name for each in config.channel.namespaces),
+            message_bytes_max=config.limits.message_bytes_max,
+            stats_row=self.stats_row,
+            log_format=config.gateway.log_format,
+            log_level=config.gateway.log_level,
+            log_file=config.gateway.log_file,
+        )
+        fds = {"listener": listener.fileno(), "stats": runtime.memory.stats.fd}
+        self.send("boot", fds, settings=settings.as_map())
+        self.kill_after_start(config.reload.start_timeout_s)
+
+    def reclaim(self) -> None:
+        self._held.close()

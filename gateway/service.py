@@ -1,0 +1,173 @@
+"""A service: something of which exactly one process must always serve.
+
+starting -> serving -> (death) -> backing_off -> starting ...
+               |
+               +-> replaced: a successor starts beside it, serves, and it drains and ends
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gateway.children import Child, State
+from gateway.errors import TidegateError
+from gateway.loop import Loop, Timer
+from gateway.restarts import RestartPolicy, Restarts
+
+logger = logging.getLogger("tidegate.service")
+
+NewChild = Callable[["Service"], Child]
+
+
+class Service:
+    """Keeps one process serving. What kind of process is `new_child`'s knowledge.
+
+    `on_message` gets what is not the service's own business; `on_death` every death, after which
+    the dead one's resources are free.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        new_child: NewChild,
+        *,
+        policy: RestartPolicy,
+        on_message: Callable[[Child, str, dict[str, Any]], None],
+        on_death: Callable[[Child, bool], None],
+    ) -> None:
+        self.name = name
+        self.current: Child | None = None
+        """The process that serves, or is on its way to."""
+        self.successor: Child | None = None
+        """Starting beside the current one, to replace it."""
+        self.retiring: list[Child] = []
+        """Told to end, not dead yet."""
+        self.stopped = False
+        """No process is wanted any more."""
+        self.failure = ""
+        """How the last process that died unasked came to its end."""
+        self.restarts = Restarts(policy)
+        self._loop = loop
+        self._new_child = new_child
+        self._on_message = on_message
+        self._on_death = on_death
+        self._restart: Timer | None = None
+        self._vacant_since = time.monotonic()
+
+    @property
+    def serving(self) -> bool:
+        return self.current is not None and self.current.state is State.SERVING
+
+    @property
+    def state(self) -> str:
+        """The state's name, as `status` shows it."""
+        if self.current is not None:
+            return "replacing" if self.successor is not None else self.current.state.value
+        if self.retiring:
+            return "draining"
+        return "stopped" if self.stopped else "backing_off"
+
+    @property
+    def children(self) -> list[Child]:
+        """Every process of this service that is not dead."""
+        present = [self.current, self.successor, *self.retiring]
+        return [child for child in present if child is not None]
+
+    def start(self) -> None:
+        """Starts the process; if that cannot be, tries again later, as after a death."""
+        self._restart = None
+        try:
+            self.current = self._new_child(self)
+        except (TidegateError, OSError) as error:
+            self.failure = str(error)
+            self._try_again(0.0)
+
+    def start_successor(self) -> Child:
+        """Starts the next process beside the current one. Raises TidegateError or OSError."""
+        self.successor = self._new_child(self)
+        return self.successor
+
+    def promote(self) -> Child | None:
+        """The successor serves from now on; returns the one that it replaces, yet to be told."""
+        before, self.current, self.successor = self.current, self.successor, None
+        if before is not None:
+            self.retiring.append(before)
+        return before
+
+    def discard_successor(self) -> None:
+        """The replacement is called off: the current process goes on."""
+        if self.successor is not None:
+            child, self.successor = self.successor, None
+            self.retiring.append(child)
+            child.kill()
+
+    def retire(self) -> Child | None:
+        """No process is wanted any more; returns the one to be told, if there is one."""
+        self.stopped = True
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        self.discard_successor()
+        child, self.current = self.current, None
+        if child is not None:
+            self.retiring.append(child)
+        return child
+
+    # ---- what the children say
+
+    def message(
+        self, child: Child, type_: str, message: dict[str, Any], descriptors: dict[str, int]
+    ) -> None:
+        if type_ == "ready" and child.state is State.STARTING:
+            child.no_deadline()
+            child.become(State.SERVING)
+            if child is self.current:
+                vacant_ms = round((time.monotonic() - self._vacant_since) * 1000)
+                logger.info(
+                    f"{self.name} serves", extra={"child": child.pid, "after_ms": vacant_ms}
+                )
+        self._on_message(child, type_, message)
+
+    def died(self, child: Child) -> None:
+        """Frees what the dead one held, then replaces it if nobody asked for the death."""
+        asked = child in self.retiring
+        if asked:
+            self.retiring.remove(child)
+        elif child is self.successor:
+            self.successor = None
+        elif child is self.current:
+            self.current = None
+        child.reclaim()
+        self._on_death(child, asked)
+        if asked:
+            logger.info(f"{child.name} ended", extra={"child": child.pid})
+            return
+        self.failure = child.how_it_ended()
+        logger.error(f"{child.name} {self.failure}", extra={"child": child.pid})
+        if self.current is None and not self.stopped:
+            self._vacant_since = time.monotonic()
+            if self.successor is not None:
+                self.promote()
+            else:
+                self._try_again(child.lived_s)
+
+    def _try_again(self, lived_s: float) -> None:
+        now = time.monotonic()
+        delay_s = self.restarts.after_death(now, lived_s)
+        if self.restarts.in_crash_loop(now):
+            logger.error(
+                f"{self.name} is in a crash loop ({self.failure}): next start in {delay_s:g} s",
+                extra={"deaths": self.restarts.total},
+            )
+        elif delay_s:
+            logger.warning(f"{self.name} starts again in {delay_s:g} s")
+        self._restart = self._loop.after(delay_s, self.start)
+
+    @property
+    def crash_looping(self) -> bool:
+        """Whether the brake is on and nothing serves because of it."""
+        return self.current is None and self.restarts.in_crash_loop(time.monotonic())

@@ -1,0 +1,99 @@
+"""Uplinks: one ring from each producer to the publisher, lent for as long as the producer lives."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from dataclasses import dataclass
+
+from gateway.children import Child
+from gateway.config import Config
+from gateway.memory import Memory, make_uplink
+from shm.segment import Owner, Segment
+
+logger = logging.getLogger("tidegate.uplinks")
+
+
+@dataclass(slots=True)
+class Uplink:
+    """One producer's ring. Its life: lent, then leaving, then gone when the publisher let go."""
+
+    id: int
+    segment: Segment
+    reply_wake: int
+    """Our copy of the eventfd that the publisher writes when the producer sleeps."""
+    holder: str
+    """Who publishes through it, for the log."""
+    leaving: bool = False
+
+
+class Uplinks:
+    """All uplinks of the instance, told to whichever publisher is alive."""
+
+    def __init__(self, memory: Memory, owner: Owner) -> None:
+        self._memory = memory
+        self._owner = owner
+        self._ids = itertools.count(1)
+        self._open: dict[int, Uplink] = {}
+        self._publisher: Child | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, config: Config, holder: str, reply_wake: int) -> Uplink:
+        """Makes an uplink and attaches it. Raises InstanceError where memory is short."""
+        number = next(self._ids)
+        segment = make_uplink(config, self._owner, number)
+        uplink = Uplink(number, segment, os.dup(reply_wake), holder)
+        self._open[number] = uplink
+        self._memory.row.add("uplinks_opened_total")
+        self._memory.row.set("uplinks_open", len(self._open))
+        if self._publisher is not None:
+            self._attach(self._publisher, uplink)
+        return uplink
+
+    def reclaim(self, uplink: Uplink) -> None:
+        """The producer is gone: the publisher takes what it committed, then the ring goes."""
+        if uplink.leaving or uplink.id not in self._open:
+            return
+        uplink.leaving = True
+        if self._publisher is not None:
+            self._publisher.send("detach_uplink", id=uplink.id)
+
+    def publisher_started(self, publisher: Child) -> None:
+        """Attaches everything anew, the leaving ones too: what they committed is not lost."""
+        self._publisher = publisher
+        for uplink in self._open.values():
+            self._attach(publisher, uplink)
+            if uplink.leaving:
+                publisher.send("detach_uplink", id=uplink.id)
+
+    def publisher_gone(self, publisher: Child) -> None:
+        if self._publisher is publisher:
+            self._publisher = None
+
+    def detached(self, number: int) -> None:
+        """The publisher let go of an uplink."""
+        uplink = self._open.pop(number, None)
+        if uplink is None:
+            return
+        if not uplink.leaving:
+            logger.error("the publisher refused an uplink", extra={"holder": uplink.holder})
+        self._memory.row.add("uplinks_reclaimed_total")
+        self._memory.row.set("uplinks_open", len(self._open))
+        self._free(uplink)
+
+    def close(self) -> None:
+        """The instance ends: every ring goes, whoever still holds it."""
+        for uplink in self._open.values():
+            self._free(uplink)
+        self._open.clear()
+
+    def _free(self, uplink: Uplink) -> None:
+        uplink.segment.unlink()
+        os.close(uplink.reply_wake)
+
+    def _attach(self, publisher: Child, uplink: Uplink) -> None:
+        fds = {"uplink": uplink.segment.fd, "reply_wake": uplink.reply_wake}
+        publisher.send("attach_uplink", fds, id=uplink.id)
