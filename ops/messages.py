@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.errors import TidegateError
 from ops.command import Connect, instance_options
 from ops.output import Exit, Output
-
-if TYPE_CHECKING:
-    from gateway.client import AsyncClient, Gap, Message, Position
 
 
 @click.command()
@@ -92,117 +85,26 @@ def subscribe(
     connection is lost, recovering what it missed. With --json each message is an object with
     channel, epoch, offset, data (b64data if it is no JSON) and tags, on a line of its own.
     """
-    if since and len(channels) > 1:
+    import asyncio
+
+    from ops.subscriber import Printer, print_channels
+
+    position = _position(since)
+    if position and len(channels) > 1:
         raise click.UsageError("--since is for a single channel")
     if address is None:
         with connect() as control:
             address = control.call("status")["endpoints"]["tcp"]
-    printer = Printer(output, count)
-    return asyncio.run(_subscribe(address, channels, _position(since), wait_s, printer))
+    return asyncio.run(print_channels(address, channels, position, wait_s, Printer(output, count)))
 
 
-@dataclass(slots=True)
-class Printer:
-    """Prints messages until there were enough of them."""
-
-    output: Output
-    count: int | None
-    printed: int = 0
-    gaps: int = 0
-    enough: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def message(self, message: Message) -> None:
-        if self.enough.is_set():
-            return
-        if self.output.as_json:
-            self.output.data(_as_map(message))
-        else:
-            shown = message.data.decode(errors="replace")
-            self.output.line(f"{message.channel}  {message.epoch}:{message.offset}  {shown}")
-        self.printed += 1
-        if self.printed == self.count:
-            self.enough.set()
-
-    def gap(self, gap: Gap) -> None:
-        self.gaps += 1
-        self.output.note(
-            f"{gap.channel}: messages after {gap.since.epoch}:{gap.since.offset} are lost, the next"
-            f" come after {gap.top.epoch}:{gap.top.offset}"
-        )
-
-    @property
-    def verdict(self) -> Exit:
-        """Whether everything came that was asked for."""
-        short = self.count is not None and self.printed < self.count
-        return Exit.NO if short or self.gaps else Exit.OK
-
-
-async def _subscribe(
-    address: str,
-    channels: Sequence[str],
-    since: Position | None,
-    wait_s: float | None,
-    printer: Printer,
-) -> Exit:
-    from gateway.client import AsyncClient
-
-    async with AsyncClient(address, name="tidegate subscribe") as client:
-        tasks = [
-            asyncio.create_task(_print_channel(client, channel, since, printer))
-            for channel in dict.fromkeys(channels)
-        ]
-        tasks.append(asyncio.create_task(_until(printer, wait_s)))
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for task in done:
-            task.result()
-    return printer.verdict
-
-
-async def _print_channel(
-    client: AsyncClient, channel: str, since: Position | None, printer: Printer
-) -> None:
-    from gateway.client import Gap
-
-    async for event in await client.subscribe(channel, since=since):
-        if isinstance(event, Gap):
-            printer.gap(event)
-        else:
-            printer.message(event)
-
-
-async def _until(printer: Printer, wait_s: float | None) -> None:
-    try:
-        async with asyncio.timeout(wait_s):
-            await printer.enough.wait()
-    except TimeoutError:
-        return
-
-
-def _position(since: str | None) -> Position | None:
-    from gateway.client import Position
-
+def _position(since: str | None) -> tuple[str, int] | None:
     if since is None:
         return None
     epoch, _, offset = since.rpartition(":")
     if not epoch or not offset.isdecimal():
         raise click.UsageError(f"--since {since}: write EPOCH:OFFSET, as messages are printed with")
-    return Position(epoch, int(offset))
-
-
-def _as_map(message: Message) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "channel": message.channel,
-        "epoch": message.epoch,
-        "offset": message.offset,
-    }
-    if message.binary:
-        shown["b64data"] = base64.b64encode(message.data).decode()
-    else:
-        shown["data"] = message.value
-    return shown | ({"tags": message.tags} if message.tags else {})
+    return epoch, int(offset)
 
 
 COMMANDS = [publish, subscribe]

@@ -1,0 +1,346 @@
+"""The command line as people and programs use it: real processes, their output and their status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.waiting import wait_for
+
+Start = Callable[..., Gateway]
+
+TIMEOUT_S = 60.0
+
+
+class Ran:
+    """A command that has ended."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+        assert "Traceback" not in self.err, self.err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "ops.cli", *map(str, arguments)]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | {"TERM": "dumb"} | changes
+
+
+def tidegate(*arguments: object, text: str = "", **variables: str) -> Ran:
+    return Ran(
+        subprocess.run(
+            command(*arguments),
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=environment(**variables),
+            check=False,
+        )
+    )
+
+
+def at(gateway: Gateway) -> tuple[str, str]:
+    return ("--socket", str(gateway.control_path))
+
+
+# ---- finding the instance
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment in which instances are only looked for in an empty directory."""
+    directory = tmp_path_factory.mktemp("r")
+    yield {"XDG_RUNTIME_DIR": str(directory), "TMPDIR": str(directory)}
+
+
+def test_nobody_there_is_told_with_a_remedy_and_status_3(alone: dict[str, str]) -> None:
+    ran = tidegate("status", "-i", "nobody-has-this-name", **alone)
+    assert ran.status == 3
+    assert ran.out == ""
+    assert "nobody-has-this-name" in ran.err
+    assert "tidegate run" in ran.err
+
+
+def test_a_socket_that_is_not_there_is_status_3_also_for_programs() -> None:
+    ran = tidegate("status", "--json", "--socket", "/nowhere/control.sock")
+    assert ran.status == 3
+    assert ran.json["error"]["code"] == "unreachable"
+
+
+def test_one_instance_is_found_without_arguments_and_several_are_listed(
+    alone: dict[str, str],
+) -> None:
+    run_dir = Path(alone["XDG_RUNTIME_DIR"]) / "tidegate"
+    sections = {"gateway": {"run_dir": str(run_dir)}, "workers": {"count": 1}}
+    with running_gateway(sections) as first:
+        found = tidegate("status", "--json", **alone)
+        assert found.json["instance"] == first.name
+        with running_gateway(sections) as second:
+            several = tidegate("status", **alone)
+            assert several.status == 2
+            assert first.name in several.err and second.name in several.err
+            chosen = tidegate("status", "--json", "-i", second.name, **alone)
+            assert chosen.json["instance"] == second.name
+
+
+# ---- looking
+
+
+def test_status_shows_people_every_worker_and_endpoint(gateway: Gateway) -> None:
+    ran = tidegate("status", *at(gateway))
+    assert ran.status == 0
+    assert ran.err == ""
+    for text in (gateway.name, str(gateway.http_port), str(gateway.tcp_port), "control.sock"):
+        assert text in ran.out
+    for pid in gateway.worker_pids():
+        assert str(pid) in ran.out
+    assert "\x1b" not in ran.out, "no escape sequences without a terminal"
+
+
+def test_status_gives_programs_the_control_sockets_own_schema(gateway: Gateway) -> None:
+    shown = tidegate("status", "--json", *at(gateway)).json
+    assert set(shown) == set(gateway.status())
+
+
+def test_a_watched_status_is_one_json_document_a_line(gateway: Gateway) -> None:
+    process = subprocess.Popen(
+        command("status", "--watch", "--interval", "0.1", "--json", *at(gateway)),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert process.stdout is not None
+        pids = [json.loads(process.stdout.readline())["pid"] for _ in range(3)]
+        assert pids == [gateway.pid] * 3
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def test_slots_are_shown_with_their_processes(gateway: Gateway) -> None:
+    assert [slot["pid"] for slot in tidegate("slots", "--json", *at(gateway)).json["slots"]] == (
+        gateway.worker_pids()
+    )
+    lines = tidegate("slots", *at(gateway)).out.splitlines()
+    assert lines[0].split()[:3] == ["SLOT", "PID", "STATE"]
+    assert [line.split()[1] for line in lines[1:]] == [str(pid) for pid in gateway.worker_pids()]
+
+
+def test_config_shows_values_with_origin_and_no_secret(gateway: Gateway) -> None:
+    values = tidegate("config", "--json", *at(gateway)).json["config"]
+    assert values["workers.count"]["value"] == 2
+    assert values["workers.count"]["origin"].startswith("file ")
+    assert values["workers.stall_timeout_s"]["origin"] == "default"
+    assert gateway.api_key not in json.dumps(values)
+    changed = tidegate("config", "--changed", *at(gateway)).out
+    assert "workers.count" in changed
+    assert "workers.stall_timeout_s" not in changed
+
+
+# ---- changing
+
+
+def test_reload_returns_when_done_with_before_and_after(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    before = gateway.worker_pids()
+    ran = tidegate("reload", "--json", *at(gateway))
+    assert ran.status == 0
+    assert ran.json["before"]["workers"] == before
+    assert ran.json["after"]["workers"] == gateway.worker_pids()
+    assert not set(before) & set(gateway.worker_pids())
+
+
+def test_a_reload_of_a_broken_configuration_changes_nothing_and_says_why(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway()
+    before = gateway.worker_pids()
+    gateway.config_path.write_text(gateway.config_path.read_text() + '\n[nonsense]\nkey = "x"\n')
+    ran = tidegate("reload", *at(gateway))
+    assert ran.status == 2
+    assert "nonsense" in ran.err
+    assert gateway.worker_pids() == before
+
+
+def test_scale_changes_the_number_of_workers_and_shows_it(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    ran = tidegate("scale", "3", *at(gateway))
+    assert ran.status == 0
+    assert ran.out.splitlines()[1].split() == ["workers", "2", "3"]
+    assert len(gateway.worker_pids()) == 3
+    assert tidegate("scale", "1", *at(gateway)).status == 0
+    assert len(gateway.worker_pids()) == 1
+
+
+def test_a_scale_out_of_range_is_refused_with_the_range(gateway: Gateway) -> None:
+    ran = tidegate("scale", "100000", *at(gateway))
+    assert ran.status == 2
+    assert "1 to" in ran.err
+    assert tidegate("scale", "0", *at(gateway)).status == 2
+
+
+def test_drain_closes_everything_and_reload_serves_again(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    assert tidegate("drain", *at(gateway)).status == 0
+    ran = tidegate("status", "--json", *at(gateway))
+    assert ran.status == 1, "not serving is something to look at"
+    assert ran.json["workers"] == []
+    assert tidegate("reload", *at(gateway)).status == 0
+    assert tidegate("status", "--json", *at(gateway)).status == 0
+
+
+def test_stop_ends_the_gateway(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    assert tidegate("stop", *at(gateway)).status == 0
+    assert gateway.process is not None
+    assert gateway.process.wait(20) == 0
+    assert tidegate("status", *at(gateway)).status == 3
+
+
+# ---- messages
+
+
+def test_a_published_message_reaches_a_subscriber_of_the_command_line(gateway: Gateway) -> None:
+    first = tidegate("publish", "public:cli", '{"n": 1}', "--json", *at(gateway)).json
+    since = f"{first['epoch']}:{first['offset'] - 1}"
+    tidegate("publish", "public:cli", "-", *at(gateway), text="[2]")
+    ran = tidegate(
+        *("subscribe", "public:cli", "--since", since, "--count", 2, "--wait", 30, "--json"),
+        *at(gateway),
+    )
+    assert ran.status == 0
+    messages = [json.loads(line) for line in ran.out.splitlines()]
+    assert [message["data"] for message in messages] == [{"n": 1}, [2]]
+    assert messages[0] | {"data": None} == {**first, "channel": "public:cli", "data": None}
+
+
+def test_a_subscriber_prints_what_comes_while_it_waits(gateway: Gateway) -> None:
+    process = subprocess.Popen(
+        command("subscribe", "public:live", "public:live2", "--count", "2", *at(gateway)),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        # Until it is subscribed nothing comes; so publish until something does.
+        def over() -> bool:
+            gateway.publish("public:live", "hello")
+            return process.poll() is not None
+
+        wait_for(over, "two messages were printed")
+        out = process.communicate()[0]
+    finally:
+        process.kill()
+        process.wait()
+    assert [line.split()[0] for line in out.splitlines()] == ["public:live"] * 2
+    assert out.splitlines()[0].endswith('"hello"')
+
+
+def test_waiting_in_vain_is_status_1(gateway: Gateway) -> None:
+    ran = tidegate("subscribe", "public:quiet", "--count", 1, "--wait", 0.3, *at(gateway))
+    assert (ran.status, ran.out) == (1, "")
+
+
+def test_what_cannot_be_recovered_is_told_and_is_status_1(gateway: Gateway) -> None:
+    gateway.publish("public:gone", 1)
+    ran = tidegate(
+        *("subscribe", "public:gone", "--since", "ffffffff:7", "--wait", 1), *at(gateway)
+    )
+    assert ran.status == 1
+    assert "ffffffff:7" in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("publish", "public:x", "{broken"),
+        ("publish", "nowhere:x", "1"),
+        ("subscribe", "public:x", "--since", "nonsense"),
+        ("subscribe", "nowhere:x", "--wait", "5"),
+        ("scale", "many"),
+        ("status", "--watch", "--interval", "0"),
+        ("levitate",),
+    ],
+)
+def test_a_users_mistake_is_status_2_and_no_traceback(
+    gateway: Gateway, arguments: tuple[str, ...]
+) -> None:
+    where = at(gateway) if arguments != ("levitate",) else ()
+    ran = tidegate(*arguments, *where)
+    assert ran.status == 2
+    assert ran.err
+
+
+# ---- starting
+
+
+def test_check_config_tells_every_problem_with_key_value_and_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[workers]\ncuont = 2\n[log]\ncapacity_bytes = 5000000\n")
+    ran = tidegate("check-config", "-c", path)
+    assert ran.status == 2
+    assert "workers.cuont" in ran.err and "workers.count" in ran.err
+    assert "5000000" in ran.err
+    problems = tidegate("check-config", "-c", path, "--json").json["error"]["problems"]
+    assert {problem["key"] for problem in problems} >= {"workers.cuont", "log.capacity_bytes"}
+
+
+def test_check_config_of_a_good_file_is_ok_and_shows_origins(tmp_path: Path) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text("[workers]\ncount = 2\n")
+    ran = tidegate("check-config", "-c", path, "--show", "--set", "client.http_port=9000")
+    assert ran.status == 0
+    [line] = [line for line in ran.out.splitlines() if line.startswith("client.http_port")]
+    assert line.split() == ["client.http_port", "9000", "flag"]
+
+
+def test_run_refuses_a_second_instance_of_one_name_and_says_who_has_it(gateway: Gateway) -> None:
+    ran = tidegate("run", "-c", gateway.config_path)
+    assert ran.status == 2
+    assert str(gateway.pid) in ran.err
+
+
+def test_help_begins_with_examples_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; sys.argv = ['tidegate', '--help']\n"
+        "try:\n    from ops.cli import main; main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'rich', 'asyncio', 'falcon', 'gunicorn', 'psutil'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "Examples:" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *("run", "check-config", "status", "slots", "config"),
+        *("reload", "scale", "stop", "drain", "publish", "subscribe"),
+    ],
+)
+def test_every_command_has_help_with_an_example(verb: str) -> None:
+    ran = tidegate(verb, "--help")
+    assert ran.status == 0
+    assert f"tidegate {verb}" in ran.out.partition("Options:")[0]
+    assert "Example" in ran.out
