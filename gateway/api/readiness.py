@@ -41,7 +41,8 @@ class Readiness:
                 # Connections carry no user id, and those without one count as one user.
                 "num_users": min(connections, 1),
                 "num_subs": self._sum("subscriptions"),
-                "num_channels": self._sum("channels"),
+                # A channel with subscribers at two workers counts at both.
+                "num_channels": self._sum("worker_channels"),
                 "uptime": int(time.monotonic() - self._settings.started_s),
             }
         ]

@@ -85,8 +85,11 @@ class Board:
                 movement.destination,
                 _status(movement),
             )
-        bar = ProgressBar(total=self._total, completed=self._done, width=60)
-        return Group(table, bar, Text(self._summary()), Text(self._phase, style="dim"))
+        below = Table.grid()
+        below.add_row(ProgressBar(total=self._total, completed=self._done, width=80))
+        below.add_row(self._summary())
+        below.add_row(Text(self._phase, style="dim"))
+        return Group(table, below)
 
 
 def _status(movement: Movement) -> Text:
