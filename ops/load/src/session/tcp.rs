@@ -207,8 +207,8 @@ impl Conversation {
         }
     }
 
-    /// Sends an ACK where one is due, and a HEARTBEAT where nothing was sent for the interval. It is
-    /// enough to look whenever something comes in: the server is never silent for longer.
+    /// Sends an ACK where one is due, and a HEARTBEAT where nothing was sent for the interval. To
+    /// look whenever something comes in is enough: the server is never silent for longer.
     fn acknowledge(&mut self, moment: Moment, out: &mut Vec<u8>) {
         let due =
             self.unacked_bytes >= UNACKED_BYTES_MAX || self.unacked_frames >= UNACKED_FRAMES_MAX;

@@ -1,0 +1,95 @@
+"""Connections that do nothing: what each costs its worker in memory.
+
+Every run has a gateway of its own with one worker: an allocator keeps what it once had, so that a
+second crowd on the same worker would look cheaper than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ops.bench.programs import Swarm
+from ops.bench.result import Goal, Measure, Result
+from ops.bench.subject import Subject
+from ops.bench.usage import pss_bytes, settled, slab_bytes
+
+RUN_S_MAX = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of it: the whole, or enough to see that it works."""
+
+    connections: int = 18_000
+    runs: int = 5
+
+
+QUICK = Size(connections=2_000, runs=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes per connection."""
+
+    worker: float
+    kernel: float
+    """Slab of both ends, for the clients are on this machine too, and of whatever else changed."""
+
+
+def run(size: Size, say: Callable[[str], None]) -> Result:
+    """Measure; `say` gets a line of progress now and then. Raises TidegateError."""
+    shared: list[Cost] = []
+    own: list[Cost] = []
+    for number in range(size.runs):
+        shared.append(_run_once(size, "all"))
+        own.append(_run_once(size, "own"))
+        say(
+            f"run {number + 1}: {shared[-1].worker:.0f} bytes of the worker per connection on a "
+            f"shared channel, {own[-1].worker:.0f} with a channel of its own, "
+            f"kernel {shared[-1].kernel:.0f}"
+        )
+    return Result(
+        benchmark="idle",
+        parameters={"connections": size.connections, "workers": 1, "subscriptions": 1},
+        measures=(
+            Measure(
+                f"Worker memory per idle WebSocket connection, at {size.connections:,}",
+                "bytes",
+                tuple(cost.worker for cost in shared),
+                Goal("at most", 600),
+            ),
+            Measure(
+                "— each subscribed to a channel of its own",
+                "bytes",
+                tuple(cost.worker for cost in own),
+            ),
+            Measure(
+                "— kernel slab, both ends of the connection",
+                "bytes",
+                tuple(cost.kernel for cost in shared),
+            ),
+        ),
+    )
+
+
+def _run_once(size: Size, subscribe: str) -> Cost:
+    with Subject(workers=1) as subject:
+        (worker,) = subject.worker_pids
+        worker_before = settled(lambda: pss_bytes(worker))
+        kernel_before = slab_bytes()
+        with Swarm(
+            address=subject.address,
+            connections=size.connections,
+            run_s_max=RUN_S_MAX,
+            channel="public:idle",
+            subscribe=subscribe,
+        ) as swarm:
+            swarm.wait_ready()
+            worker_after = settled(lambda: pss_bytes(worker))
+            kernel_after = slab_bytes()
+            swarm.flawless_report()
+    return Cost(
+        worker=(worker_after - worker_before) / size.connections,
+        kernel=(kernel_after - kernel_before) / size.connections,
+    )

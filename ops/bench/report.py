@@ -1,0 +1,91 @@
+"""Results as tables: for the terminal, and as the Markdown that the README shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from ops.bench.result import RESULTS, Machine, Measure, Result
+
+BENCHMARKS = ("ring", "fanout", "idle")
+"""In the order of the README's table."""
+README = Path(__file__).resolve().parents[2] / "README.md"
+HEADINGS = ("Measured", "Median", "Range", "Goal")
+FIRST_LINE = "<!-- measured:begin -->"
+LAST_LINE = "<!-- measured:end -->"
+
+
+def saved_results() -> list[Result]:
+    """The results that were kept, in the README's order."""
+    paths = (RESULTS / f"{name}.json" for name in BENCHMARKS)
+    return [Result.load(path) for path in paths if path.exists()]
+
+
+def terminal_table(result: Result) -> Table:
+    table = Table(title=result.benchmark)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "Measured" else "right")
+    for measure in result.measures:
+        style = "red" if measure.met is False else None
+        table.add_row(*cells(measure), style=style)
+    return table
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """One table of all results, and below it where and when they were measured; "" without any."""
+    rows = [HEADINGS, ("---", "---:", "---:", "---:")]
+    origins: dict[Machine, list[str]] = {}
+    for result in results:
+        rows += [cells(measure) for measure in result.measures]
+        runs = len(result.measures[0].runs)
+        done = f"`{result.benchmark}` {result.date} at {result.commit}, {runs} runs"
+        origins.setdefault(result.machine, []).append(done)
+    if not origins:
+        return ""
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    notes = "\n".join(f"{'; '.join(done)}: on {place(where)}." for where, done in origins.items())
+    return f"{table}\n\n{notes}\n"
+
+
+def place(machine: Machine) -> str:
+    return (
+        f"{machine.cpus} CPUs ({machine.cpu}), {machine.memory_gib} GiB, Linux {machine.kernel}, "
+        f"Python {machine.python}, rustc {machine.rustc}"
+    )
+
+
+def cells(measure: Measure) -> tuple[str, str, str, str]:
+    """A row: what, median, range, goal with whether it is met."""
+    low, high = min(measure.runs), max(measure.runs)
+    goal = ""
+    if measure.goal is not None:
+        verdict = "met" if measure.met else "**not met**"
+        goal = f"{measure.goal.sense} {quantity(measure.goal.bound, measure.unit)}: {verdict}"
+    spread = f"{number(low)} to {number(high)}"
+    return measure.what, quantity(measure.median, measure.unit), spread, goal
+
+
+def quantity(value: float, unit: str) -> str:
+    return f"{number(value)} {unit}".rstrip()
+
+
+def number(value: float) -> str:
+    """Three significant digits, which is more than such figures repeat to."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def with_table(readme: str, results: Sequence[Result]) -> str:
+    """The README's text with its table renewed. Raises ValueError without the two marking lines."""
+    before, first, rest = readme.partition(FIRST_LINE)
+    _, last, after = rest.partition(LAST_LINE)
+    if not (first and last):
+        raise ValueError(f"the lines {FIRST_LINE} and {LAST_LINE} are not there")
+    return f"{before}{first}\n{markdown(results)}{last}{after}"
+
+
+def renew_readme() -> None:
+    README.write_text(with_table(README.read_text(), saved_results()))

@@ -1,0 +1,98 @@
+"""What a benchmark found, in a form that stays: every run's value, and where it was measured."""
+
+from __future__ import annotations
+
+import platform
+import re
+import statistics
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the project holds itself to."""
+
+    sense: Literal["at most", "at least"]
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure, measured several times. The unit of a ratio is "x"."""
+
+    what: str
+    unit: str
+    runs: tuple[float, ...]
+    goal: Goal | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is what the goal asks for; None without a goal."""
+        if self.goal is None:
+            return None
+        if self.goal.sense == "at most":
+            return self.median <= self.goal.bound
+        return self.median >= self.goal.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the figures depend on beside our code."""
+
+    cpu: str
+    cpus: int
+    memory_gib: int
+    kernel: str
+    python: str
+    rustc: str
+
+    @classmethod
+    def here(cls) -> Machine:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+        model = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
+        return cls(
+            cpu=model[1] if model else platform.machine(),
+            cpus=psutil.cpu_count() or 1,
+            memory_gib=round(psutil.virtual_memory().total / 2**30),
+            kernel=platform.release(),
+            python=platform.python_version(),
+            rustc=_said_by("rustc", "--version").split()[1],
+        )
+
+
+def _said_by(*command: str) -> str:
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One benchmark's outcome. `parameters` says what was done, by name and value."""
+
+    benchmark: str
+    parameters: dict[str, int | float | str]
+    measures: tuple[Measure, ...]
+    machine: Machine = field(default_factory=Machine.here)
+    commit: str = field(default_factory=lambda: _said_by("git", "describe", "--always", "--dirty"))
+    date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        return msgspec.json.decode(path.read_bytes(), type=cls)

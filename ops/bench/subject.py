@@ -1,0 +1,114 @@
+"""The gateway that is measured: a real one, of its own, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gateway.control.client import ControlClient
+from gateway.errors import TidegateError, Unreachable
+from ops.bench import usage
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.05
+
+CONFIGURATION = """\
+[gateway]
+name = "bench-{pid}"
+run_dir = "{directory}"
+[workers]
+count = {workers}
+[client]
+http_port = 0
+tcp_port = 0
+[api]
+port = 0
+[stop]
+spread_s = 0.1
+"""
+"""All else has its default: what is measured is what users get."""
+
+
+class Subject:
+    """A gateway for the length of a `with` block."""
+
+    def __init__(self, *, workers: int) -> None:
+        self._workers = workers
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as cleanup:
+            directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-")))
+            name = f"bench-{os.getpid()}"
+            config = directory / "tidegate.toml"
+            config.write_text(
+                CONFIGURATION.format(pid=os.getpid(), directory=directory, workers=self._workers)
+            )
+            self._log_path = directory / "gateway.log"
+            self.control_path = directory / name / "control.sock"
+            with self._log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "ops.cli", "run", "-c", config],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            cleanup.callback(self._stop)
+            self.status = self._wait_serving()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    @property
+    def address(self) -> str:
+        """Of the WebSocket port, `host:port`."""
+        return str(self.status["endpoints"]["http"]).rpartition("//")[2]
+
+    @property
+    def pids(self) -> list[int]:
+        """All its processes: supervisor, publisher, workers, API."""
+        return usage.family(self._process.pid)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return [int(worker["pid"]) for worker in self.status["workers"]]
+
+    def _wait_serving(self) -> dict[str, Any]:
+        pause = threading.Event()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(Unreachable), ControlClient(self.control_path) as control:
+                status = control.call("status")
+                if status["state"] == "serving":
+                    return status
+            pause.wait(POLL_S)
+        raise TidegateError(
+            f"the gateway to measure does not serve:\n{self._log_path.read_text(errors='replace')}",
+            code="bench",
+        )
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            # Its children follow: the kernel kills them when their parent ends.
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,56 @@
+"""What processes and the kernel use, read from /proc."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+
+SETTLE_TIMEOUT_S = 20.0
+SETTLE_INTERVAL_S = 0.5
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of these processes so far, all threads: proc(5) `stat`, to 10 ms."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(each.user + each.system for each in times)
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    process = psutil.Process(pid)
+    return [pid, *(child.pid for child in process.children(recursive=True))]
+
+
+def pss_bytes(pid: int) -> int:
+    """Private pages, and its share of shared ones: proc(5) `smaps_rollup`, `Pss`."""
+    return _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss") * 1024
+
+
+def slab_bytes() -> int:
+    """The kernel's slab memory, where sockets and epoll entries live (proc(5) `meminfo`)."""
+    return _kib(Path("/proc/meminfo").read_text(), "Slab") * 1024
+
+
+def _kib(text: str, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{key} is not among:\n{text}")
+    return int(found[1])
+
+
+def settled(read: Callable[[], int]) -> int:
+    """The value once two readings in a row agree to a thousandth, or the last one read."""
+    pause = threading.Event()
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    value = read()
+    while time.monotonic() < deadline:
+        pause.wait(SETTLE_INTERVAL_S)
+        previous, value = value, read()
+        if abs(value - previous) * 1000 <= value:
+            break
+    return value

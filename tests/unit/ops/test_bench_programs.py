@@ -1,0 +1,126 @@
+"""The swarm and the bare loop against each other: the instruments, before they measure anything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.errors import TidegateError
+from ops.bench import fanout
+from ops.bench.programs import Bare, Swarm, build
+from ops.bench.usage import cpu_seconds, pss_bytes
+from tests.support.waiting import wait_for
+
+CHANNEL = "public:load"
+RUN_S_MAX = 60.0
+
+
+def push(offset: int, channel: str = CHANNEL) -> str:
+    return f'{{"channel":"{channel}","pub":{{"data":{fanout.payload()},"offset":{offset}}}}}'
+
+
+def start(bare: Bare, connections: int, **plan: Any) -> Swarm:
+    swarm = Swarm(address=bare.address, connections=connections, run_s_max=RUN_S_MAX, **plan)
+    swarm.wait_ready()
+    bare.wait_ready()
+    return swarm
+
+
+def test_a_payload_has_its_exact_length_and_carries_the_time() -> None:
+    payload = fanout.payload()
+    assert len(payload) == fanout.PAYLOAD_BYTES
+    assert json.loads(payload)["sent_ns"] > 0
+
+
+def test_every_client_of_a_swarm_receives_every_message() -> None:
+    with Bare(processes=2, connections=40) as bare, start(bare, 40) as swarm:
+        for offset in (1, 2, 3):
+            swarm.announce()
+            bare.send(push(offset))
+            swarm.wait_delivered()
+        report = swarm.flawless_report()
+    assert report["deliveries"] == 120
+    assert report["connected"] == 40
+    assert report["latency_live"]["count"] == 120
+    assert 0 < report["latency_live"]["p50_us"] <= report["latency_live"]["max_us"]
+    assert report["undated"] == 0
+
+
+def test_a_reset_counts_from_zero_and_keeps_the_connections() -> None:
+    with Bare(processes=1, connections=3) as bare, start(bare, 3) as swarm:
+        swarm.announce()
+        bare.send(push(1))
+        swarm.wait_delivered()
+        swarm.reset()
+        assert swarm.flawless_report()["deliveries"] == 0
+        swarm.announce()
+        bare.send(push(2))
+        swarm.wait_delivered()
+        assert swarm.flawless_report()["connected"] == 3
+
+
+def test_a_message_of_a_foreign_channel_spoils_the_report() -> None:
+    with Bare(processes=1, connections=2) as bare, start(bare, 2) as swarm:
+        swarm.announce()
+        bare.send(push(1, "public:other"))
+        bare.send(push(1))
+        swarm.wait_delivered()
+        with pytest.raises(TidegateError, match=r"'foreign': 2"):
+            swarm.flawless_report()
+
+
+def test_a_lost_server_is_counted_as_closes() -> None:
+    bare = Bare(processes=1, connections=2)
+    with start(bare, 2) as swarm:
+        bare.close()
+        wait_for(lambda: swarm.report()["connected"] == 0, "the swarm notices")
+        assert sum(swarm.report()["closes"].values()) == 2
+
+
+def test_a_swarm_that_nobody_answers_says_why() -> None:
+    with Bare(processes=1, connections=1) as bare:
+        address = bare.address
+    with Swarm(address=address, connections=2, run_s_max=RUN_S_MAX) as swarm:
+        with pytest.raises(TidegateError, match="connected 0 of 2") as failure:
+            swarm.wait_ready()
+        assert "refused" in str(failure.value)
+
+
+def test_a_swarm_ends_when_its_time_is_over() -> None:
+    with (
+        Bare(processes=1, connections=1) as bare,
+        Swarm(address=bare.address, connections=1, run_s_max=0.2) as swarm,
+    ):
+        swarm.expect("ready", RUN_S_MAX)
+        assert swarm.expect("final", RUN_S_MAX)["connected"] == 1
+
+
+def test_a_plan_with_an_unknown_key_is_refused_by_its_name() -> None:
+    plan = {"address": "127.0.0.1:1", "connections": 1, "run_s_max": 1, "chanel": "x"}
+    done = subprocess.run(
+        [build() / "tidegate-swarm"],
+        input=json.dumps(plan) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "chanel" in done.stderr
+
+
+def test_the_bare_loops_senders_end_with_their_conductor() -> None:
+    with Bare(processes=2, connections=1) as bare:
+        senders = [psutil.Process(pid) for pid in bare.pids]
+        assert all(sender.is_running() for sender in senders)
+    gone, alive = psutil.wait_procs(senders, timeout=10)
+    assert len(gone) == 2 and not alive
+
+
+def test_use_of_a_process_is_read_from_the_kernel() -> None:
+    with Bare(processes=1, connections=1) as bare:
+        assert pss_bytes(bare.pids[0]) > 0
+        assert cpu_seconds(bare.pids) >= 0
