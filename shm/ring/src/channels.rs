@@ -1,7 +1,7 @@
 //! The channel table: where each channel stands. The publisher writes it, every process reads it.
 //!
 //! ```text
-//! 4096  epoch_now                      entry, 64 bytes
+//! 4096  epoch_now, keyed_last          entry, 64 bytes
 //! 4224  bucket 0: 32 entries             0 key        u64 x 2, zero: free
 //!       bucket 1 ...                    16 version    u64, its lowest bit selects the copy
 //!                                       24 epoch      u32
@@ -40,6 +40,7 @@ const COPIES_AT: usize = 32;
 const COPY_BYTES: usize = 16;
 
 const EPOCH_NOW_AT: usize = HEADER_BYTES;
+const KEYED_LAST_AT: usize = EPOCH_NOW_AT + WORD;
 const ENTRIES_AT: usize = HEADER_BYTES + LINE;
 
 /// One entry more for so many that were asked for: the table is never filled beyond nine tenths.
@@ -103,6 +104,7 @@ pub fn format(region: &Region, channels_max: u64, owner: Owner) -> Result<(), Se
     let epoch = host::random()? >> 32;
     layout::format(region, Kind::Channels, owner, &parameters, |region| {
         region.store(EPOCH_NOW_AT, epoch);
+        region.store(KEYED_LAST_AT, NO_PREVIOUS);
     });
     Ok(())
 }
@@ -285,6 +287,7 @@ pub struct ChannelWriter {
     mirror: Vec<Entry>,
     touched: Vec<usize>,
     epoch_now: u32,
+    keyed_last: u64,
     evictions: u64,
     channels: u64,
     _claim: Claim,
@@ -318,11 +321,13 @@ impl ChannelWriter {
             .collect();
         let channels = mirror.iter().filter(|entry| entry.key != FREE).count() as u64;
         let epoch_now = table.epoch_now();
+        let keyed_last = table.region.load(KEYED_LAST_AT);
         Ok(Self {
             table,
             mirror,
             touched: Vec::new(),
             epoch_now,
+            keyed_last,
             evictions: 0,
             channels,
             _claim: claim,
@@ -344,6 +349,17 @@ impl ChannelWriter {
     #[must_use]
     pub fn channels(&self) -> u64 {
         self.channels
+    }
+
+    /// Log position of the newest publication with an idempotency key, or [`NO_PREVIOUS`].
+    #[must_use]
+    pub fn keyed_last(&self) -> u64 {
+        self.keyed_last
+    }
+
+    /// A publication with an idempotency key is in the batch, at log position `position`.
+    pub fn set_keyed_last(&mut self, position: u64) {
+        self.keyed_last = position;
     }
 
     /// Finds or makes the channel's entry. Channels whose newest record has left the log may be
@@ -391,9 +407,9 @@ impl ChannelWriter {
 
     /// Makes everything planned visible, in the order in which it was planned.
     pub fn store(&mut self) {
-        self.table
-            .region
-            .store(EPOCH_NOW_AT, u64::from(self.epoch_now));
+        let region = &self.table.region;
+        region.store(EPOCH_NOW_AT, u64::from(self.epoch_now));
+        region.store(KEYED_LAST_AT, self.keyed_last);
         for slot in std::mem::take(&mut self.touched) {
             self.mirror[slot].touched = false;
             self.store_entry(slot);

@@ -221,9 +221,14 @@ impl LaneConsumer {
             .store(position, Ordering::Release);
     }
 
+    /// Whether nothing is there to read.
+    pub fn is_idle(&self) -> bool {
+        self.look() == self.walk.position
+    }
+
     /// Announces a sleep. If true, the caller may block until its bell rings.
     pub fn may_sleep(&self) -> bool {
-        self.sleeper.may_sleep(|| self.look() == self.walk.position)
+        self.sleeper.may_sleep(|| self.is_idle())
     }
 
     /// Ends the announcement of [`LaneConsumer::may_sleep`].

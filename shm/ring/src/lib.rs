@@ -2,6 +2,7 @@
 
 pub mod channels;
 pub mod error;
+pub mod history;
 pub mod host;
 pub mod json;
 mod lane;
@@ -9,7 +10,8 @@ pub mod layout;
 pub mod log;
 pub mod publication;
 pub mod region;
-pub mod ring;
+mod ring;
+pub mod sequencer;
 pub mod stats;
 pub mod sync;
 pub mod uplink;

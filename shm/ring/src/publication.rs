@@ -7,7 +7,7 @@
 //! 32 time_ms          u64            60 epoch             u32
 //! 64 data bytes       u32            68 tags bytes        u16
 //! 70 channel bytes    u8             71 flags             u8
-//! 72 idempotency      u64 x 2        only where the flag says so
+//! 72 idempotency      u64 x 3        hash and previous keyed, only where the flag says so
 //!    channel (UTF-8), tags (a JSON object, or nothing), data
 //! ```
 //!
@@ -29,9 +29,10 @@ pub const TAGS_BYTES_MAX: usize = u16::MAX as usize;
 pub const NO_PREVIOUS: u64 = u64::MAX;
 
 /// What a publication takes in the log beside channel, tags and data.
-pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + 16;
+pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + IDEMPOTENCY_BYTES;
 
 const FIXED_BYTES: usize = 72;
+const IDEMPOTENCY_BYTES: usize = 24;
 
 const FLAG_JSON: u8 = 1;
 const FLAG_IDEMPOTENCY: u8 = 2;
@@ -47,6 +48,15 @@ pub struct Source {
     pub position: u64,
 }
 
+/// The mark of a publication that came with an idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Keyed hash of channel and key.
+    pub hash: u128,
+    /// Log position of the previous publication with a key, of any channel, or [`NO_PREVIOUS`].
+    pub previous: u64,
+}
+
 /// A publication whose variable parts are borrowed, from a request or from a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicationView<'a> {
@@ -59,8 +69,7 @@ pub struct PublicationView<'a> {
     /// Wall clock of the publisher, milliseconds since 1970.
     pub time_ms: u64,
     pub source: Source,
-    /// Keyed hash of channel and idempotency key; 0: published without one.
-    pub idempotency: u128,
+    pub idempotency: Option<Idempotency>,
     pub channel: &'a str,
     /// Whether `data` is JSON text; else it is any bytes.
     pub json: bool,
@@ -92,10 +101,17 @@ impl<'a> PublicationView<'a> {
             return None;
         }
         let (idempotency, rest) = if flags & FLAG_IDEMPOTENCY == 0 {
-            (0, rest)
+            (None, rest)
         } else {
-            let (hash, rest) = rest.split_first_chunk::<16>()?;
-            (u128::from_le_bytes(*hash), rest)
+            let (mark, rest) = rest.split_at_checked(IDEMPOTENCY_BYTES)?;
+            let hash = u128::from(u64_at(mark, 8)) << 64 | u128::from(u64_at(mark, 0));
+            (
+                Some(Idempotency {
+                    hash,
+                    previous: u64_at(mark, 16),
+                }),
+                rest,
+            )
         };
         let (channel, rest) = rest.split_at_checked(usize::from(fixed[70]))?;
         let tags_bytes = usize::from(u16::from_le_bytes([fixed[68], fixed[69]]));
@@ -156,9 +172,10 @@ impl<'a> PublicationView<'a> {
         bytes[68..70].copy_from_slice(&tags_bytes.to_le_bytes());
         bytes[70] = channel_bytes;
         bytes[71] = u8::from(self.json) * FLAG_JSON;
-        if self.idempotency != 0 {
+        if let Some(Idempotency { hash, previous }) = self.idempotency {
             bytes[71] |= FLAG_IDEMPOTENCY;
-            bytes[72..].copy_from_slice(&self.idempotency.to_le_bytes());
+            bytes[72..88].copy_from_slice(&hash.to_le_bytes());
+            bytes[88..].copy_from_slice(&previous.to_le_bytes());
         }
         Header {
             bytes,
@@ -179,7 +196,7 @@ impl<'a> PublicationView<'a> {
     }
 
     fn header_bytes(&self) -> usize {
-        if self.idempotency == 0 {
+        if self.idempotency.is_none() {
             FIXED_BYTES
         } else {
             HEADER_BYTES_MAX
@@ -212,7 +229,7 @@ mod tests {
                 generation: 9,
                 position: u64::MAX - 1,
             },
-            idempotency: 0,
+            idempotency: None,
             channel,
             json: true,
             tags,
@@ -226,13 +243,13 @@ mod tests {
             channel in "\\PC{1,60}",
             tags in prop::collection::vec(any::<u8>(), 0..200),
             data in prop::collection::vec(any::<u8>(), 0..2000),
-            idempotency: u128,
+            hash: u128,
             keyed: bool,
             json: bool,
             offset: u64,
         ) {
             let view = PublicationView {
-                idempotency: if keyed { idempotency } else { 0 },
+                idempotency: keyed.then_some(Idempotency { hash, previous: offset }),
                 json,
                 offset,
                 ..sample(&channel, &tags, &data)

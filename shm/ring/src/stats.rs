@@ -469,9 +469,9 @@ impl Row {
     ///
     /// # Errors
     /// [`SegmentError::Parameter`] where the segment was made for another set of metrics.
-    pub fn require(&self, metric: &'static Metric) -> Result<Index, SegmentError> {
-        self.index_of(metric.name).ok_or(SegmentError::Parameter {
-            name: metric.name,
+    pub fn require(&self, name: &'static str) -> Result<Index, SegmentError> {
+        self.index_of(name).ok_or(SegmentError::Parameter {
+            name,
             value: 0,
             rule: "the statistics segment must have this metric; restart the whole instance",
         })

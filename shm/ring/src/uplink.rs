@@ -342,6 +342,11 @@ impl UplinkConsumer {
         self.replies.publish()
     }
 
+    /// Whether there are no requests to read.
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_idle()
+    }
+
     /// Announces a sleep. If true, the caller may block until its bell rings; if false, there are
     /// requests to read.
     pub fn may_sleep(&self) -> bool {

@@ -49,6 +49,8 @@ pub struct LogWriter {
     seats: Vec<Option<Waker>>,
     lag_budget: Duration,
     stalled: Duration,
+    stalled_total: Duration,
+    stalls: u64,
     evictions: u64,
     _claim: Claim,
 }
@@ -84,6 +86,8 @@ impl LogWriter {
             limit: prepared,
             lag_budget,
             stalled: Duration::ZERO,
+            stalled_total: Duration::ZERO,
+            stalls: 0,
             evictions: 0,
             _claim: claim,
         })
@@ -97,6 +101,16 @@ impl LogWriter {
     /// Readers evicted by this writer.
     pub fn evictions(&self) -> u64 {
         self.evictions
+    }
+
+    /// Times that this writer had to wait for readers.
+    pub fn stalls(&self) -> u64 {
+        self.stalls
+    }
+
+    /// How long it waited for them in sum.
+    pub fn stalled_total(&self) -> Duration {
+        self.stalled_total
     }
 
     /// From now on this seat is waited for and woken, as soon as a reader has joined it.
@@ -231,8 +245,11 @@ impl LogWriter {
             } else {
                 std::thread::sleep(STALL_DOZE);
             }
+            self.stalls += u64::from(looks == 0);
             looks += 1;
-            self.stalled += began.elapsed();
+            let waited = began.elapsed();
+            self.stalled += waited;
+            self.stalled_total += waited;
         }
     }
 

@@ -25,7 +25,7 @@ fn publication(channel: &str, offset: u64) -> PublicationView<'_> {
             generation: 1,
             position: 64,
         },
-        idempotency: 0,
+        idempotency: None,
         channel,
         json: true,
         tags: b"",

@@ -1,0 +1,85 @@
+//! What the publisher counts.
+
+use crate::error::SegmentError;
+use crate::region::Region;
+use crate::stats::{Index, Kind, Metric, Role, Row};
+
+const fn counter(name: &'static str, help: &'static str) -> Metric {
+    Metric {
+        kind: Kind::Counter,
+        name,
+        help,
+    }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Metric {
+    Metric {
+        kind: Kind::Gauge,
+        name,
+        help,
+    }
+}
+
+const fn histogram(name: &'static str, help: &'static str) -> Metric {
+    Metric {
+        kind: Kind::Histogram,
+        name,
+        help,
+    }
+}
+
+/// Declares the metrics once: the field that counts, and the line in the schema.
+macro_rules! meters {
+    ($($field:ident: $kind:ident($name:literal, $help:literal),)*) => {
+        /// The publisher's part of the schema.
+        pub const METRICS: &[Metric] = &[$($kind($name, $help)),*];
+
+        /// The publisher's row and the places of its values.
+        #[derive(Debug)]
+        pub struct Meters {
+            pub row: Row,
+            $(pub $field: Index,)*
+        }
+
+        impl Meters {
+            /// # Errors
+            /// As [`Row::claim`]; also where the segment's schema lacks one of [`METRICS`].
+            pub fn claim(region: Region, row: u32, generation: u64) -> Result<Self, SegmentError> {
+                let row = Row::claim(region, row, Role::Publisher, 0, generation)?;
+                Ok(Self { $($field: row.require($name)?,)* row })
+            }
+        }
+    };
+}
+
+meters! {
+    accepted: counter("publishes_total{outcome=\"accepted\"}", "Publishes by outcome."),
+    duplicate: counter("publishes_total{outcome=\"duplicate\"}", "Publishes by outcome."),
+    no_channel: counter("publishes_total{outcome=\"channels_max\"}", "Publishes by outcome."),
+    too_large: counter("publishes_total{outcome=\"too_large\"}", "Publishes by outcome."),
+    bad_request: counter("publishes_total{outcome=\"bad_request\"}", "Publishes by outcome."),
+    internal: counter("publishes_total{outcome=\"internal\"}", "Publishes by outcome."),
+    log_bytes: counter("log_appended_bytes_total", "Payload bytes appended to the log."),
+    batch_publications: histogram("log_batch_publications", "Publications of a commit."),
+    batch_time: histogram("log_batch_microseconds", "From taking a batch to its last answer."),
+    readers: gauge("log_readers", "Readers that the log's writer waits for."),
+    evictions: counter("log_reader_evictions_total", "Readers that lagged for longer than allowed."),
+    stalls: counter("log_stalls_total", "Times that a batch waited for a lagging reader."),
+    stall_time: counter("log_stall_microseconds_total", "Time spent waiting for lagging readers."),
+    reader_wakes: counter("log_reader_wakes_total", "Eventfd writes for sleeping readers."),
+    reply_wakes: counter("uplink_reply_wakes_total", "Eventfd writes for sleeping producers."),
+    sleeps: counter("publisher_sleeps_total", "Times that the publisher had nothing to do."),
+    missed_wakeups: counter(
+        "missed_wakeups_total{process=\"publisher\"}",
+        "Requests found by the safety poll. Stays zero: anything else is a bug."
+    ),
+    uplinks: gauge("uplinks_attached", "Uplinks that the publisher takes requests from."),
+    uplinks_corrupt: counter("uplinks_corrupt_total", "Uplinks dropped for what was in them."),
+    replies_dropped: counter("replies_dropped_total", "Replies that a producer left no room for."),
+    channels: gauge("channel_table_entries", "Channels that the table holds."),
+    channel_evictions: counter("channel_evictions_total", "Channels forgotten for want of room."),
+    keys: gauge("idempotency_keys", "Idempotency keys that are remembered."),
+    keys_dropped: counter("idempotency_keys_dropped_total", "Keys forgotten before their time."),
+    redone: counter("publisher_redone_total", "Publications of a killed publisher, committed."),
+    answered_again: counter("publisher_answered_again_total", "Answers of a killed publisher, given."),
+}
