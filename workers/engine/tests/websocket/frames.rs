@@ -58,6 +58,15 @@ fn the_unmasked_frames_of_section_5_7_are_written() {
 }
 
 #[test]
+fn a_written_length_is_in_its_shortest_form() {
+    for (length, header_bytes) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10)] {
+        let mut out = Vec::new();
+        encode_frame(&mut out, Opcode::Binary, &vec![7; length]);
+        assert_eq!(out.len(), header_bytes + length);
+    }
+}
+
+#[test]
 fn a_fragmented_message_is_joined_around_control_frames() {
     let stream = joined(&[
         frame(TEXT, b"Hel"),
