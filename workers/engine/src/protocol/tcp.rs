@@ -13,6 +13,8 @@
 pub mod flow;
 pub mod frame;
 pub mod payload;
+#[cfg(test)]
+mod tests;
 
 pub use flow::{DataFrame, Flow};
 pub use frame::{Agreed, Frame, Header, Kind, decode};
