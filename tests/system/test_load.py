@@ -1,0 +1,99 @@
+"""The swarm of subscribers against a real gateway, and the benchmarks in their quick form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.bench.programs import ROOT, Swarm
+from tests.support.gateway import Gateway
+
+RUN_S_MAX = 90.0
+BENCHMARK_TIMEOUT_S = 110.0
+CONNECTIONS = 30
+
+
+def swarm_of(gateway: Gateway, transport: str, **plan: Any) -> Swarm:
+    port = gateway.tcp_port if transport == "tcp" else gateway.http_port
+    return Swarm(
+        address=f"127.0.0.1:{port}",
+        connections=CONNECTIONS,
+        run_s_max=RUN_S_MAX,
+        transport=transport,
+        **plan,
+    )
+
+
+def positions(swarm: Swarm) -> dict[str, dict[str, int]]:
+    swarm.command("positions")
+    channels: dict[str, dict[str, int]] = swarm.expect("positions", RUN_S_MAX)["channels"]
+    return channels
+
+
+@pytest.mark.parametrize("transport", ["websocket", "tcp"])
+def test_every_pattern_of_subscription_gets_its_messages(gateway: Gateway, transport: str) -> None:
+    base = f"public:pattern-{transport}"
+    with swarm_of(gateway, transport, channel=base, subscribe={"shard": 3}) as swarm:
+        swarm.wait_ready()
+        swarm.announce()  # A third of the clients each: one delivery to every client in sum.
+        for shard in range(3):
+            gateway.publish(f"{base}-{shard}", {"n": shard})
+        swarm.wait_delivered()
+        assert swarm.flawless_report()["undated"] == CONNECTIONS
+        assert {name: each["subscribers"] for name, each in positions(swarm).items()} == {
+            f"{base}-{shard}": CONNECTIONS // 3 for shard in range(3)
+        }
+    with swarm_of(gateway, transport, subscribe={"sets": [[f"{base}-a", f"{base}-b"]]}) as swarm:
+        swarm.wait_ready()
+        swarm.announce(2)
+        for name in ("a", "b"):
+            gateway.publish(f"{base}-{name}", {})
+        swarm.wait_delivered()
+        swarm.flawless_report()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "tcp"])
+def test_a_swarm_that_reconnects_misses_nothing_in_a_reload(
+    start_gateway: Callable[..., Gateway], transport: str
+) -> None:
+    gateway = start_gateway()
+    channel = "public:reload"
+    with swarm_of(gateway, transport, channel=channel, reconnect=True) as swarm:
+        swarm.wait_ready()
+        swarm.announce(10)
+        for number in range(5):
+            gateway.publish(channel, {"n": number})
+        gateway.control("reload")
+        for number in range(5):
+            last = gateway.publish(channel, {"n": number})
+        swarm.wait_delivered()
+        report = swarm.report()
+        stand = positions(swarm)[channel]
+    assert report["reconnects"] == CONNECTIONS
+    faults = ("gaps", "repeats", "unrecovered", "foreign")
+    assert {fault: report[fault] for fault in faults} == dict.fromkeys(faults, 0)
+    assert stand == {
+        "subscribers": CONNECTIONS,
+        "offset_min": last["offset"],
+        "offset_max": last["offset"],
+    }
+
+
+@pytest.mark.parametrize("benchmark", ["ring", "fanout", "idle"])
+def test_a_benchmark_runs_to_its_end(benchmark: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    subprocess.run(
+        [sys.executable, "-m", "ops.bench", benchmark, "--quick", "--json", path],
+        cwd=ROOT,
+        check=True,
+        timeout=BENCHMARK_TIMEOUT_S,
+    )
+    (result,) = json.loads(path.read_text())
+    assert result["benchmark"] == benchmark
+    assert all(run > 0 for run in result["measures"][0]["runs"])
