@@ -62,6 +62,8 @@ class Child:
         self.failure: dict[str, str] = {}
         """What the child said in `failed` before it ended: code and message."""
         self.exit_status: int | None = None
+        self.served = False
+        """Whether it ever said `ready`."""
         self._loop = loop
         self._on_message = on_message
         self._on_death = on_death
@@ -100,6 +102,7 @@ class Child:
         """Notes a transition; only transitions are logged, never states."""
         if state is not self.state:
             before, self.state = self.state, state
+            self.served = self.served or state is State.SERVING
             logger.info(
                 f"{self.name} is {state.value}", extra={"child": self.pid, "before": before.value}
             )

@@ -122,7 +122,7 @@ class SubscribeError(TidegateError):
         self.status = status
 
 
-class Disconnected(TidegateError):  # noqa: N818 - a state of the world, not our error
+class Disconnected(TidegateError):
     """A client's connection ended for good. `close_code` says why, as in the close table."""
 
     code = "disconnected"

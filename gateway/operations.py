@@ -88,6 +88,14 @@ class Operation:
             self._steps.close()
             self._finish(None, ControlError(f"{self.name} was given up: {reason}", code="aborted"))
 
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "requester": self.requester,
+            "elapsed_s": round(self._elapsed_s, 3),
+            **self._last_progress,
+        }
+
     @property
     def _elapsed_s(self) -> float:
         return time.monotonic() - self.started
@@ -105,6 +113,49 @@ class Operation:
         else:
             logger.info(f"{self.name} is done", extra=extra)
         self._on_end(result, error)
+
+
+class Operations:
+    """Runs one operation at a time; a second is refused, neither queued nor piled on the first."""
+
+    def __init__(self) -> None:
+        self.current: Operation | None = None
+
+    def begin(
+        self,
+        name: str,
+        requester: str,
+        steps: Callable[[Report], Steps],
+        on_progress: Report,
+        on_end: Callable[[dict[str, Any] | None, TidegateError | None], None],
+    ) -> None:
+        """Starts an operation. Raises ControlError, naming the one that is under way."""
+        if self.current is not None:
+            since = time.monotonic() - self.current.started
+            raise ControlError(
+                f"{name} is refused: {self.current.requester} began {self.current.name} "
+                f"{since:.1f} s ago, and it is not done",
+                remedy="wait for it (`tidegate status` tells how far it is)",
+                code="busy",
+            )
+        self.current = Operation(name, requester, steps, on_progress, on_end)
+        self.advance()
+
+    def advance(self) -> None:
+        """Called once a turn."""
+        if self.current is not None:
+            self.current.advance()
+            if self.current.done:
+                self.current = None
+
+    def cancel(self, reason: str) -> None:
+        if self.current is not None:
+            self.current.cancel(reason)
+            self.current = None
+
+    def describe(self) -> dict[str, Any] | None:
+        """What is under way, for `status`."""
+        return None if self.current is None else self.current.describe()
 
 
 def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:

@@ -50,6 +50,8 @@ class Service:
         """No process is wanted any more."""
         self.failure = ""
         """How the last process that died unasked came to its end."""
+        self.cannot_start = False
+        """Whether the last failure was one to start, of its own and not by a signal."""
         self.restarts = Restarts(policy)
         self._loop = loop
         self._new_child = new_child
@@ -83,7 +85,7 @@ class Service:
         try:
             self.current = self._new_child(self)
         except (TidegateError, OSError) as error:
-            self.failure = str(error)
+            self.failure, self.cannot_start = str(error), True
             self._try_again(0.0)
 
     def start_successor(self) -> Child:
@@ -147,6 +149,9 @@ class Service:
             logger.info(f"{child.name} ended", extra={"child": child.pid})
             return
         self.failure = child.how_it_ended()
+        self.cannot_start = not child.served and (
+            bool(child.failure) or (child.exit_status or 0) >= 0
+        )
         logger.error(f"{child.name} {self.failure}", extra={"child": child.pid})
         if self.current is None and not self.stopped:
             self._vacant_since = time.monotonic()

@@ -7,10 +7,11 @@ effective(config)["limits.message_bytes_max"]   # {"value": 65536, "origin": "de
 
 from gateway.config.checks import Host, connections_max, worker_count
 from gateway.config.load import differing_keys, effective, load, reread
-from gateway.config.schema import SECTIONS, Config, Namespace
+from gateway.config.schema import SECTIONS, WORKERS_MAX, Config, Namespace
 
 __all__ = [
     "SECTIONS",
+    "WORKERS_MAX",
     "Config",
     "Host",
     "Namespace",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.config.schema import KIB, MIB, Config
+from gateway.config.schema import KIB, MIB, WORKERS_MAX, Config
 from gateway.errors import Problem
 
 RECORD_OVERHEAD_BYTES = 1024
@@ -56,7 +56,7 @@ def _cgroup_memory_bytes(default: int) -> int:
 
 def worker_count(config: Config, host: Host) -> int:
     """`workers.count`, or one per allowed CPU."""
-    return config.workers.count or host.cpus
+    return config.workers.count or min(host.cpus, WORKERS_MAX)
 
 
 def connections_max(config: Config, host: Host) -> int:

@@ -15,6 +15,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+WORKERS_MAX = 128
+"""The log has at most 256 reader seats: one for each worker, and one for its successor."""
+
 Name = Annotated[
     str,
     Meta(
@@ -48,7 +51,7 @@ class GatewaySection(Section, frozen=True, kw_only=True):
 
 
 class WorkersSection(Section, frozen=True, kw_only=True):
-    count: Annotated[int, Meta(ge=0, le=1024)] = 0
+    count: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     pin: Literal["node", "cpu", "none"] = "node"
     stall_timeout_s: SomeSeconds = 10.0
     restart_delay_min_s: SomeSeconds = 0.1

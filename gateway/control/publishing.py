@@ -1,0 +1,130 @@
+"""The supervisor's own uplink, for the verb `publish`: a person's message now and then."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway.errors import PublishError
+from gateway.runtime import Runtime
+from shm import _ring
+
+REPLY_TIMEOUT_S = 5.0
+"""A publisher that was killed is back within a second; then the answer comes all the same."""
+POLL_INTERVAL_S = 0.002
+"""Replies are polled while some are due: that is simpler than a wake-up, and people do not mind."""
+PENDING_MAX = 1024
+"""Each control connection has one request under way, so this is never reached by honest ones."""
+
+STATUS_INTERNAL = 100
+STATUS_UNKNOWN_CHANNEL = 102
+STATUS_BAD_REQUEST = 107
+STATUS_TOO_MANY_REQUESTS = 111
+
+OnReply = Callable[[dict[str, Any] | PublishError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A publish that was handed over and not answered yet."""
+
+    on_reply: OnReply
+    deadline: float
+
+
+class Publishing:
+    """Publishes for control clients; the uplink is made at the first publish."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._producer: _ring.Producer | None = None
+        self._pending: dict[int, Pending] = {}
+
+    def publish(
+        self, channel: str, data: Any, tags: dict[str, str], key: str, on_reply: OnReply
+    ) -> None:
+        """Hands one message over; `on_reply` gets `{epoch, offset}` or an error later.
+
+        `data` that is bytes is published as bytes, anything else as JSON. Raises PublishError.
+        """
+        self._refuse_unknown_namespace(channel)
+        if len(self._pending) >= PENDING_MAX:
+            raise PublishError(
+                "too many publishes are under way",
+                remedy="wait, or use an uplink",
+                status=STATUS_TOO_MANY_REQUESTS,
+            )
+        binary = isinstance(data, bytes)
+        try:
+            number = self._uplink().publish(
+                channel,
+                data if binary else msgspec.json.encode(data),
+                tags=msgspec.json.encode(tags) if tags else None,
+                idempotency_key=key or None,
+                binary=binary,
+            )
+        except _ring.RingError as error:
+            raise PublishError(
+                error.message, remedy=error.remedy, code=error.code, status=STATUS_BAD_REQUEST
+            ) from error
+        if not self._pending:
+            self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
+        self._pending[number] = Pending(on_reply, time.monotonic() + REPLY_TIMEOUT_S)
+
+    def _refuse_unknown_namespace(self, channel: str) -> None:
+        name, colon, _ = channel.partition(":")
+        known = [namespace.name for namespace in self._runtime.config.channel.namespaces]
+        if colon and name not in known:
+            raise PublishError(
+                f'channel "{channel}" is in no namespace of the configuration',
+                remedy=f"known namespaces: {', '.join(known) or 'none'}; or leave out the colon",
+                code="unknown_channel",
+                status=STATUS_UNKNOWN_CHANNEL,
+            )
+
+    def _uplink(self) -> _ring.Producer:
+        if self._producer is None:
+            runtime = self._runtime
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                uplink = runtime.uplinks.open(runtime.config, "control socket", wake)
+                self._producer = _ring.Producer(
+                    uplink.segment.fd, runtime.memory.publisher_wake, wake
+                )
+            finally:
+                os.close(wake)
+        return self._producer
+
+    def _poll(self) -> None:
+        assert self._producer is not None
+        for number, status, epoch, offset in self._producer.replies(0.0):
+            if (pending := self._pending.pop(number, None)) is not None:
+                pending.on_reply(
+                    {"epoch": epoch, "offset": offset} if status == 0 else _refused(status)
+                )
+        now = time.monotonic()
+        for number in [n for n, pending in self._pending.items() if pending.deadline <= now]:
+            self._pending.pop(number).on_reply(
+                PublishError(
+                    f"the publisher did not answer within {REPLY_TIMEOUT_S:g} s",
+                    remedy="look at `tidegate status`; the message may still be published",
+                    code="timeout",
+                    status=STATUS_INTERNAL,
+                )
+            )
+        if self._pending:
+            self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
+
+
+def _refused(status: int) -> PublishError:
+    return PublishError(
+        f"the publisher refused the message (error {status})",
+        remedy="raise log.channels_max if it is 106; see the log otherwise",
+        code=f"status_{status}",
+        status=status,
+    )

@@ -1,0 +1,239 @@
+"""The verbs of the control socket: what each needs, checks and does."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from gateway import operations
+from gateway.config import effective
+from gateway.control.peers import Level
+from gateway.control.publishing import Publishing
+from gateway.control.server import Connection, Request
+from gateway.errors import ControlError, PublishError, TidegateError
+from gateway.fleet import Fleet
+from gateway.operations import Operations, Report, Steps
+from gateway.runtime import Runtime
+from gateway.uplinks import Uplink
+
+LEVELS = {
+    "status": Level.OBSERVER,
+    "slots": Level.OBSERVER,
+    "config": Level.OBSERVER,
+    "publish": Level.OPERATOR,
+    "uplink": Level.OPERATOR,
+    "reload": Level.OPERATOR,
+    "scale": Level.OPERATOR,
+    "drain": Level.OPERATOR,
+    "stop": Level.ADMIN,
+}
+
+logger = logging.getLogger("tidegate.control")
+
+
+class Arguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Base of the verbs' arguments; this one has none."""
+
+
+class SpreadArguments(Arguments, forbid_unknown_fields=True, frozen=True):
+    spread_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+
+
+class ScaleArguments(Arguments, forbid_unknown_fields=True, frozen=True):
+    count: int
+
+
+class PublishArguments(Arguments, forbid_unknown_fields=True, frozen=True):
+    channel: str
+    data: Any
+    tags: dict[str, str] = {}
+    idempotency_key: str = ""
+
+
+A = TypeVar("A", bound=Arguments)
+
+
+class Verbs:
+    """Carries out requests. `status` and `stop` are the supervisor's own."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        fleet: Fleet,
+        running: Operations,
+        *,
+        slots_max: int,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[Request], None],
+    ) -> None:
+        self._runtime = runtime
+        self._fleet = fleet
+        self._operations = running
+        self._slots_max = slots_max
+        self._status = status
+        self._stop = stop
+        self._publishing = Publishing(runtime)
+        self._leases: dict[Connection, list[Uplink]] = {}
+        self._handlers: dict[str, Callable[[Request], None]] = {
+            "status": self._answer_status,
+            "slots": self._answer_slots,
+            "config": self._answer_config,
+            "publish": self._publish,
+            "uplink": self._lend_uplink,
+            "reload": self._reload,
+            "scale": self._scale,
+            "drain": self._drain,
+            "stop": self._stop_gateway,
+        }
+        assert self._handlers.keys() == LEVELS.keys()
+
+    def carry_out(self, request: Request) -> None:
+        """Answers the request now or later. Errors are answers; they never reach the loop."""
+        if LEVELS[request.verb] > Level.OBSERVER and request.verb not in ("publish", "uplink"):
+            logger.info(
+                f"{request.verb} asked for", extra={"peer": str(request.peer), **request.args}
+            )
+        try:
+            self._handlers[request.verb](request)
+        except TidegateError as error:
+            request.fail(error)
+
+    def begin(
+        self, name: str, requester: str, steps: Callable[[Report], Steps], request: Request | None
+    ) -> None:
+        """Starts a long verb for a request, or (None) for a signal. Raises ControlError if busy."""
+
+        def end(result: dict[str, Any] | None, error: TidegateError | None) -> None:
+            if request is not None and error is not None:
+                request.fail(error)
+            elif request is not None and result is not None:
+                request.reply(result)
+
+        progress = request.progress if request is not None else lambda values: None
+        self._operations.begin(name, requester, steps, progress, end)
+
+    # ---- seeing
+
+    def _answer_status(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        request.reply(self._status())
+
+    def _answer_slots(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        request.reply({"slots": self._fleet.describe()["workers"]})
+
+    def _answer_config(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        request.reply({"config": effective(self._runtime.config)})
+
+    # ---- producing
+
+    def _publish(self, request: Request) -> None:
+        arguments = _arguments(request, PublishArguments)
+
+        def answer(outcome: dict[str, Any] | PublishError) -> None:
+            if isinstance(outcome, PublishError):
+                request.fail(outcome)
+            else:
+                request.reply(outcome)
+
+        self._publishing.publish(
+            arguments.channel, arguments.data, arguments.tags, arguments.idempotency_key, answer
+        )
+
+    def _lend_uplink(self, request: Request) -> None:
+        """An uplink for as long as the connection and the process behind it last."""
+        _arguments(request, Arguments)
+        runtime, connection = self._runtime, request.connection
+        uplinks_max = runtime.config.log.uplinks_max
+        lent = sum(len(uplinks) for uplinks in self._leases.values())
+        if lent >= uplinks_max:
+            runtime.memory.row.add('uplinks_refused_total{reason="limit"}')
+            raise ControlError(
+                f"all {uplinks_max} uplinks are lent",
+                remedy="end some producers, or raise log.uplinks_max and reload",
+                code="uplinks_max",
+            )
+        wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            uplink = runtime.uplinks.open(runtime.config, str(request.peer), wake)
+            if connection not in self._leases:
+                self._leases[connection] = []
+                connection.on_close.append(lambda: self._end_leases(connection))
+                connection.watch_process()
+            self._leases[connection].append(uplink)
+            fds = {
+                "uplink": uplink.segment.fd,
+                "publisher_wake": runtime.memory.publisher_wake,
+                "reply_wake": wake,
+            }
+            request.reply({"uplink": uplink.id, "fds": list(fds)}, list(fds.values()))
+        finally:
+            os.close(wake)
+
+    def _end_leases(self, connection: Connection) -> None:
+        for uplink in self._leases.pop(connection, []):
+            self._runtime.uplinks.reclaim(uplink)
+
+    # ---- operating
+
+    def _reload(self, request: Request) -> None:
+        spread_s = _arguments(request, SpreadArguments).spread_s
+        self.reload(str(request.peer), request, spread_s)
+
+    def reload(self, requester: str, request: Request | None, spread_s: float | None) -> None:
+        """Starts a reload, counted by how it ends. Raises ControlError if that cannot be now."""
+        row = self._runtime.memory.row
+
+        def steps(report: Report) -> Steps:
+            try:
+                result = yield from operations.reload(self._fleet, report, spread_s)
+            except TidegateError:
+                row.add('reloads_total{result="failed"}')
+                raise
+            row.add('reloads_total{result="done"}')
+            return result
+
+        try:
+            self.begin("reload", requester, steps, request)
+        except ControlError:
+            row.add('reloads_total{result="refused"}')
+            raise
+
+    def _scale(self, request: Request) -> None:
+        self.scale(str(request.peer), request, _arguments(request, ScaleArguments).count)
+
+    def scale(self, requester: str, request: Request | None, count: int) -> None:
+        """Starts a change of the number of slots. Raises ControlError if that cannot be now."""
+
+        def steps(report: Report) -> Steps:
+            return operations.scale(self._fleet, report, count, self._slots_max)
+
+        self.begin(f"scale to {count}", requester, steps, request)
+
+    def _drain(self, request: Request) -> None:
+        spread_s = _arguments(request, SpreadArguments).spread_s
+
+        def steps(report: Report) -> Steps:
+            return operations.drain(self._fleet, report, spread_s)
+
+        self.begin("drain", str(request.peer), steps, request)
+
+    def _stop_gateway(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        self._stop(request)
+
+
+def _arguments(request: Request, kind: type[A]) -> A:
+    try:
+        return msgspec.convert(request.args, kind)
+    except msgspec.ValidationError as error:
+        raise ControlError(
+            f"{request.verb}: {error}",
+            remedy=f"it takes {', '.join(kind.__struct_fields__) or 'no arguments'}",
+            code="bad_arguments",
+        ) from error
