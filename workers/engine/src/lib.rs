@@ -4,8 +4,14 @@
 //! `connection` (all that is kept of one client), `hub` and `outbox` (who gets what, and how it
 //! leaves), then the dialects under `protocol`.
 
+pub mod connection;
+pub mod hub;
+pub mod metrics;
 pub mod outbox;
+pub mod pacing;
 pub mod protocol;
+pub mod reactor;
+pub mod session;
 pub mod settings;
 pub mod slab;
 pub mod sys;

@@ -8,24 +8,29 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
+use crate::hub::ChannelId;
 use crate::sys;
 
 /// Bytes for clients, encoded once and shared by every connection that gets them.
 #[derive(Debug)]
 pub struct Frame {
-    /// Type of the message in the TCP dialect, whose headers differ by connection; otherwise 0.
-    pub kind: u8,
+    /// The channel that it was published to, for frames of the TCP dialect: who unsubscribes gets
+    /// no more of them.
+    pub channel: Option<ChannelId>,
     pub bytes: Box<[u8]>,
 }
 
 impl Frame {
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
-        Self::of_kind(0, bytes)
+        Rc::new(Self {
+            channel: None,
+            bytes: bytes.into(),
+        })
     }
 
-    pub fn of_kind(kind: u8, bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
+    pub fn of_channel(channel: ChannelId, bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
         Rc::new(Self {
-            kind,
+            channel: Some(channel),
             bytes: bytes.into(),
         })
     }
@@ -54,6 +59,10 @@ pub enum Flush {
 pub struct Outbox {
     head: Option<Rc<Frame>>,
     /// Frames after `head`; allocated for the second one and freed with the last.
+    #[expect(
+        clippy::box_collection,
+        reason = "one word in a million idle connections, not four"
+    )]
     rest: Option<Box<VecDeque<Rc<Frame>>>>,
     queued_bytes: u32,
     head_sent: u32,
@@ -100,6 +109,33 @@ impl Outbox {
         }
         self.queued_bytes = 0;
         dropped + usize::from(self.head.take().is_some())
+    }
+
+    /// Forgets the frames of `channel` that the peer has seen nothing of. Returns how many.
+    pub fn drop_channel(&mut self, channel: ChannelId) -> usize {
+        let mut frames: Vec<_> = self.head.take().into_iter().collect();
+        frames.extend(self.rest.take().into_iter().flat_map(|rest| *rest));
+        let before = frames.len();
+        let begun = usize::from(self.head_sent > 0);
+        let mut place = 0;
+        frames.retain(|frame| {
+            place += 1;
+            place <= begun || frame.channel != Some(channel)
+        });
+        let dropped = before - frames.len();
+        self.queued_bytes = 0;
+        for frame in frames {
+            self.push(frame);
+        }
+        dropped
+    }
+
+    /// Forgets everything, also a message of which a part was sent: for dialects that may stop
+    /// between the fragments of a message. Returns how many were dropped.
+    pub fn clear(&mut self) -> usize {
+        let dropped = usize::from(self.head.is_some()) + self.rest.as_ref().map_or(0, |r| r.len());
+        *self = Self::default();
+        dropped
     }
 
     /// Counts `bytes` of the queue as sent: whole frames go, in order.
@@ -257,6 +293,23 @@ mod tests {
         assert_eq!(outbox.drop_unsent(), 1);
         assert!(outbox.is_empty());
         assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn frames_of_a_channel_are_dropped_save_the_one_begun() {
+        let mut outbox = Outbox::default();
+        for (channel, bytes) in [(7, "a1"), (7, "a2"), (8, "b1"), (7, "a3")] {
+            outbox.push(Frame::of_channel(channel, bytes.as_bytes()));
+        }
+        outbox.advance(1);
+        assert_eq!(outbox.drop_channel(7), 2);
+        assert_eq!(outbox.queued_bytes(), 4 + 2 * FRAME_OVERHEAD_BYTES);
+        let (ours, mut theirs) = pair();
+        outbox.flush(ours.as_fd()).unwrap();
+        assert_eq!(drain(&mut theirs), b"1b1");
+        outbox.push(Frame::of_channel(7, &b"a"[..]));
+        assert_eq!(outbox.clear(), 1);
+        assert!(outbox.is_empty());
     }
 
     #[test]

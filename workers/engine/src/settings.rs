@@ -24,7 +24,7 @@ pub struct Settings {
     /// This worker's reader seat in the log.
     pub seat: u32,
     /// This worker's row in the statistics segment.
-    pub stats_row: usize,
+    pub stats_row: u32,
     /// NUMA node to prefer memory from, if any.
     pub memory_node: Option<u32>,
 

@@ -194,41 +194,26 @@ pub fn finish_sending(socket: BorrowedFd<'_>) {
     unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) };
 }
 
-/// Wakes whoever waits for the eventfd. An error would mean a full counter: it is awake then.
-pub fn wake(eventfd: BorrowedFd<'_>) {
-    let one: u64 = 1;
-    // SAFETY: eventfd(2) takes the 8 bytes of `one`.
-    unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), 8) };
-}
-
 /// A descriptor kept for bad times: closing it makes room to accept, and refuse, one connection.
 pub fn spare_descriptor() -> io::Result<OwnedFd> {
     Ok(std::fs::File::open("/dev/null")?.into())
 }
 
 /// Makes an inherited socket non-blocking, whatever the parent did.
-pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: fcntl(2) with F_GETFL and F_SETFL takes no pointers.
-    let flags = syscall(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    let flags = syscall(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
     // SAFETY: as above.
-    syscall(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+    syscall(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
     Ok(())
 }
 
-/// Takes over an inherited descriptor, by a copy of its own that is closed on exec.
-pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+/// A copy of an inherited descriptor, closed on exec; the original stays its owner's.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl(2) with F_DUPFD_CLOEXEC takes no pointers.
     let copy = syscall(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the call above made this descriptor and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-}
-
-/// Fills `bytes` with random bits of the kernel; short reads cannot happen up to 256 bytes, random(7).
-pub fn random(bytes: &mut [u8; 16]) -> io::Result<()> {
-    // SAFETY: the kernel writes the 16 bytes of `bytes`.
-    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    syscall(count as i64)?;
-    Ok(())
 }
 
 /// Prefers memory of NUMA node `node` for all that this thread allocates from now on.
@@ -252,24 +237,4 @@ pub fn prefer_memory_node(node: u32) -> io::Result<()> {
     };
     syscall(result as i64)?;
     Ok(())
-}
-
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the kernel writes one timespec; both clocks of this module exist on every Linux.
-    unsafe { libc::clock_gettime(id, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Time since an unspecified start that never goes backwards.
-pub fn monotonic() -> Duration {
-    clock(libc::CLOCK_MONOTONIC)
-}
-
-/// Time since 1970, as the publisher stamps its publications.
-pub fn wall_clock() -> Duration {
-    clock(libc::CLOCK_REALTIME)
 }

@@ -1,0 +1,279 @@
+//! All that is kept of one client. Whatever a connection needs to go on in another process is in
+//! [`Connection`], and nowhere else: what the hub and the wheel hold can be rebuilt from it.
+
+use std::os::fd::OwnedFd;
+
+use crate::hub::{Format, Subscription};
+use crate::outbox::Outbox;
+use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
+use crate::protocol::websocket::Inbound;
+use crate::wheel::Tick;
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Has not said yet what it wants: no whole HTTP request, or no connect message.
+    Connecting,
+    Open,
+    /// Its end is decided, counted and on its way to the client; the peer may take
+    /// `close_timeout_s` to answer.
+    Closing,
+}
+
+/// What the connection speaks, with the state of its parser.
+pub enum Dialect {
+    /// Until the upgrade, or a refusal in HTTP.
+    Http,
+    WebSocket(Inbound),
+    Tcp(Box<Tcp>),
+}
+
+/// The binary protocol's part of a connection.
+pub struct Tcp {
+    pub flow: Flow,
+    pub reassembly: Reassembly,
+    /// Whole frames, numbered, that the socket did not take yet (the first perhaps in part).
+    /// Publications wait in the outbox, unframed, until window and socket have room.
+    pub wire: Vec<u8>,
+    /// Publishes whose answer is outstanding.
+    pub publishes: u32,
+}
+
+/// Subscriptions of one connection: most have one.
+#[derive(Default)]
+pub enum Subscriptions {
+    #[default]
+    None,
+    One(Subscription),
+    Many(Box<Vec<Subscription>>),
+}
+
+/// Facts about a connection that are either true or not, in one byte.
+#[derive(Default, Clone, Copy)]
+pub struct Flags(u8);
+
+impl Flags {
+    /// In the list of connections to flush at the end of this turn.
+    pub const TO_FLUSH: u8 = 1;
+    /// In the list of connections that have more to read than one turn gives them.
+    pub const TO_READ: u8 = 1 << 1;
+    /// The socket takes no more: epoll will say when it does.
+    pub const BLOCKED: u8 = 1 << 2;
+    /// Pinged, and not heard of since.
+    pub const PINGED: u8 = 1 << 3;
+    /// Nothing that the peer says matters any more: to be read and forgotten until it hangs up,
+    /// so that unread bytes do not make the kernel reset the connection under our last words.
+    pub const DEAF: u8 = 1 << 4;
+    /// To be hung up on as soon as the outbox is empty: both sides have said goodbye.
+    pub const HANG_UP: u8 = 1 << 5;
+    /// Over `connections_max`, and only kept to be told so.
+    pub const REFUSED: u8 = 1 << 6;
+    /// The peer sends no more: what is left is to be read to its end.
+    pub const ENDED: u8 = 1 << 7;
+
+    pub fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    pub fn set(&mut self, flag: u8, on: bool) {
+        if on { self.0 |= flag } else { self.0 &= !flag }
+    }
+
+    /// Sets `flag`; whether it was unset before.
+    pub fn raise(&mut self, flag: u8) -> bool {
+        let news = !self.has(flag);
+        self.0 |= flag;
+        news
+    }
+}
+
+pub struct Connection {
+    pub socket: OwnedFd,
+    pub phase: Phase,
+    pub flags: Flags,
+    /// When the next ping or heartbeat is to be sent.
+    pub probe_due: Tick,
+    /// When the peer was last heard of.
+    pub heard: Tick,
+    /// Since when the queue is over the soft limit.
+    pub soft_since: Option<Tick>,
+    pub outbox: Outbox,
+    pub dialect: Dialect,
+    pub subscriptions: Subscriptions,
+    /// Start of a request, frame or message whose end has not arrived; not allocated when there is
+    /// none.
+    pub input: Option<Box<Vec<u8>>>,
+    /// UUID that the client and its logs know the connection by; drawn when it opens.
+    pub client: [u8; 16],
+}
+
+// A million of these are kept: what is added here is added a million times.
+const _: () = assert!(size_of::<Connection>() <= 120);
+const _: () = assert!(size_of::<Tcp>() <= 120);
+
+impl Connection {
+    pub fn new(socket: OwnedFd, dialect: Dialect, now: Tick) -> Self {
+        Self {
+            socket,
+            phase: Phase::Connecting,
+            flags: Flags::default(),
+            probe_due: 0,
+            heard: now,
+            soft_since: None,
+            outbox: Outbox::default(),
+            dialect,
+            subscriptions: Subscriptions::None,
+            input: None,
+            client: [0; 16],
+        }
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.dialect, Dialect::Tcp(_))
+    }
+
+    pub fn format(&self) -> Format {
+        if self.is_tcp() {
+            Format::Tcp
+        } else {
+            Format::WebSocket
+        }
+    }
+
+    /// Bytes that wait to be sent, overhead included; what the queue's bounds are held against.
+    #[inline]
+    pub fn queued_bytes(&self) -> usize {
+        match &self.dialect {
+            Dialect::Tcp(tcp) => self.outbox.queued_bytes() + tcp.wire.len(),
+            _ => self.outbox.queued_bytes(),
+        }
+    }
+}
+
+impl Dialect {
+    pub fn tcp() -> Self {
+        Self::Tcp(Box::new(Tcp {
+            flow: Flow::new(SERVER_WINDOW),
+            reassembly: Reassembly::default(),
+            wire: Vec::new(),
+            publishes: 0,
+        }))
+    }
+}
+
+impl Subscriptions {
+    pub fn as_slice(&self) -> &[Subscription] {
+        match self {
+            Self::None => &[],
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [Subscription] {
+        match self {
+            Self::None => &mut [],
+            Self::One(one) => std::slice::from_mut(one),
+            Self::Many(many) => many,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+
+    pub fn push(&mut self, subscription: Subscription) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(subscription),
+            Self::One(one) => Self::Many(Box::new(vec![one, subscription])),
+            Self::Many(mut many) => {
+                many.push(subscription);
+                Self::Many(many)
+            }
+        };
+    }
+
+    /// Takes out the one at `place`; the last one takes its place.
+    pub fn swap_remove(&mut self, place: usize) -> Subscription {
+        match std::mem::take(self) {
+            Self::None => panic!("no subscription at {place}"),
+            Self::One(one) => one,
+            Self::Many(mut many) => {
+                let removed = many.swap_remove(place);
+                *self = if let [one] = **many {
+                    Self::One(one)
+                } else {
+                    Self::Many(many)
+                };
+                removed
+            }
+        }
+    }
+}
+
+/// A UUID of version 4 (RFC 9562 §5.4) made of random bits.
+pub fn uuid_v4(mut bits: [u8; 16]) -> [u8; 16] {
+    bits[6] = bits[6] & 0x0F | 0x40;
+    bits[8] = bits[8] & 0x3F | 0x80;
+    bits
+}
+
+/// The usual text of a UUID: 36 characters, lower case.
+pub fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscription(channel: u32) -> Subscription {
+        Subscription {
+            channel,
+            subscriber: 0,
+        }
+    }
+
+    #[test]
+    fn one_subscription_needs_no_heap_and_more_give_it_back() {
+        let mut list = Subscriptions::default();
+        for channel in 0..3 {
+            list.push(subscription(channel));
+        }
+        assert!(matches!(list, Subscriptions::Many(_)));
+        assert_eq!(list.swap_remove(0), subscription(0));
+        assert_eq!(list.as_slice(), [subscription(2), subscription(1)]);
+        assert_eq!(list.swap_remove(1), subscription(1));
+        assert!(matches!(list, Subscriptions::One(_)));
+        assert_eq!(list.swap_remove(0), subscription(2));
+        assert!(list.is_empty());
+    }
+
+    #[test]
+    fn flags_rise_once() {
+        let mut flags = Flags::default();
+        assert!(flags.raise(Flags::TO_FLUSH));
+        assert!(!flags.raise(Flags::TO_FLUSH));
+        assert!(flags.has(Flags::TO_FLUSH) && !flags.has(Flags::BLOCKED));
+        flags.set(Flags::TO_FLUSH, false);
+        assert!(!flags.has(Flags::TO_FLUSH));
+    }
+
+    #[test]
+    fn a_uuid_says_its_version() {
+        let text = uuid_text(&uuid_v4([0xFF; 16]));
+        assert_eq!(text, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+}

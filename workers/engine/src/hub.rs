@@ -1,0 +1,261 @@
+//! Who gets what: channels of this worker, and the connections subscribed to each.
+//!
+//! A delivery scans one dense vector of 16-byte entries. A subscription is known on both sides:
+//! the channel's entry names the connection and the place in its list, the connection's list
+//! names the channel and the place in its vector, so that leaving costs the same in any crowd.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use tidegate_ring::channels::ChannelKey;
+
+/// Number of a channel within this worker; the alias that TCP clients see. Reused when nobody is
+/// subscribed any more.
+pub type ChannelId = u32;
+
+/// One subscription, as the channel sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscriber {
+    /// Its connection's place in the slab. Connections unsubscribe before they leave it.
+    pub connection: u32,
+    /// Place in the connection's list of subscriptions.
+    pub subscription: u32,
+    /// It has, or was told of, everything up to this offset.
+    pub after_offset: u64,
+}
+
+/// One subscription, as the connection sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscription {
+    pub channel: ChannelId,
+    /// Place in the channel's vector of subscribers.
+    pub subscriber: u32,
+}
+
+/// Wire formats that a publication may be needed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    WebSocket,
+    Tcp,
+}
+
+pub struct Channel {
+    pub key: ChannelKey,
+    pub name: Box<str>,
+    pub epoch: u32,
+    /// Newest publication that this worker has seen, or that all subscribers were told of when
+    /// the first of them came: whatever is at or below it in the log is old.
+    pub offset: u64,
+    pub subscribers: Vec<Subscriber>,
+    /// How many of the subscribers want each [`Format`].
+    wanting: [u32; 2],
+}
+
+impl Channel {
+    pub fn is_wanted_in(&self, format: Format) -> bool {
+        self.wanting[format as usize] > 0
+    }
+}
+
+/// An entry that took the place of one that left: its connection's list has to learn it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub connection: u32,
+    pub subscription: u32,
+    pub subscriber: u32,
+}
+
+#[derive(Default)]
+pub struct Hub {
+    by_key: HashMap<ChannelKey, ChannelId, BuildHasherDefault<KeyHasher>>,
+    channels: Vec<Option<Channel>>,
+    vacant: Vec<ChannelId>,
+    subscriptions: usize,
+}
+
+impl Hub {
+    pub fn channel_count(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub fn subscription_count(&self) -> usize {
+        self.subscriptions
+    }
+
+    pub fn find(&self, key: &ChannelKey) -> Option<ChannelId> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn channel(&self, id: ChannelId) -> Option<&Channel> {
+        self.channels.get(id as usize)?.as_ref()
+    }
+
+    pub fn channel_mut(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        self.channels.get_mut(id as usize)?.as_mut()
+    }
+
+    /// Every channel that has subscribers.
+    pub fn ids(&self) -> Vec<ChannelId> {
+        self.by_key.values().copied().collect()
+    }
+
+    /// Adds a channel that [`Hub::find`] did not know; its first subscriber must follow.
+    pub fn insert(&mut self, key: ChannelKey, name: &str, epoch: u32, offset: u64) -> ChannelId {
+        let channel = Channel {
+            key,
+            name: name.into(),
+            epoch,
+            offset,
+            subscribers: Vec::new(),
+            wanting: [0; 2],
+        };
+        let id = self.vacant.pop().unwrap_or_else(|| {
+            self.channels.push(None);
+            u32::try_from(self.channels.len() - 1).expect("fewer than 2^32 channels")
+        });
+        self.channels[id as usize] = Some(channel);
+        self.by_key.insert(key, id);
+        id
+    }
+
+    /// Adds a subscriber; returns its place in the channel's vector.
+    ///
+    /// # Panics
+    /// If there is no such channel.
+    pub fn subscribe(&mut self, id: ChannelId, subscriber: Subscriber, format: Format) -> u32 {
+        let channel = self
+            .channel_mut(id)
+            .expect("the channel was found or inserted");
+        let place = u32::try_from(channel.subscribers.len()).expect("fewer than 2^32 subscribers");
+        channel.subscribers.push(subscriber);
+        channel.wanting[format as usize] += 1;
+        self.subscriptions += 1;
+        place
+    }
+
+    /// Takes a subscriber out; a channel without any goes with its last one.
+    ///
+    /// # Panics
+    /// If there is no such subscription: the two sides of it must agree.
+    pub fn unsubscribe(&mut self, subscription: Subscription, format: Format) -> Option<Moved> {
+        let Subscription {
+            channel: id,
+            subscriber: place,
+        } = subscription;
+        let channel = self
+            .channel_mut(id)
+            .expect("a subscription names a channel");
+        channel.subscribers.swap_remove(place as usize);
+        channel.wanting[format as usize] -= 1;
+        let moved = channel.subscribers.get(place as usize).map(|each| Moved {
+            connection: each.connection,
+            subscription: each.subscription,
+            subscriber: place,
+        });
+        let is_empty = channel.subscribers.is_empty();
+        self.subscriptions -= 1;
+        if is_empty && let Some(channel) = self.channels[id as usize].take() {
+            self.by_key.remove(&channel.key);
+            self.vacant.push(id);
+        }
+        moved
+    }
+}
+
+/// Channel keys are random already: the first word is as good a hash as any.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_ne_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = self.0.rotate_left(32) ^ word;
+    }
+
+    /// The length of an array says nothing about this key.
+    fn write_usize(&mut self, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscriber(connection: u32, subscription: u32) -> Subscriber {
+        Subscriber {
+            connection,
+            subscription,
+            after_offset: 0,
+        }
+    }
+
+    #[test]
+    fn leaving_moves_the_last_subscriber_into_the_gap() {
+        let mut hub = Hub::default();
+        let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
+        for connection in 0..3 {
+            let place = hub.subscribe(id, subscriber(connection, 9), Format::WebSocket);
+            assert_eq!(place, connection);
+        }
+        let moved = hub.unsubscribe(
+            Subscription {
+                channel: id,
+                subscriber: 0,
+            },
+            Format::WebSocket,
+        );
+        assert_eq!(
+            moved,
+            Some(Moved {
+                connection: 2,
+                subscription: 9,
+                subscriber: 0
+            })
+        );
+        let moved = hub.unsubscribe(
+            Subscription {
+                channel: id,
+                subscriber: 1,
+            },
+            Format::WebSocket,
+        );
+        assert_eq!(moved, None);
+        assert_eq!(hub.channel(id).unwrap().subscribers, [subscriber(2, 9)]);
+        assert_eq!(hub.subscription_count(), 1);
+    }
+
+    #[test]
+    fn a_channel_goes_with_its_last_subscriber_and_its_number_is_used_again() {
+        let mut hub = Hub::default();
+        let key = ChannelKey([1, 2]);
+        let id = hub.insert(key, "public:a", 7, 3);
+        hub.subscribe(id, subscriber(0, 0), Format::Tcp);
+        assert!(hub.channel(id).unwrap().is_wanted_in(Format::Tcp));
+        assert!(!hub.channel(id).unwrap().is_wanted_in(Format::WebSocket));
+        hub.unsubscribe(
+            Subscription {
+                channel: id,
+                subscriber: 0,
+            },
+            Format::Tcp,
+        );
+        assert!(hub.find(&key).is_none() && hub.channel(id).is_none());
+        assert_eq!(hub.insert(ChannelKey([3, 4]), "public:b", 7, 0), id);
+        assert_eq!(hub.channel_count(), 1);
+    }
+
+    #[test]
+    fn an_entry_of_the_fan_out_is_a_quarter_of_a_cache_line() {
+        assert_eq!(size_of::<Subscriber>(), 16);
+    }
+}

@@ -1,0 +1,218 @@
+//! What a worker counts: one table of names, counted privately and shown in the statistics segment
+//! once a turn.
+
+use tidegate_ring::stats::{Index, Kind, Row, SchemaLine};
+
+use crate::protocol::close::{self, Close};
+use crate::protocol::http::{self, HttpReject};
+
+macro_rules! table {
+    ($kind:ident, $rows:ident: $($variant:ident = $metric:ident, $name:literal, $help:literal;)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $kind {
+            $($variant,)*
+        }
+
+        const $rows: &[(Kind, &str, &str)] = &[
+            $((Kind::$metric, $name, $help),)*
+        ];
+    };
+}
+
+table! { Count, COUNTS:
+    ConnectionsWebSocket = Gauge, r#"connections{transport="websocket"}"#,
+        "connections accepted on the HTTP port and not ended";
+    ConnectionsTcp = Gauge, r#"connections{transport="tcp"}"#,
+        "connections accepted on the TCP port and not ended";
+    AcceptsHttp = Counter, r#"accepts_total{transport="websocket"}"#,
+        "connections taken from the HTTP port's queue";
+    AcceptsTcp = Counter, r#"accepts_total{transport="tcp"}"#,
+        "connections taken from the TCP port's queue";
+    RefusedFull = Counter, r#"refusals_total{reason="connections_max"}"#,
+        "connections refused because limits.connections_max was reached";
+    RefusedDescriptors = Counter, r#"refusals_total{reason="descriptors"}"#,
+        "connections refused for want of descriptors or memory";
+    AcceptErrors = Counter, "accept_errors_total",
+        "accepts that failed for another reason than a peer's";
+    CloseTimeouts = Counter, "close_timeouts_total",
+        "peers that did not answer a close within limits.close_timeout_s";
+    ReceivedText = Counter, r#"received_total{kind="text"}"#,
+        "WebSocket messages received";
+    ReceivedControl = Counter, r#"received_total{kind="control"}"#,
+        "WebSocket control frames received";
+    ReceivedFrames = Counter, r#"received_total{kind="frame"}"#,
+        "frames of the TCP protocol received";
+    ReceivedIgnored = Counter, r#"received_total{kind="ignored"}"#,
+        "messages received that the dialect has no use for";
+    ReceivedBytes = Counter, "received_bytes_total", "bytes received from clients";
+    SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
+    Sends = Counter, "sends_total", "system calls that sent to clients";
+    SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
+    Publications = Counter, "publications_read_total", "publications read from the log";
+    PublicationsInvalid = Counter, "publications_invalid_total",
+        "records of the log that are no publication";
+    Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
+    DeliveriesDropped = Counter, "deliveries_dropped_total",
+        "queued frames that were dropped with their connection or subscription";
+    Pings = Counter, "pings_total", "pings and heartbeats sent";
+    QueuedBytes = Gauge, "queued_bytes", "bytes waiting in the queues of connections";
+    Channels = Gauge, "worker_channels", "channels that somebody here is subscribed to";
+    Subscriptions = Gauge, "subscriptions", "subscriptions of connections to channels";
+    SubscribesDenied = Counter, r#"subscribe_errors_total{reason="denied"}"#,
+        "subscriptions that the namespace does not allow";
+    SubscribesUnknown = Counter, r#"subscribe_errors_total{reason="unknown"}"#,
+        "subscriptions to channels of no namespace";
+    SubscribesLimited = Counter, r#"subscribe_errors_total{reason="limit"}"#,
+        "subscriptions over limits.channels_per_connection_max";
+    SubscribesBad = Counter, r#"subscribe_errors_total{reason="bad_request"}"#,
+        "subscriptions with an impossible name, or made twice";
+    Recovered = Counter, r#"recoveries_total{result="recovered"}"#,
+        "subscriptions that got all they had missed";
+    Unrecoverable = Counter, r#"recoveries_total{result="unrecoverable"}"#,
+        "subscriptions that were told that something is lost";
+    PublishesAccepted = Counter, r#"client_publishes_total{result="accepted"}"#,
+        "publishes of clients that the publisher took";
+    PublishesDenied = Counter, r#"client_publishes_total{result="denied"}"#,
+        "publishes of clients that the namespace does not allow";
+    PublishesRejected = Counter, r#"client_publishes_total{result="rejected"}"#,
+        "publishes of clients that were malformed, too large or refused by the publisher";
+    PublishesDeferred = Counter, r#"client_publishes_total{result="busy"}"#,
+        "publishes of clients answered with 111 because too many are outstanding";
+    LogLagBytes = Gauge, "log_lag_bytes", "bytes of the log that this worker has not read yet";
+    Laps = Counter, "laps_total", "times that the log overtook this worker";
+    ResyncsRecovered = Counter, r#"resyncs_total{result="recovered"}"#,
+        "channels made whole from history after a lap";
+    ResyncsLost = Counter, r#"resyncs_total{result="lost"}"#,
+        "channels whose subscribers were closed after a lap or gap";
+    MissedWakeups = Counter, "worker_missed_wakeups_total",
+        "times that the safety poll found records or replies that nobody woke us for; must be 0";
+}
+
+table! { Histogram, HISTOGRAMS:
+    PublishToFlushMs = Histogram, "publish_to_flush_ms",
+        "milliseconds from a publication's place in the log to the end of its sends here";
+    TurnUs = Histogram, "turn_us", "microseconds that a turn of the reactor was busy";
+}
+
+const CLOSES_AT: usize = COUNTS.len();
+const REJECTS_AT: usize = CLOSES_AT + close::ALL.len();
+const COUNTERS: usize = REJECTS_AT + http::REJECTS.len();
+
+/// Every metric of a worker, in the order of the private counters, histograms last.
+pub fn schema() -> Vec<SchemaLine> {
+    let line = |kind, name, help| SchemaLine { kind, name, help };
+    let named = |&(kind, name, help): &(Kind, &str, &str)| line(kind, name.into(), help.into());
+    let closes = close::ALL.iter().map(|close| {
+        let name = format!("closes_total{{reason=\"{}\"}}", close.name());
+        let help = format!(
+            "connections that ended with {} ({})",
+            close.code(),
+            close.reason()
+        );
+        line(Kind::Counter, name, help)
+    });
+    let rejects = http::REJECTS.iter().map(|reject| {
+        let name = format!("http_rejects_total{{reason=\"{}\"}}", reject.name());
+        let help = format!("requests answered with {}", reject.status());
+        line(Kind::Counter, name, help)
+    });
+    let counts = COUNTS.iter().map(named);
+    counts
+        .chain(closes)
+        .chain(rejects)
+        .chain(HISTOGRAMS.iter().map(named))
+        .collect()
+}
+
+/// This worker's numbers: private counters, and the shared row that shows them.
+pub struct Metrics {
+    row: Row,
+    /// Place in the row of each private counter, then of each histogram.
+    places: Vec<Index>,
+    counters: [u64; COUNTERS],
+    shown: [u64; COUNTERS],
+}
+
+impl Metrics {
+    /// Numbers that are shown in `row`. `None`: its schema lacks a metric of ours, so the segment
+    /// was formatted for another version.
+    pub fn new(row: Row) -> Option<Self> {
+        let places = schema()
+            .iter()
+            .map(|line| row.index_of(&line.name))
+            .collect::<Option<_>>()?;
+        Some(Self {
+            row,
+            places,
+            counters: [0; COUNTERS],
+            shown: [0; COUNTERS],
+        })
+    }
+
+    #[inline]
+    pub fn add(&mut self, count: Count, amount: usize) {
+        self.counters[count as usize] += amount as u64;
+    }
+
+    #[inline]
+    pub fn set(&mut self, count: Count, value: usize) {
+        self.counters[count as usize] = value as u64;
+    }
+
+    pub fn get(&self, count: Count) -> u64 {
+        self.counters[count as usize]
+    }
+
+    pub fn subtract(&mut self, count: Count, amount: usize) {
+        self.counters[count as usize] -= amount as u64;
+    }
+
+    pub fn close(&mut self, close: Close) {
+        self.counters[CLOSES_AT + close.index()] += 1;
+    }
+
+    pub fn closes(&self, close: Close) -> u64 {
+        self.counters[CLOSES_AT + close.index()]
+    }
+
+    pub fn reject(&mut self, reject: HttpReject) {
+        self.counters[REJECTS_AT + reject.index()] += 1;
+    }
+
+    pub fn rejects(&self, reject: HttpReject) -> u64 {
+        self.counters[REJECTS_AT + reject.index()]
+    }
+
+    pub fn record(&mut self, histogram: Histogram, value: u64) {
+        self.row
+            .record(self.places[COUNTERS + histogram as usize], value);
+    }
+
+    /// Says what this process does, see [`tidegate_ring::stats::state`].
+    pub fn set_state(&mut self, state: u64) {
+        self.row.set_state(state);
+    }
+
+    /// Shows what has changed, and that this worker is alive.
+    pub fn show(&mut self) {
+        for (index, value) in self.counters.iter().enumerate() {
+            if *value != self.shown[index] {
+                self.shown[index] = *value;
+                self.row.set(self.places[index], *value);
+            }
+        }
+        self.row.heartbeat();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_nothing_is_left_out() {
+        let names: HashSet<_> = schema().into_iter().map(|line| line.name).collect();
+        assert_eq!(names.len(), COUNTERS + HISTOGRAMS.len());
+    }
+}

@@ -1,0 +1,506 @@
+//! The binary protocol: its requests, its answers, and how its frames reach the socket.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use tidegate_ring::error::UplinkError;
+use tidegate_ring::json;
+use tidegate_ring::publication::{CHANNEL_BYTES_MAX, PublicationView};
+use tidegate_ring::uplink::Request;
+
+use super::Sessions;
+use super::publish::{Outcome, PUBLISHES_PER_CONNECTION_MAX};
+use super::subscribe::{SubscribeError, epoch_text};
+use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
+use crate::hub::ChannelId;
+use crate::metrics::Count;
+use crate::outbox::{Flush, Frame, Outbox};
+use crate::protocol::Parsed;
+use crate::protocol::close::Close;
+use crate::protocol::tcp::payload::{
+    Connect, Connected, Failure, Goodbye, Message, Position, Publish, Published, Subscribe,
+    Subscribed, Unsubscribe, Unsubscribed,
+};
+use crate::protocol::tcp::{Kind, SERVER_WINDOW, decode};
+use crate::slab::Token;
+use crate::sys;
+
+/// Bytes of frames put together for one system call; a socket rarely takes more at once.
+const WIRE_BYTES_PER_FLUSH: usize = 65_536;
+
+/// Longest token that is looked at; none is in use yet, so a token only says "not anonymous".
+const NO_TOKEN: &str = "";
+
+/// A publication as TCP connections get it, before it is cut into frames.
+pub(super) fn publication_frame(channel: ChannelId, view: &PublicationView<'_>) -> Rc<Frame> {
+    let mut bytes = Vec::new();
+    Message {
+        alias: channel,
+        offset: view.offset,
+        binary: !view.json,
+        tags: view.tags,
+        data: view.data,
+    }
+    .encode(&mut bytes);
+    Frame::of_channel(channel, bytes)
+}
+
+/// An error of the client API: number, and whether the same request may succeed later.
+struct Fault {
+    code: u16,
+    temporary: bool,
+    message: &'static str,
+}
+
+const fn fault(code: u16, temporary: bool, message: &'static str) -> Fault {
+    Fault {
+        code,
+        temporary,
+        message,
+    }
+}
+
+const INTERNAL: Fault = fault(100, true, "internal server error");
+const UNKNOWN_CHANNEL: Fault = fault(102, false, "unknown channel");
+const DENIED: Fault = fault(103, false, "permission denied");
+const ALREADY: Fault = fault(105, false, "already subscribed");
+const LIMIT: Fault = fault(106, false, "limit exceeded");
+const BAD_REQUEST: Fault = fault(107, false, "bad request");
+const BUSY: Fault = fault(111, true, "too many requests");
+
+impl Fault {
+    /// The one that the publisher meant by a number.
+    fn of_code(code: u16) -> Self {
+        match code {
+            106 => LIMIT,
+            107 => BAD_REQUEST,
+            111 => BUSY,
+            _ => INTERNAL,
+        }
+    }
+}
+
+impl From<SubscribeError> for Fault {
+    fn from(error: SubscribeError) -> Self {
+        match error {
+            SubscribeError::BadName => BAD_REQUEST,
+            SubscribeError::Unknown => UNKNOWN_CHANNEL,
+            SubscribeError::Denied => DENIED,
+            SubscribeError::Already => ALREADY,
+            SubscribeError::Limit => LIMIT,
+        }
+    }
+}
+
+impl Tcp {
+    fn say(&mut self, kind: Kind, payload: &[u8]) {
+        self.flow.frame(kind, payload, &mut self.wire);
+    }
+
+    pub(super) fn say_goodbye(&mut self, close: Close) {
+        let mut payload = Vec::new();
+        Goodbye::from(close).encode(&mut payload);
+        self.say(Kind::Close, &payload);
+    }
+
+    /// Frames what the window allows of the outbox and offers it to the socket, after what the
+    /// socket did not take before. `scratch` spares idle connections a buffer of their own.
+    pub(super) fn flush(
+        &mut self,
+        outbox: &mut Outbox,
+        scratch: &mut Vec<u8>,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<(usize, Flush)> {
+        let borrows = self.wire.is_empty();
+        let mut wire = std::mem::take(if borrows { scratch } else { &mut self.wire });
+        let more = self.fill(outbox, &mut wire);
+        let sent = match sys::send(socket, &wire) {
+            _ if wire.is_empty() => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            other => other,
+        };
+        let flushed = sent.map(|sent| {
+            let state = match () {
+                () if sent < wire.len() => Flush::Blocked,
+                () if more => Flush::More,
+                () => Flush::Empty,
+            };
+            self.wire.extend_from_slice(&wire[sent..]);
+            (sent, state)
+        });
+        if borrows {
+            wire.clear();
+            *scratch = wire;
+        }
+        flushed
+    }
+
+    /// Appends DATA frames to `wire`; true: there would be more, and window for it.
+    fn fill(&mut self, outbox: &mut Outbox, wire: &mut Vec<u8>) -> bool {
+        while let Some((frame, sent)) = outbox.head() {
+            let left = &frame.bytes[sent..];
+            let piece = self.flow.piece(left.len());
+            if piece == 0 {
+                return false;
+            }
+            if wire.len() >= WIRE_BYTES_PER_FLUSH {
+                return true;
+            }
+            let data = self.flow.data(&left[..piece], piece < left.len());
+            wire.extend_from_slice(&data.head);
+            wire.extend_from_slice(&left[..piece]);
+            wire.extend_from_slice(data.trailer.as_ref().map_or(&[], |trailer| &trailer[..]));
+            outbox.advance(piece);
+        }
+        false
+    }
+}
+
+impl Sessions {
+    pub(super) fn tcp_received(&mut self, token: Token, bytes: &mut [u8]) -> usize {
+        let total = bytes.len();
+        let now = self.now;
+        let Some(connection) = self.connections.get_mut(token) else {
+            return total;
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return total;
+        };
+        let taken = match decode(bytes, &tcp.flow.agreed()) {
+            Ok(Parsed::Incomplete) => return 0,
+            Ok(Parsed::Complete { value, consumed }) => {
+                tcp.flow.receive(&value).map(|()| (value, consumed))
+            }
+            Err(close) => Err(close),
+        };
+        connection.heard = now;
+        self.metrics.add(Count::ReceivedFrames, 1);
+        let handled = match taken {
+            Ok((frame, consumed)) => self
+                .tcp_frame(token, frame.header.kind, frame.payload)
+                .map(|()| consumed),
+            Err(close) => Err(close),
+        };
+        handled.unwrap_or_else(|close| {
+            self.tcp_violated(token, close);
+            total
+        })
+    }
+
+    fn tcp_violated(&mut self, token: Token, close: Close) {
+        let closing = self.connections.get_mut(token).map(|each| each.phase);
+        if closing == Some(Phase::Closing) {
+            // It has had its reason; what follows is not worth another one.
+            return self.forget(token);
+        }
+        self.condemn(token, close);
+    }
+
+    fn tcp_frame(&mut self, token: Token, kind: Kind, payload: &[u8]) -> Result<(), Close> {
+        let Some(phase) = self.connections.get_mut(token).map(|each| each.phase) else {
+            return Ok(());
+        };
+        if kind == Kind::Close {
+            self.tcp_closed(token, Goodbye::parse(payload)?.code);
+            return Ok(());
+        }
+        if phase == Phase::Closing {
+            return Ok(());
+        }
+        match kind {
+            Kind::Connect => self.tcp_connect(token, &Connect::parse(payload)?),
+            Kind::Subscribe => self.tcp_subscribe(token, &Subscribe::parse(payload)?),
+            Kind::Unsubscribe => self.tcp_unsubscribe(token, Unsubscribe::parse(payload)?),
+            Kind::Publish => self.tcp_piece(token, payload)?,
+            // The header was the message: an acknowledgement or a wider window may let data go.
+            Kind::Heartbeat | Kind::Ack | Kind::WindowUpdate | Kind::Skippable => {}
+            Kind::Data
+            | Kind::Connected
+            | Kind::Subscribed
+            | Kind::Unsubscribed
+            | Kind::Published
+            | Kind::Error
+            | Kind::Close => return Err(Close::UnexpectedFrame),
+        }
+        self.mark_to_flush(token.index);
+        Ok(())
+    }
+
+    /// Appends a frame to what is on its way to a client.
+    fn tcp_say(&mut self, token: Token, kind: Kind, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        if connection.phase == Phase::Closing {
+            return;
+        }
+        let before = connection.queued_bytes();
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return;
+        };
+        let mut payload = Vec::new();
+        encode(&mut payload);
+        tcp.say(kind, &payload);
+        self.queued_bytes += connection.queued_bytes() - before;
+        self.after_enqueue(token);
+    }
+
+    fn tcp_connect(&mut self, token: Token, connect: &Connect<'_>) {
+        if connect.token != NO_TOKEN {
+            return self.condemn(token, Close::InvalidToken);
+        }
+        self.opened(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let client = uuid_text(&connection.client);
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return;
+        };
+        tcp.flow.agree(connect);
+        let settings = &self.settings;
+        let version = settings.version.clone();
+        let connected = Connected {
+            crc: connect.crc,
+            window_scale: SERVER_WINDOW.scale,
+            heartbeat_interval_ms: settings.tcp_heartbeat_interval.as_millis() as u64,
+            heartbeat_timeout_ms: settings.tcp_heartbeat_timeout.as_millis() as u64,
+            message_bytes_max: settings.message_bytes_max as u64,
+            client: &client,
+            version: &version,
+        };
+        self.tcp_say(token, Kind::Connected, |payload| connected.encode(payload));
+    }
+
+    fn tcp_fail(&mut self, token: Token, request: u32, fault: Fault) {
+        let Fault {
+            code,
+            temporary,
+            message,
+        } = fault;
+        let failure = Failure {
+            request,
+            code,
+            temporary,
+            message,
+        };
+        self.tcp_say(token, Kind::Error, |payload| failure.encode(payload));
+    }
+
+    fn tcp_subscribe(&mut self, token: Token, subscribe: &Subscribe<'_>) {
+        let since = subscribe.since.map(|since| (since.epoch, since.offset));
+        let granted = match self.subscribe(token, subscribe.channel, since) {
+            Ok(granted) => granted,
+            Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
+        };
+        let epoch = epoch_text(granted.epoch);
+        let subscribed = Subscribed {
+            request: subscribe.request,
+            alias: granted.channel,
+            recoverable: granted.recoverable,
+            recovered: granted.recovered.is_some(),
+            top: Position {
+                epoch: &epoch,
+                offset: granted.top_offset,
+            },
+        };
+        self.tcp_say(token, Kind::Subscribed, |payload| {
+            subscribed.encode(payload)
+        });
+        for view in granted.missed().filter_map(PublicationView::parse) {
+            self.enqueue(token, publication_frame(granted.channel, &view));
+        }
+    }
+
+    fn tcp_unsubscribe(&mut self, token: Token, unsubscribe: Unsubscribe) {
+        let Unsubscribe { request, alias } = unsubscribe;
+        if !self.unsubscribe(token, alias) {
+            return self.tcp_fail(token, request, BAD_REQUEST);
+        }
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let before = connection.queued_bytes();
+        let dropped = connection.outbox.drop_channel(alias);
+        self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
+        self.metrics.add(Count::DeliveriesDropped, dropped);
+        let unsubscribed = Unsubscribed {
+            request,
+            alias,
+            code: 0,
+            reason: "unsubscribed",
+        };
+        self.tcp_say(token, Kind::Unsubscribed, |payload| {
+            unsubscribed.encode(payload)
+        });
+    }
+
+    /// A PUBLISH frame: a message, or a piece of one.
+    fn tcp_piece(&mut self, token: Token, payload: &[u8]) -> Result<(), Close> {
+        let message_bytes_max = self.settings.message_bytes_max;
+        let Some(connection) = self.connections.get_mut(token) else {
+            return Ok(());
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return Ok(());
+        };
+        let Some(message) = tcp.reassembly.push(payload, message_bytes_max)? else {
+            return Ok(());
+        };
+        let publish = Publish::parse(&message)?;
+        match self.tcp_publish(token, &publish) {
+            Ok(()) => self.metrics.add(Count::PublishesAccepted, 1),
+            Err(fault) => {
+                let count = match fault.code {
+                    102 | 103 => Count::PublishesDenied,
+                    111 => Count::PublishesDeferred,
+                    _ => Count::PublishesRejected,
+                };
+                self.metrics.add(count, 1);
+                self.tcp_fail(token, publish.request, fault);
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp_publish(&mut self, token: Token, publish: &Publish<'_>) -> Result<(), Fault> {
+        let Publish {
+            channel,
+            binary,
+            tags,
+            idempotency_key,
+            data,
+            ..
+        } = *publish;
+        if channel.is_empty() || channel.len() > CHANNEL_BYTES_MAX || data.is_empty() {
+            return Err(BAD_REQUEST);
+        }
+        let namespace = self.settings.namespace(channel).ok_or(UNKNOWN_CHANNEL)?;
+        if !namespace.allow_publish_for_client {
+            return Err(DENIED);
+        }
+        if data.len() > self.settings.message_bytes_max {
+            return Err(LIMIT);
+        }
+        let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
+        if !binary {
+            json::compact(data, &mut compact_data).map_err(|_| BAD_REQUEST)?;
+        }
+        if !tags.is_empty() {
+            json::compact_object(tags.as_bytes(), &mut compact_tags).map_err(|_| BAD_REQUEST)?;
+        }
+        let idempotency = match idempotency_key {
+            "" => 0,
+            key => self
+                .table
+                .hash(&[channel.as_bytes(), key.as_bytes()])
+                .max(1),
+        };
+        let Some(connection) = self.connections.get_mut(token) else {
+            return Ok(());
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return Ok(());
+        };
+        if tcp.publishes >= PUBLISHES_PER_CONNECTION_MAX {
+            return Err(BUSY);
+        }
+        let request = Request {
+            id: 0,
+            want_reply: true,
+            json: !binary,
+            idempotency,
+            channel,
+            tags: &compact_tags,
+            data: if binary { data } else { &compact_data },
+        };
+        self.uplink
+            .publish(token, publish.request, request)
+            .map_err(|error| match error {
+                UplinkError::Full => BUSY,
+                UplinkError::TooLarge { .. } => LIMIT,
+                UplinkError::Corrupt { .. } => INTERNAL,
+            })?;
+        tcp.publishes += 1;
+        Ok(())
+    }
+
+    /// The publisher's answer to a client's publish; the client may be gone.
+    pub(super) fn tcp_published(&mut self, token: Token, request: u32, outcome: Outcome) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return;
+        };
+        tcp.publishes -= 1;
+        match outcome {
+            Outcome::Published { epoch, offset } => {
+                let epoch = epoch_text(epoch);
+                let published = Published {
+                    request,
+                    position: Position {
+                        epoch: &epoch,
+                        offset,
+                    },
+                };
+                self.tcp_say(token, Kind::Published, |payload| published.encode(payload));
+            }
+            Outcome::Failed { code } => {
+                self.metrics.add(Count::PublishesRejected, 1);
+                self.tcp_fail(token, request, Fault::of_code(code));
+            }
+        }
+    }
+
+    pub(super) fn tcp_heartbeat(&mut self, token: Token) {
+        self.tcp_say(token, Kind::Heartbeat, |_| {});
+    }
+
+    /// Acknowledges what was received, if none of this turn's answers has done it in passing.
+    pub(super) fn tcp_acknowledge(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        if let Dialect::Tcp(tcp) = &connection.dialect
+            && connection.phase == Phase::Open
+            && tcp.flow.ack_due()
+        {
+            self.tcp_say(token, Kind::Ack, |_| {});
+        }
+    }
+
+    /// The client's goodbye, or its answer to ours.
+    fn tcp_closed(&mut self, token: Token, code: u16) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        if connection.phase == Phase::Closing {
+            return self.forget(token);
+        }
+        self.metrics.close(Close::Normal);
+        self.leave_channels(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        connection.phase = Phase::Closing;
+        connection.flags.set(Flags::HANG_UP, true);
+        connection.flags.set(Flags::DEAF, true);
+        let before = connection.queued_bytes();
+        let dropped = connection.outbox.clear();
+        if let Dialect::Tcp(tcp) = &mut connection.dialect {
+            let mut payload = Vec::new();
+            Goodbye {
+                code,
+                reason: Close::Normal.reason(),
+            }
+            .encode(&mut payload);
+            tcp.say(Kind::Close, &payload);
+        }
+        self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
+        self.metrics.add(Count::DeliveriesDropped, dropped);
+        self.mark_to_flush(token.index);
+        self.schedule(token.index, self.settings.close_timeout);
+    }
+}
