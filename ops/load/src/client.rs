@@ -132,14 +132,15 @@ impl Client {
             Err(error) => return Err(error.into()),
         };
         tally.bytes_received += count as u64;
+        let now_ns = sys::monotonic_ns();
+        let moment = Moment { now_ns, ..moment };
         let Client {
             subscriptions,
             unsent,
             phase,
             ..
         } = self;
-        let mut each =
-            |event: Event<'_>| observe(subscriptions, phase, event, moment.now_ns, tally);
+        let mut each = |event: Event<'_>| observe(subscriptions, phase, event, now_ns, tally);
         let result = if self.partial.is_empty() {
             let fresh = &buffer[..count];
             let result = session.receive(fresh, moment, unsent, &mut each);

@@ -100,14 +100,16 @@ impl<F: AsRawFd> Swarm<F> {
     /// Runs until it is told to stop, its input ends, or its time is over. Prints the final report.
     pub fn run(&mut self) -> io::Result<()> {
         let end_ns = self.started_ns + seconds(self.plan.run_s_max);
+        let mut stop = self.obey()?; // What came in one read with the plan.
         loop {
             self.start_handshakes()?;
             let wait_ms = self.wait_ms(end_ns);
-            let mut stop = monotonic_ns() >= end_ns;
+            stop |= monotonic_ns() >= end_ns;
             for index in 0..self.epoll.wait(wait_ms)? {
                 let (token, readiness) = self.epoll.event(index);
                 if token == COMMANDS_TOKEN {
-                    stop |= self.obey()?;
+                    let more = self.commands.fill()?;
+                    stop |= self.obey()? || !more;
                 } else {
                     self.serve(token as u32, readiness)?;
                 }
@@ -251,9 +253,8 @@ impl<F: AsRawFd> Swarm<F> {
         Ok(())
     }
 
-    /// Carries out the commands that have arrived; true: stop.
+    /// Carries out the commands that have been read; true: stop.
     fn obey(&mut self) -> io::Result<bool> {
-        let more = self.commands.fill()?;
         while let Some(line) = self.commands.next_line() {
             let command = serde_json::from_str(&line)
                 .map_err(|error| invalid(format!("command {line:?}: {error}")))?;
@@ -279,7 +280,7 @@ impl<F: AsRawFd> Swarm<F> {
                 }
             }
         }
-        Ok(!more)
+        Ok(false)
     }
 
     /// Says what has become true since the last turn.
