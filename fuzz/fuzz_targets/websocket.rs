@@ -12,6 +12,9 @@ use tidegate_fuzz::parameters;
 /// Small, so that the limit is met often.
 const MESSAGE_BYTES_MAX: usize = 300;
 
+/// The input is not a stream but a text, to be sent in fragments.
+const IS_TEXT: u8 = 1;
+
 fn describe(event: Event<'_>) -> String {
     match &event {
         Event::Text(text) => {
@@ -51,9 +54,56 @@ fn read(bytes: &[u8], piece: usize) -> (Vec<String>, Option<Close>) {
     (events, None)
 }
 
+/// One text message, fragmented every `piece` bytes, with a ping after each fragment but the last.
+fn fragmented(text: &[u8], piece: usize) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
+    const PING: [u8; 6] = [0x89, 0x80, 1, 2, 3, 4];
+    let mut out = Vec::new();
+    let mut fragments = text.chunks(piece).peekable();
+    let mut opcode = 1;
+    while let Some(fragment) = fragments.next() {
+        let is_last = fragments.peek().is_none();
+        out.extend([
+            if is_last { 0x80 } else { 0 } | opcode,
+            0x80 | fragment.len() as u8,
+        ]);
+        out.extend(MASK);
+        out.extend(
+            fragment
+                .iter()
+                .zip(MASK.iter().cycle())
+                .map(|(byte, key)| byte ^ key),
+        );
+        if !is_last {
+            out.extend(PING);
+        }
+        opcode = 0;
+    }
+    out
+}
+
+/// Hold the reading of a fragmented text to the standard library's idea of UTF-8.
+fn check_text(bytes: &[u8], piece: usize) {
+    let stream = fragmented(bytes, piece);
+    let (events, close) = read(&stream, stream.len());
+    match std::str::from_utf8(bytes) {
+        Ok(_) if bytes.len() > MESSAGE_BYTES_MAX => assert_eq!(close, Some(Close::MessageTooBig)),
+        Ok(text) => {
+            assert_eq!(close, None);
+            assert_eq!(events.last(), Some(&describe(Event::Text(text.into()))));
+        }
+        Err(_) if bytes.len() > MESSAGE_BYTES_MAX => assert!(close.is_some()),
+        Err(_) => assert_eq!(close, Some(Close::InvalidText)),
+    }
+}
+
 fuzz_target!(|input: &[u8]| {
-    let Some((piece, _, bytes)) = parameters(input) else {
+    let Some((piece, flags, bytes)) = parameters(input) else {
         return;
     };
-    assert_eq!(read(bytes, piece), read(bytes, bytes.len()));
+    if flags & IS_TEXT == 0 {
+        assert_eq!(read(bytes, piece), read(bytes, bytes.len()));
+    } else {
+        check_text(bytes, piece);
+    }
 });
