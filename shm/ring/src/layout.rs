@@ -2,19 +2,19 @@
 //! their words. All words are u64, native byte order, accessed as atomics.
 //!
 //! ```text
-//! every segment                 log                              uplink
-//! 0     magic "TIDEGATE"        4096  intent      (writer)       4096  request tail     (producer)
-//! 8     version << 32 | kind    +128  prepared    (writer)       +128  request head     (consumer)
-//! 16    generation              +256  tail        (writer)       +256  request sleeping (consumer)
-//! 24    owner's pid             +384  answered    (writer)       +384  reply tail       (consumer)
-//! 32    owner's start time      4608  seat 0      (reader)       +512  reply head       (producer)
-//! 40    size in bytes             +0    cursor                   +640  reply sleeping   (producer)
-//! 64    parameters, 8 words       +8    joined                   8192  request ring
-//! 128   state, stored last        +16   sleeping                 then  reply ring
-//! 4096  end of header             +24   lapped
-//!                                 +32   generation
-//!                                 +128  evicted   (writer)
-//!                               +256  seat 1 ...
+//! every segment                 log                        uplink
+//! 0     magic "TIDEGATE"        4096  intent   (writer)
+//! 8     version << 32 | kind    +128  prepared (writer)    4096  request tail     (producer)
+//! 16    generation              +256  tail     (writer)    +128  request head     (consumer)
+//! 24    owner's pid             +384  answered (writer)    +256  request sleeping (consumer)
+//! 32    owner's start time      4608  seat 0 (reader)      +384  reply tail       (consumer)
+//! 40    size in bytes             +0    cursor             +512  reply head       (producer)
+//! 64    parameters, 8 words       +128  joined             +640  reply sleeping   (producer)
+//! 128   state, stored last        +136  sleeping           8192  request ring
+//! 4096  end of header             +144  lapped             then  reply ring
+//!                                 +152  generation
+//!                                 +256  evicted (writer)
+//!                               +384  seat 1 ...
 //!                               then, page-aligned: the ring
 //! ```
 //!

@@ -16,13 +16,14 @@
 mod reader;
 mod writer;
 
+pub use crate::ring::Record;
 pub use reader::LogReader;
 pub use writer::{Batch, LogWriter, Prepared};
 
-use crate::error::SegmentError;
+use crate::error::{LapCause, Lapped, SegmentError};
 use crate::layout::{self, HEADER_BYTES, Kind, LINE, Owner};
 use crate::region::{Region, WORD};
-use crate::ring::{ALIGN, Ring, Walk, check_capacity};
+use crate::ring::{ALIGN, Fault, Ring, Walk, check_capacity};
 use crate::sync::{Ordering, fence};
 
 const INTENT_AT: usize = HEADER_BYTES;
@@ -31,16 +32,17 @@ const TAIL_AT: usize = PREPARED_AT + LINE;
 const ANSWERED_AT: usize = TAIL_AT + LINE;
 const SEATS_AT: usize = ANSWERED_AT + LINE;
 
-/// A seat: a line that its reader writes, and a line that the writer writes about it.
-const SEAT_BYTES: usize = 2 * LINE;
+/// A seat: a line that its reader writes all the time, one that it writes seldom and that the writer
+/// looks at all the time, and one that the writer writes about it.
+const SEAT_BYTES: usize = 3 * LINE;
 const CURSOR: usize = 0;
-const JOINED: usize = CURSOR + WORD;
+const JOINED: usize = LINE;
 const SLEEPING: usize = JOINED + WORD;
 const LAPPED: usize = SLEEPING + WORD;
 const GENERATION: usize = LAPPED + WORD;
-const EVICTED: usize = LINE;
+const EVICTED: usize = 2 * LINE;
 
-const _: () = assert!(GENERATION + WORD <= LINE && EVICTED + WORD <= SEAT_BYTES);
+const _: () = assert!(GENERATION + WORD <= EVICTED && EVICTED + WORD <= SEAT_BYTES);
 
 /// Most reader seats of a log: the writer looks at each of them once for each batch.
 pub const READERS_MAX: u32 = 256;
@@ -177,6 +179,36 @@ impl LogView {
         )
         .ok()?;
         kind
+    }
+
+    /// Shows at most `records_max` committed records from `position` on, which it moves behind them;
+    /// returns their number. For readers without a seat: nobody waits for them.
+    ///
+    /// # Errors
+    /// [`Lapped`]: the record at `position` is gone.
+    pub fn read_from(
+        &self,
+        position: &mut u64,
+        records_max: usize,
+        mut each: impl FnMut(Record<'_>),
+    ) -> Result<usize, Lapped> {
+        let (end, mut walk, mut taken) = (self.tail(), Walk::from(*position), 0);
+        while walk.position != end && taken < records_max {
+            let is_valid = |from| self.is_valid(from);
+            let shown = walk.run(&self.ring, end, records_max - taken, is_valid, |record| {
+                each(record);
+                std::ops::ControlFlow::Continue(())
+            });
+            *position = walk.position;
+            taken += shown.map_err(|fault| Lapped {
+                position: *position,
+                cause: match fault {
+                    Fault::Invalid => LapCause::Overwritten,
+                    Fault::Corrupt => LapCause::Corrupt,
+                },
+            })?;
+        }
+        Ok(taken)
     }
 
     fn region(&self) -> &Region {

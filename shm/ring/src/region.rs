@@ -104,6 +104,7 @@ impl Region {
 
     /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.words * WORD
     }

@@ -84,36 +84,44 @@ impl Ring {
         })
     }
 
+    #[inline]
     pub fn region(&self) -> &Region {
         &self.region
     }
 
+    #[inline]
     pub fn capacity(&self) -> u64 {
         self.capacity as u64
     }
 
     /// Bytes that a record with so much payload takes.
+    #[inline]
     pub const fn record_bytes(payload_bytes: usize) -> usize {
         (HEAD + payload_bytes).next_multiple_of(ALIGN)
     }
 
     /// Longest possible payload.
+    #[inline]
     pub fn payload_bytes_max(&self) -> usize {
         self.record_bytes_max() - HEAD
     }
 
+    #[inline]
     fn record_bytes_max(&self) -> usize {
         (self.capacity / RECORD_SHARE).max(ALIGN)
     }
 
+    #[inline]
     fn place(&self, position: u64) -> usize {
         (position & (self.capacity() - 1)) as usize
     }
 
+    #[inline]
     fn bytes_to_wrap(&self, position: u64) -> usize {
         self.capacity - self.place(position)
     }
 
+    #[inline]
     fn words(&self, position: u64, bytes: usize) -> &[AtomicU64] {
         self.region
             .words(self.start + self.place(position), bytes / WORD)
@@ -121,6 +129,7 @@ impl Ring {
 
     /// Where a record of `bytes` bytes would begin if the ring is filled up to `position`: there,
     /// or after the wrap.
+    #[inline]
     pub fn begin(&self, position: u64, bytes: usize) -> u64 {
         let left = self.bytes_to_wrap(position);
         if bytes <= left {
@@ -132,6 +141,7 @@ impl Ring {
 
     /// Writes a record at `begin`, as [`Ring::begin`] had it for `position`, and the padding
     /// before it. The parts make up the payload, `payload_bytes` in sum.
+    #[inline]
     pub fn put(&self, position: u64, begin: u64, kind: u32, parts: &[&[u8]], payload_bytes: usize) {
         assert_ne!(kind, PADDING, "kind 0 is padding");
         if begin != position {
@@ -141,7 +151,7 @@ impl Ring {
         let words = self.words(begin, Ring::record_bytes(payload_bytes));
         words[0].store(head(kind, payload_bytes), Ordering::Relaxed);
         let mut packer = Packer {
-            words: words[1..].iter(),
+            words: &words[1..],
             held: 0,
             held_bytes: 0,
         };
@@ -167,13 +177,17 @@ pub(crate) fn check_capacity(name: &'static str, capacity: u64) -> Result<(), Se
 
 const _: () = assert!(ALIGN * RECORD_SHARE == 128);
 
+#[inline]
 fn head(kind: u32, payload_bytes: usize) -> u64 {
     u64::from(kind) << 32 | payload_bytes as u64
 }
 
+/// Bytes stored in a row, without a look at the rest: a cache line.
+const BLOCK: usize = 64;
+
 /// Packs byte strings of any length into words, without a gap between them.
 struct Packer<'a> {
-    words: std::slice::Iter<'a, AtomicU64>,
+    words: &'a [AtomicU64],
     held: u64,
     held_bytes: usize,
 }
@@ -190,13 +204,24 @@ impl Packer<'_> {
             }
             self.finish();
         }
-        let (chunks, rest) = part.as_chunks::<WORD>();
-        for (chunk, word) in chunks.iter().zip(self.words.by_ref()) {
-            word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+        let (blocks, rest) = part.as_chunks::<BLOCK>();
+        for block in blocks {
+            let (words, following) = self.words.split_at(BLOCK / WORD);
+            for (word, bytes) in words.iter().zip(block.as_chunks::<WORD>().0) {
+                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            }
+            self.words = following;
         }
+        let (chunks, rest) = rest.as_chunks::<WORD>();
+        let (words, following) = self.words.split_at(chunks.len());
+        for (word, bytes) in words.iter().zip(chunks) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+        self.words = following;
         self.hold(rest);
     }
 
+    #[inline]
     fn hold(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.held |= u64::from(*byte) << (8 * self.held_bytes);
@@ -205,13 +230,11 @@ impl Packer<'_> {
     }
 
     /// Stores the word in the making, zeros in its rest.
+    #[inline]
     fn finish(&mut self) {
         if self.held_bytes > 0 {
-            let word = self
-                .words
-                .next()
-                .expect("the record has room for its parts");
-            word.store(self.held, Ordering::Relaxed);
+            self.words[0].store(self.held, Ordering::Relaxed);
+            self.words = &self.words[1..];
             (self.held, self.held_bytes) = (0, 0);
         }
     }
@@ -339,11 +362,13 @@ impl Walk {
 }
 
 /// Kind and payload bytes of a record.
+#[inline]
 fn parse_head(word: u64) -> (u32, usize) {
     ((word >> 32) as u32, word as u32 as usize)
 }
 
 /// The bytes of private words, in the order in which [`Packer`] stored them.
+#[inline]
 fn bytes_of(words: &[u64]) -> &[u8] {
     // SAFETY: initialised plain words are as many valid bytes, of laxer alignment, for as long.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * WORD) }
