@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from workers import log
+
 __all__ = ["NamespaceSettings", "WorkerSettings"]
 
 
@@ -45,6 +47,11 @@ class WorkerSettings:
     """CPUs to run on; empty: any."""
     memory_node: int
     """NUMA node that memory is preferred from; -1: no preference."""
+
+    log_format: log.Format
+    log_level: str
+    log_file: str
+    """Path, or "" for standard error."""
 
     # What clients may take. Bounds, each with its unit.
     connections_max: int

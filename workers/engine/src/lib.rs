@@ -10,6 +10,8 @@ pub mod metrics;
 pub mod outbox;
 pub mod pacing;
 pub mod protocol;
+#[cfg(feature = "python")]
+mod python;
 pub mod reactor;
 pub mod session;
 pub mod settings;

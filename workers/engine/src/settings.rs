@@ -25,8 +25,6 @@ pub struct Settings {
     pub seat: u32,
     /// This worker's row in the statistics segment.
     pub stats_row: u32,
-    /// NUMA node to prefer memory from, if any.
-    pub memory_node: Option<u32>,
 
     pub connections_max: usize,
     pub message_bytes_max: usize,
@@ -82,7 +80,6 @@ pub(crate) mod tests {
             generation: 1,
             seat: 0,
             stats_row: 1,
-            memory_node: None,
             connections_max: 1000,
             message_bytes_max: 65_536,
             queue_hard_bytes: 1_048_576,

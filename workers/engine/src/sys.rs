@@ -238,3 +238,9 @@ pub fn prefer_memory_node(node: u32) -> io::Result<()> {
     syscall(result as i64)?;
     Ok(())
 }
+
+/// Ends this process at once: nothing is unwound, flushed or cleaned up.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(status) }
+}

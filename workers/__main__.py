@@ -1,0 +1,115 @@
+"""A worker's process: holds client connections. Started by the supervisor, never by hand.
+
+Everything it does per connection or message is Rust (`workers._engine`). This shell boots it and
+turns the supervisor's messages into drains and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from workers import affinity, child, log
+from workers._engine import Engine, EngineFailed
+from workers.link import Link, LinkClosed, LinkError, close_all, named_descriptors
+from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+# How long clients may take to learn of a stop: close frames fit the socket buffers, so that this
+# is the time of a few turns; who has not taken them by then does not read at all.
+STOP_PATIENCE_S = 1.0
+
+
+def main() -> int:
+    """Serve until the supervisor says stop, or is gone. Returns the exit status."""
+    link = child.begin()
+    try:
+        engine = _boot(link)
+        if engine is None:
+            return EXIT_FAILED
+        link.send({"type": "ready"})
+        _serve(link, engine)
+    except LinkClosed:
+        # The supervisor is gone: a worker without one serves nobody, and none may outlive it.
+        return EXIT_FAILED
+    except LinkError as error:
+        logger.error("the link to the supervisor is broken", extra={"reason": error})
+        return EXIT_FAILED
+    except EngineFailed as error:
+        _failed(link, error.code, str(error))
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _boot(link: Link) -> Engine | None:
+    message, fds = link.recv()
+    if message["type"] == "stop":
+        close_all(fds)
+        return None
+    descriptors = named_descriptors(message, fds)
+    try:
+        settings = WorkerSettings.from_map(message["settings"])
+        log.configure(
+            f"worker-{settings.slot}",
+            form=settings.log_format,
+            level=settings.log_level,
+            path=settings.log_file,
+        )
+        affinity.settle(settings)
+        return Engine(settings, descriptors, link.fileno())
+    except (OSError, TypeError, ValueError) as error:
+        _failed(link, "worker_boot", str(error))
+        return None
+    finally:
+        # The engine has duplicates: the listeners of a slot must close when the engine does.
+        close_all(fds)
+
+
+def _serve(link: Link, engine: Engine) -> None:
+    """Work until there is nothing left to do."""
+    while True:
+        event, count = engine.run()
+        if event == "draining":
+            link.send({"type": "draining", "remaining": count})
+        elif event == "drained":
+            link.send({"type": "drained", "closed": count})
+            return
+        else:
+            message, fds = link.recv()
+            close_all(fds)
+            if _obey(engine, message):
+                return
+
+
+def _obey(engine: Engine, message: dict[str, Any]) -> bool:
+    """Act on a message of the supervisor; true: this worker is done."""
+    match message["type"]:
+        case "drain" | "leave" as kind:
+            leaves = kind == "leave"
+            engine.drain(message["spread_s"], message["code"], accept_first=leaves)
+        case "stop":
+            closed = engine.stop(STOP_PATIENCE_S)
+            logger.info("stopped", extra={"closed": closed})
+            return True
+        case "reopen_logs":
+            try:
+                log.reopen()
+            except OSError as error:
+                logger.error("the log file stays as it was", extra={"reason": error})
+        case kind:
+            logger.warning("a message that is not for a worker", extra={"type": kind})
+    return False
+
+
+def _failed(link: Link, code: str, message: str) -> None:
+    logger.error("the worker cannot go on", extra={"code": code, "reason": message})
+    link.send({"type": "failed", "code": code, "message": message})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
