@@ -79,7 +79,6 @@ class Header(TypedDict):
     owner_pid: int
     owner_start: int
     size: int
-    ready: bool
 
 def inspect(fd: int) -> Header | None:
     """The header of a segment; None where nothing was formatted there yet."""
@@ -105,8 +104,13 @@ class Sequencer:
         stats_fd: int,
         wake_fd: int,
         settings: SequencerSettings,
+        awaited: list[int] = ...,
     ) -> None:
-        """Opens the log and finishes what an earlier publisher had prepared."""
+        """Opens the log and finishes what an earlier publisher had prepared.
+
+        Nothing is sequenced before the uplinks in `awaited` are attached or detached: all that
+        lived when an earlier publisher died.
+        """
 
     def attach_reader(self, seat: int, wake_fd: int) -> None: ...
     def detach_reader(self, seat: int) -> None: ...
@@ -116,8 +120,11 @@ class Sequencer:
     def detach_uplink(self, id: int) -> None:
         """Takes what its producer committed, then lets go."""
 
-    def run(self, link_fd: int) -> None:
-        """Sequences until `link_fd` is readable. Releases the GIL."""
+    def run(self, link_fd: int) -> list[int]:
+        """Sequences until `link_fd` is readable. Releases the GIL.
+
+        Returns early where uplinks had to be dropped for what their producers wrote: their ids.
+        """
 
     def drain(self) -> None:
         """Takes once what all uplinks hold now."""
@@ -136,18 +143,23 @@ class Producer:
         data: bytes | str,
         *,
         tags: bytes | str | None = None,
-        idempotency_key: str | None = None,
+        idempotency: bytes | None = None,
         binary: bool = False,
         want_reply: bool = True,
     ) -> int:
         """Hand one message to the publisher and return the id that its reply will carry.
 
         `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
-        and compacted. Raises BadRequest, TooLarge, and Full where the uplink has no room now.
+        and compacted. `idempotency` is a digest of the caller's key, 16 bytes, not all zero.
+        Raises BadRequest, TooLarge, and Full where the uplink has no room now or too many requests
+        wait for their replies.
         """
 
     def replies(self, timeout_s: float) -> list[Reply]:
-        """Replies that came, waiting at most `timeout_s` for the first. Releases the GIL."""
+        """Replies that came, waiting at most `timeout_s` for the first. Releases the GIL.
+
+        For one thread at a time: of two that sleep, only one is woken.
+        """
 
 class Row(TypedDict):
     row: int
@@ -225,9 +237,6 @@ class LogTail:
     @property
     def lapped(self) -> int:
         """How often the writer overtook this reader: each time, publications were missed."""
-
-    def rewind(self, position: int) -> None:
-        """Go on reading at `position`, which a publication of this log had."""
 
     def leave(self) -> None:
         """Give the seat back."""

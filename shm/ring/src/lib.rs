@@ -9,6 +9,8 @@ mod lane;
 pub mod layout;
 pub mod log;
 pub mod publication;
+#[cfg(feature = "python")]
+mod python;
 pub mod region;
 mod ring;
 pub mod sequencer;

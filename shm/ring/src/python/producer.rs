@@ -1,0 +1,156 @@
+//! A producer's end of an uplink.
+
+use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+
+use super::{Error, bell, epoch_text, map};
+use crate::json;
+use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX};
+use crate::uplink::{Request, UplinkProducer};
+use crate::wake::Bell;
+
+/// Request id, status, epoch, offset.
+type PyReply = (u64, u32, String, u64);
+
+#[pyclass(frozen, module = "shm._ring")]
+pub(super) struct Producer {
+    state: Mutex<State>,
+    publisher_wake: Bell,
+    reply_wake: Bell,
+}
+
+struct State {
+    uplink: UplinkProducer,
+    last_id: u64,
+}
+
+/// Text or bytes, as Python has them.
+#[derive(FromPyObject)]
+enum Bytes {
+    Text(PyBackedStr),
+    Raw(PyBackedBytes),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Text(text) => text.as_bytes(),
+            Bytes::Raw(bytes) => bytes,
+        }
+    }
+}
+
+#[pymethods]
+impl Producer {
+    #[new]
+    fn new(
+        uplink_fd: RawFd,
+        publisher_wake_fd: RawFd,
+        reply_wake_fd: RawFd,
+    ) -> Result<Self, Error> {
+        let uplink = UplinkProducer::attach(map(uplink_fd)?)?;
+        Ok(Self {
+            state: Mutex::new(State { uplink, last_id: 0 }),
+            publisher_wake: bell(publisher_wake_fd)?,
+            reply_wake: bell(reply_wake_fd)?,
+        })
+    }
+
+    #[pyo3(signature = (
+        channel, data, *, tags = None, idempotency = None, binary = false, want_reply = true
+    ))]
+    fn publish(
+        &self,
+        channel: &str,
+        data: Bytes,
+        tags: Option<Bytes>,
+        idempotency: Option<[u8; 16]>,
+        binary: bool,
+        want_reply: bool,
+    ) -> Result<u64, Error> {
+        if !(1..=CHANNEL_BYTES_MAX).contains(&channel.len()) {
+            let bytes = channel.len();
+            return Err(Error::Request(format!(
+                "channel: {bytes} bytes, it has to have 1 to {CHANNEL_BYTES_MAX}"
+            )));
+        }
+        let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
+        if !binary {
+            json::compact(data.as_slice(), &mut compact_data)
+                .map_err(|error| Error::Request(format!("data: {error}")))?;
+        }
+        if let Some(tags) = tags {
+            json::compact_object(tags.as_slice(), &mut compact_tags)
+                .map_err(|error| Error::Request(format!("tags: {error}")))?;
+        }
+        if compact_tags.len() > TAGS_BYTES_MAX {
+            let bytes = compact_tags.len();
+            return Err(Error::Request(format!(
+                "tags: {bytes} bytes, at most {TAGS_BYTES_MAX}"
+            )));
+        }
+        let mut state = self.state();
+        let id = state.last_id + 1;
+        let wake = state.uplink.publish(&Request {
+            id,
+            want_reply,
+            json: !binary,
+            idempotency: idempotency.map_or(0, u128::from_le_bytes),
+            channel,
+            tags: &compact_tags,
+            data: if binary {
+                data.as_slice()
+            } else {
+                &compact_data
+            },
+        })?;
+        state.last_id = id;
+        drop(state);
+        if wake {
+            self.publisher_wake.ring();
+        }
+        Ok(id)
+    }
+
+    fn replies(&self, py: Python<'_>, timeout_s: f64) -> Result<Vec<PyReply>, Error> {
+        let timeout = Duration::try_from_secs_f64(timeout_s.max(0.0))
+            .map_err(|error| Error::Request(format!("timeout_s: {error}")))?;
+        py.detach(|| self.wait_for_replies(timeout))
+    }
+}
+
+impl Producer {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_replies(&self, timeout: Duration) -> Result<Vec<PyReply>, Error> {
+        let began = Instant::now();
+        loop {
+            let mut state = self.state();
+            let mut replies = Vec::new();
+            state.uplink.replies(|reply| {
+                replies.push((
+                    reply.id,
+                    reply.status,
+                    epoch_text(reply.epoch),
+                    reply.offset,
+                ));
+            })?;
+            let left = timeout.saturating_sub(began.elapsed());
+            if !replies.is_empty() || left.is_zero() {
+                return Ok(replies);
+            }
+            if state.uplink.may_sleep() {
+                // Others publish meanwhile.
+                drop(state);
+                self.reply_wake.wait(left);
+                self.state().uplink.awake();
+            }
+        }
+    }
+}
