@@ -51,7 +51,9 @@ class Publisher(Child):
             "stats": memory.stats.fd,
             "wake": memory.publisher_wake,
         }
-        self.send("boot", fds, settings=settings.as_map())
+        # It waits for all of these before it takes from any: see `_ring.Sequencer`.
+        uplinks = runtime.uplinks.ids()
+        self.send("boot", fds, settings=settings.as_map(), uplinks=uplinks)
         self.kill_after_start(config.reload.start_timeout_s)
         runtime.publisher = self
         for worker in readers():

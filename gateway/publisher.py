@@ -76,7 +76,12 @@ def _boot(link: Link) -> _ring.Sequencer | None:
     )
     try:
         return _ring.Sequencer(
-            named["log"], named["channels"], named["stats"], named["wake"], settings
+            named["log"],
+            named["channels"],
+            named["stats"],
+            named["wake"],
+            settings,
+            message["uplinks"],
         )
     except (_ring.RingError, OSError) as error:
         logger.error("the publisher cannot start", extra={"reason": error})
@@ -89,7 +94,9 @@ def _boot(link: Link) -> _ring.Sequencer | None:
 def _serve(link: Link, sequencer: _ring.Sequencer) -> None:
     link.setblocking(False)
     while True:
-        sequencer.run(link.fileno())
+        for uplink in sequencer.run(link.fileno()):
+            logger.error("uplink dropped: its producer damaged it", extra={"uplink": uplink})
+            link.send({"type": "uplink_detached", "id": uplink})
         while (received := _receive(link)) is not None:
             message, fds = received
             try:

@@ -41,6 +41,10 @@ class Uplinks:
     def __len__(self) -> int:
         return len(self._open)
 
+    def ids(self) -> list[int]:
+        """The uplinks that `publisher_started` attaches."""
+        return list(self._open)
+
     def open(self, config: Config, holder: str, reply_wake: int) -> Uplink:
         """Makes an uplink and attaches it. Raises InstanceError where memory is short."""
         number = next(self._ids)
