@@ -24,7 +24,7 @@ from gateway.api.readiness import Readiness
 from gateway.api.settings import ApiSettings
 from gateway.producer import Producer
 from shm._ring import ROLE_API, Stats, StatsRow
-from workers import child
+from workers import child, log
 from workers.link import Link, LinkClosed
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ KEEPALIVE_S = 75
 which knows whether it is sending, closes first."""
 HEADERS_MAX = 64
 HEADER_BYTES_MAX = 8190
+
+SIGNALS_OF_MESSAGES = {"stop": signal.SIGTERM, "reopen_logs": signal.SIGUSR1}
+"""What the supervisor says by the link, in the words that gunicorn knows; its master passes the
+second one on to its workers."""
 
 
 class ApiServer(BaseApplication):
@@ -76,7 +80,7 @@ class ApiServer(BaseApplication):
             "loglevel": self._settings.log_level,
             "control_socket_disable": True,
             "proc_name": f"tidegate-{self._settings.instance}-api",
-            "when_ready": lambda arbiter: child.leave_signals_to_the_supervisor(),
+            "when_ready": lambda arbiter: _leave_signals_to_the_supervisor(),
             "pre_fork": self._assign_row,
             "post_fork": self._become_worker,
             "post_worker_init": self._tell_that_it_serves,
@@ -100,8 +104,8 @@ class ApiServer(BaseApplication):
                 except LinkClosed:
                     # The supervisor is gone. The kernel ends the workers with this process.
                     os._exit(1)
-                if message["type"] == "stop":
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if (number := SIGNALS_OF_MESSAGES.get(message["type"])) is not None:
+                    os.kill(os.getpid(), number)
 
     def _assign_row(self, arbiter: Arbiter, worker: Worker) -> None:
         first = self._settings.stats_row + 1
@@ -138,7 +142,7 @@ class ApiServer(BaseApplication):
         return app.build(settings.key, served, row, readiness.problem)
 
     def _tell_that_it_serves(self, worker: Worker) -> None:
-        child.leave_signals_to_the_supervisor()
+        _leave_signals_to_the_supervisor()
         os.write(self._serves, b"+")
 
 
@@ -165,7 +169,13 @@ class GatewayLogger(Logger):
         """Requests are counted, not logged: a backend sends thousands a second."""
 
     def reopen_files(self) -> None:
-        """The supervisor says when, by the link."""
+        log.reopen()
 
     def close_on_exec(self) -> None:
         """Nothing of this process is ever exec'ed."""
+
+
+def _leave_signals_to_the_supervisor() -> None:
+    """Takes back what gunicorn took for itself, but for what this server sends (see above)."""
+    for number in set(child.SIGNALS_FOR_THE_SUPERVISOR) - set(SIGNALS_OF_MESSAGES.values()):
+        signal.signal(number, signal.SIG_IGN)
