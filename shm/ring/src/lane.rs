@@ -1,7 +1,8 @@
 //! A lane: a byte ring with one producer and one consumer, in shared memory.
 //!
-//! Each side owns one position, keeps a copy of the other's and looks at the shared one only when
-//! the copy does not suffice: the lines of the two words rarely travel between cores.
+//! Each side owns one position. The producer keeps a copy of the consumer's and looks again only when
+//! that copy says full; the consumer looks once for each batch: the lines of the two words rarely
+//! travel between cores.
 //!
 //! The consumer believes nothing of the producer: every length is checked on a private copy.
 
@@ -130,8 +131,6 @@ impl LaneProducer {
 pub(crate) struct LaneConsumer {
     lane: Lane,
     walk: Walk,
-    /// The producer's tail as last seen.
-    tail: u64,
     sleeper: Sleeper,
     _claim: Claim,
 }
@@ -148,7 +147,6 @@ impl LaneConsumer {
         sleeper.awake();
         Ok(LaneConsumer {
             walk: Walk::from(head),
-            tail: head,
             lane,
             sleeper,
             _claim: claim,
@@ -168,14 +166,12 @@ impl LaneConsumer {
         mut each: impl FnMut(Record<'_>) -> ControlFlow<()>,
     ) -> Result<usize, UplinkError> {
         let (mut taken, mut broke) = (0, false);
-        if self.walk.position == self.tail {
-            self.tail = self.look();
-        }
-        while self.walk.position != self.tail && taken < records_max && !broke {
+        let tail = self.look();
+        while self.walk.position != tail && taken < records_max && !broke {
             let left = records_max - taken;
             let shown = self.walk.run(
                 &self.lane.ring,
-                self.tail,
+                tail,
                 left,
                 |_| true,
                 |record| {
@@ -212,7 +208,7 @@ impl LaneConsumer {
     pub fn release(&mut self, position: u64) {
         let head = self.head();
         if position.wrapping_sub(head) > self.walk.position.wrapping_sub(head) {
-            (self.walk.position, self.tail) = (position, position);
+            self.walk.position = position;
         }
         // SYNC: pairs with lane.rs::LaneProducer::push
         self.lane
