@@ -74,13 +74,15 @@ class Subscription(AsyncIterator[Message | Gap]):
 
     async def receive_many(self, events_max: int) -> list[Message | Gap]:
         """What is there, at most `events_max` events, at least one; none when it has ended."""
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._over:
-                return []
+        while not self._events and not self._over:
             self._news.clear()
             await self._news.wait()
+        return self.take(events_max)
+
+    def take(self, events_max: int) -> list[Message | Gap]:
+        """What is there, without waiting. Raises what ended the stream after its last event."""
+        if not self._events and self._error is not None:
+            raise self._error
         taken = [self._events.popleft() for _ in range(min(events_max, len(self._events)))]
         self._client._consumed(sum(wire_bytes for _, wire_bytes in taken))
         return [event for event, _ in taken]

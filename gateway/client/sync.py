@@ -21,11 +21,14 @@ from gateway.client import aio
 from gateway.client.backoff import Backoff
 from gateway.client.payloads import Connected, Position
 from gateway.client.subscription import Gap, Message
+from gateway.errors import Unreachable
 
 T = TypeVar("T")
 
 # Events fetched from the other thread at a time: what may be held beyond the window.
 _BATCH_EVENTS = 64
+# Calls of other threads when the client is closed: a turn of the loop each.
+_LAST_TASKS_TIMEOUT_S = 1.0
 
 
 class Subscription(Iterator[Message | Gap]):
@@ -38,16 +41,15 @@ class Subscription(Iterator[Message | Gap]):
         self._events: deque[Message | Gap] = deque()
 
     def __next__(self) -> Message | Gap:
-        if not self._events:
-            self._events.extend(self._client._run(self._batch(None)))
-        if not self._events:
+        event = self.receive()
+        if event is None:
             raise StopIteration
-        return self._events.popleft()
+        return event
 
     def receive(self, timeout_s: float | None = None) -> Message | Gap | None:
         """The next event; None when the stream has ended. Raises `TimeoutError`."""
         if not self._events:
-            self._events.extend(self._client._run(self._batch(timeout_s)))
+            self._events.extend(self._fetch(timeout_s))
         return self._events.popleft() if self._events else None
 
     def unsubscribe(self) -> None:
@@ -55,9 +57,15 @@ class Subscription(Iterator[Message | Gap]):
         self._events.clear()
         self._client._run(self._stream.unsubscribe())
 
-    async def _batch(self, timeout_s: float | None) -> list[Message | Gap]:
-        async with asyncio.timeout(timeout_s):
-            return await self._stream.receive_many(_BATCH_EVENTS)
+    def _fetch(self, timeout_s: float | None) -> list[Message | Gap]:
+        if self._client._loop is None:
+            return self._stream.take(_BATCH_EVENTS)
+
+        async def fetch() -> list[Message | Gap]:
+            async with asyncio.timeout(timeout_s):
+                return await self._stream.receive_many(_BATCH_EVENTS)
+
+        return self._client._run(fetch())
 
 
 class Client:
@@ -79,10 +87,9 @@ class Client:
         self._client = aio.AsyncClient(
             address, name=name, token=token, crc=crc, window_bytes=window_bytes, backoff=backoff
         )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="tidegate-client", daemon=True
-        )
+        # Both from connect() to close().
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Client:
         self.connect()
@@ -103,6 +110,10 @@ class Client:
 
     def connect(self) -> None:
         """Connect for the first time; later losses are mended in the background."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="tidegate-client", daemon=True
+        )
         self._thread.start()
         try:
             self._run(self._client.connect())
@@ -129,11 +140,21 @@ class Client:
 
     def close(self) -> None:
         """Say goodbye. Subscriptions end after what they have received."""
-        if self._thread.is_alive():
-            self._run(self._client.close())
+        if self._loop is not None:
+            self._run(self._close())
             self._stop()
 
+    async def _close(self) -> None:
+        await self._client.close()
+        # What other threads wait for ends by itself now; the loop may stop only after that.
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        if waiting:
+            await asyncio.wait(waiting, timeout=_LAST_TASKS_TIMEOUT_S)
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise Unreachable("the client is not connected", remedy="call connect() first")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -142,6 +163,8 @@ class Client:
             raise
 
     def _stop(self) -> None:
+        assert self._loop is not None and self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._loop = self._thread = None
