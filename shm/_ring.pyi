@@ -143,16 +143,16 @@ class Producer:
         data: bytes | str,
         *,
         tags: bytes | str | None = None,
-        idempotency: bytes | None = None,
+        idempotency_key: str | None = None,
         binary: bool = False,
         want_reply: bool = True,
     ) -> int:
         """Hand one message to the publisher and return the id that its reply will carry.
 
         `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
-        and compacted. `idempotency` is a digest of the caller's key, 16 bytes, not all zero.
-        Raises BadRequest, TooLarge, and Full where the uplink has no room now or too many requests
-        wait for their replies.
+        and compacted. A publish to a channel with the idempotency key of an earlier one gets that
+        one's reply for five minutes, and is not published. Raises BadRequest, TooLarge, and Full
+        where the uplink has no room now or too many requests wait for their replies.
         """
 
     def replies(self, timeout_s: float) -> list[Reply]:

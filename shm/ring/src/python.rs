@@ -34,6 +34,8 @@ enum Error {
     Log(#[from] LogError),
     #[error(transparent)]
     System(#[from] io::Error),
+    #[error(transparent)]
+    Python(#[from] PyErr),
     #[error("{0}")]
     Request(String),
     #[error("the statistics have no {kind} called {name}")]
@@ -46,7 +48,7 @@ impl Error {
             Error::Segment(error) => error.code(),
             Error::Uplink(error) => error.code(),
             Error::Log(error) => error.code(),
-            Error::System(_) => "system",
+            Error::System(_) | Error::Python(_) => "system",
             Error::Request(_) => "bad_request",
             Error::Metric { .. } => "metric",
         }
@@ -61,7 +63,7 @@ impl Error {
             Error::Uplink(UplinkError::Corrupt { .. }) => "ask for a new uplink",
             Error::Log(_) => "restart the instance; if it comes back, report it as a bug",
             Error::Request(_) => "correct the request",
-            Error::System(_) | Error::Metric { .. } => "",
+            Error::System(_) | Error::Python(_) | Error::Metric { .. } => "",
         }
     }
 }
@@ -69,12 +71,15 @@ impl Error {
 /// The one place where an error becomes a Python exception.
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
+        if let Error::Python(raised) = error {
+            return raised;
+        }
         let message = error.to_string();
         let raised = match &error {
             Error::System(source) | Error::Segment(SegmentError::System { source, .. }) => {
                 return PyOSError::new_err((source.raw_os_error(), message));
             }
-            Error::Metric { .. } => return PyKeyError::new_err(message),
+            Error::Metric { .. } | Error::Python(_) => return PyKeyError::new_err(message),
             Error::Segment(_) => FormatError::new_err(message.clone()),
             Error::Uplink(UplinkError::Full) => Full::new_err(message.clone()),
             Error::Uplink(UplinkError::TooLarge { .. }) => TooLarge::new_err(message.clone()),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::IntoPyDict;
 
 use super::{Error, bell, epoch_text, map};
 use crate::json;
@@ -61,14 +62,15 @@ impl Producer {
     }
 
     #[pyo3(signature = (
-        channel, data, *, tags = None, idempotency = None, binary = false, want_reply = true
+        channel, data, *, tags = None, idempotency_key = None, binary = false, want_reply = true
     ))]
     fn publish(
         &self,
+        py: Python<'_>,
         channel: &str,
         data: Bytes,
         tags: Option<Bytes>,
-        idempotency: Option<[u8; 16]>,
+        idempotency_key: Option<&str>,
         binary: bool,
         want_reply: bool,
     ) -> Result<u64, Error> {
@@ -93,13 +95,14 @@ impl Producer {
                 "tags: {bytes} bytes, at most {TAGS_BYTES_MAX}"
             )));
         }
+        let idempotency = idempotency_key.map_or(Ok(0), |key| digest(py, key))?;
         let mut state = self.state();
         let id = state.last_id + 1;
         let wake = state.uplink.publish(&Request {
             id,
             want_reply,
             json: !binary,
-            idempotency: idempotency.map_or(0, u128::from_le_bytes),
+            idempotency,
             channel,
             tags: &compact_tags,
             data: if binary {
@@ -121,6 +124,17 @@ impl Producer {
             .map_err(|error| Error::Request(format!("timeout_s: {error}")))?;
         py.detach(|| self.wait_for_replies(timeout))
     }
+}
+
+/// Of an idempotency key: the publisher sees digests only. No two keys that anybody can find have the
+/// same one, and it is never 0, which stands for no key.
+fn digest(py: Python<'_>, key: &str) -> Result<u128, Error> {
+    let options = [("digest_size", 16)].into_py_dict(py)?;
+    let hash = py
+        .import("hashlib")?
+        .call_method("blake2b", (key.as_bytes(),), Some(&options))?;
+    let digest: [u8; 16] = hash.call_method0("digest")?.extract()?;
+    Ok(u128::from_le_bytes(digest).max(1))
 }
 
 impl Producer {
