@@ -14,10 +14,8 @@ import contextlib
 import fcntl
 import os
 import secrets
-import socket
 import stat
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +24,9 @@ from gateway.errors import InstanceError
 from shm.segment import Owner
 
 SYSTEM_RUN_DIR = Path("/run/tidegate")
-PROBE_TIMEOUT_S = 1.0
-"""A control socket whose backlog is full for so long counts as not answering."""
+CONTROL_SOCKET = "control.sock"
+SO_ACCEPTCON = 0x10000
+"""Flag of a listening socket in /proc/net/unix, from <linux/net.h>."""
 
 
 def default_run_dirs() -> list[Path]:
@@ -53,7 +52,7 @@ class Instance:
 
     @property
     def control_path(self) -> Path:
-        return self.directory / "control.sock"
+        return self.directory / CONTROL_SOCKET
 
     @property
     def pid_path(self) -> Path:
@@ -119,39 +118,30 @@ class RunningInstance:
     control_path: Path
 
 
-def running_instances() -> Iterator[RunningInstance]:
-    """The instances of this host that this user can see, found without arguments."""
-    places = default_run_dirs()
-    if configured := os.environ.get("TIDEGATE_GATEWAY_RUN_DIR"):
-        places.append(Path(configured))
-    if os.getuid() == 0:
-        places += sorted(Path("/run/user").glob("*/tidegate"))
-        places += sorted(Path(tempfile.gettempdir()).glob("tidegate-*"))
-    seen: set[Path] = set()
-    for place in places:
-        for control_path in sorted(_control_sockets(place)):
-            resolved = control_path.resolve()
-            if resolved not in seen and answers(control_path):
-                seen.add(resolved)
-                yield RunningInstance(control_path.parent.name, _pid_beside(resolved), control_path)
+def find_instances() -> list[RunningInstance]:
+    """The instances of this host that this user can see, found without arguments.
 
-
-def answers(control_path: Path) -> bool:
-    """Whether somebody listens on that socket; connecting leaves no trace in the instance."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(PROBE_TIMEOUT_S)
+    /proc/net/unix has the path of every listening Unix socket, whatever run directory was chosen;
+    a socket file whose process is dead is not in it (proc(5)).
+    """
+    found = []
+    for path in sorted(_listening_paths()):
         try:
-            probe.connect(str(control_path))
+            ours = path.name == CONTROL_SOCKET and (path.parent / "lock").exists()
+            if ours and path.is_socket():
+                found.append(RunningInstance(path.parent.name, _pid_beside(path), path))
         except OSError:
-            return False
-        return True
+            continue  # in a directory that this user may not enter
+    return found
 
 
-def _control_sockets(place: Path) -> list[Path]:
-    try:
-        return list(place.glob("*/control.sock"))
-    except OSError:
-        return []
+def _listening_paths() -> set[Path]:
+    listening = set()
+    for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and int(fields[3], 16) & SO_ACCEPTCON and fields[7].startswith("/"):
+            listening.add(Path(fields[7]))
+    return listening
 
 
 def _pid_beside(control_path: Path) -> int:

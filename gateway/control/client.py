@@ -10,8 +10,10 @@ from typing import Any, Self
 
 from gateway.control.wire import PROTOCOL_VERSION, recv_frame, send_frame
 from gateway.errors import ControlError, InstanceError, ProtocolError, Unreachable
-from gateway.instance import RunningInstance, running_instances
+from gateway.instance import RunningInstance, find_instances
 from workers.link import close_all
+
+__all__ = ["ControlClient", "find_instance", "find_instances"]
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -110,11 +112,6 @@ class ControlClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def find_instances() -> list[RunningInstance]:
-    """The instances that run on this host and that this user can see."""
-    return list(running_instances())
 
 
 def find_instance(name: str = "") -> RunningInstance:
