@@ -89,8 +89,8 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
         _swarm(subject.address, size) as gateway_swarm,
         _swarm(bare.address, size) as bare_swarm,
     ):
-        gateway_swarm.wait_ready()
-        bare_swarm.wait_ready()
+        for waiting in (gateway_swarm, bare_swarm, bare):
+            waiting.wait_ready()
         say(f"{size.connections:,} subscribers on either side")
         offset = 0
 
