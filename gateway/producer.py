@@ -297,6 +297,7 @@ class _Lease:
             if self._led:
                 return False
             self._led = True
+        replies: list[_ring.Reply] = []
         try:
             replies = self._uplink.replies(timeout_s)
         except _ring.RingError as error:
@@ -306,23 +307,27 @@ class _Lease:
         finally:
             with self._lock:
                 self._led = False
-        with self._lock:
-            for reply in replies:
-                if (waiter := self._waiters.pop(reply[0], None)) is not None:
-                    waiter.reply = reply
-                    waiter.wake.set()
+                for reply in replies:
+                    if (waiter := self._waiters.pop(reply[0], None)) is not None:
+                        waiter.reply = reply
+                        waiter.wake.set()
+                self._call_next()
         if not replies and not self._is_connected():
             raise self._lost()
         return True
 
     def _forget(self, number: int) -> None:
-        """One thread less waits. It may have led, or been about to: another one has to."""
+        """One thread less waits; it may have been called to lead."""
         with self._lock:
             self._waiters.pop(number, None)
-            if not self._led:
-                for waiter in self._waiters.values():
-                    waiter.wake.set()
-                    break
+            self._call_next()
+
+    def _call_next(self) -> None:
+        """Wake one of those who wait, to lead."""
+        if not self._led:
+            for waiter in self._waiters.values():
+                waiter.wake.set()
+                break
 
     def _is_connected(self) -> bool:
         """The supervisor says nothing unasked, so a readable connection is one that has ended."""

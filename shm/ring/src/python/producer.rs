@@ -64,6 +64,7 @@ impl Producer {
     #[pyo3(signature = (
         channel, data, *, tags = None, idempotency_key = None, binary = false, want_reply = true
     ))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of a Python call")]
     fn publish(
         &self,
         py: Python<'_>,
