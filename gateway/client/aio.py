@@ -52,19 +52,13 @@ class Subscription(AsyncIterator[Message | Gap]):
         self.channel = channel
         self._client = client
         self._cursor = Cursor(channel, since)
+        self._shown = since
         self._events: deque[tuple[Message | Gap, int]] = deque()
         self._news = asyncio.Event()
         self._error: TidegateError | None = None
         self._over = False
         # On the present connection; None while the answer is out.
         self._alias: int | None = None
-
-    @property
-    def position(self) -> Position:
-        """Where the stream is in its channel: the newest message received, or its beginning."""
-        position = self._cursor.position
-        assert position is not None, "set by the answer that `subscribe` waits for"
-        return position
 
     async def __anext__(self) -> Message | Gap:
         events = await self.receive_many(1)
@@ -85,7 +79,16 @@ class Subscription(AsyncIterator[Message | Gap]):
             raise self._error
         taken = [self._events.popleft() for _ in range(min(events_max, len(self._events)))]
         self._client._consumed(sum(wire_bytes for _, wire_bytes in taken))
-        return [event for event, _ in taken]
+        events = [event for event, _ in taken]
+        if events:
+            self._shown = events[-1].position
+        return events
+
+    @property
+    def position(self) -> Position:
+        """Subscribe with it to go on after the last event that was taken."""
+        assert self._shown is not None, "known as soon as subscribe() returns"
+        return self._shown
 
     async def unsubscribe(self) -> None:
         """End the stream. What it still held is dropped."""
@@ -407,6 +410,8 @@ class AsyncClient:
         gap = subscription._cursor.subscribed(answer)
         if gap is not None:
             subscription._push(gap, 0)
+        if subscription._shown is None:
+            subscription._shown = answer.top
 
     def _unsubscribed(self, event: Unsubscribed) -> None:
         subscription = self._aliases.pop(event.alias, None)

@@ -170,7 +170,7 @@ class Protocol:
             raise PublishError(
                 f"data of {len(data)} bytes",
                 remedy=f"the gateway takes at most {self.server.message_bytes_max}",
-                status=107,
+                status=106,
             )
         if self._backlog_bytes > PUBLISH_BACKLOG_BYTES_MAX:
             raise PublishError(

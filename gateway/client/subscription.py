@@ -44,6 +44,11 @@ class Gap:
     since: Position
     top: Position
 
+    @property
+    def position(self) -> Position:
+        """Subscribe with it to go on after the gap."""
+        return self.top
+
 
 class Cursor:
     """Where a subscription is in its channel: nothing is shown twice, nothing missed in silence."""

@@ -39,6 +39,7 @@ class Subscription(Iterator[Message | Gap]):
         self._client = client
         self._stream = stream
         self._events: deque[Message | Gap] = deque()
+        self._shown = stream.position
 
     def __next__(self) -> Message | Gap:
         event = self.receive()
@@ -50,7 +51,16 @@ class Subscription(Iterator[Message | Gap]):
         """The next event; None when the stream has ended. Raises `TimeoutError`."""
         if not self._events:
             self._events.extend(self._fetch(timeout_s))
-        return self._events.popleft() if self._events else None
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        self._shown = event.position
+        return event
+
+    @property
+    def position(self) -> Position:
+        """Subscribe with it to go on after the last event that was shown."""
+        return self._shown
 
     def unsubscribe(self) -> None:
         """End the stream. What it still held is dropped."""

@@ -118,7 +118,9 @@ def test_a_subscription_yields_messages_and_ends_with_close(server: Server) -> N
     peer.answer_subscribe(Position("e", 4))
     peer.deliver(5, 6)
     subscription = subscribing.result(TIMEOUT_S)
+    assert subscription.position == Position("e", 4)
     assert offsets(subscription, 2) == [5, 6]
+    assert subscription.position == Position("e", 6)
     closing = server.play(client.close)
     assert peer.goodbye().code == 1000
     peer.close()

@@ -232,7 +232,7 @@ def test_publishes_wait_for_the_servers_first_window() -> None:
 def test_a_publish_over_the_servers_limit_is_refused_here() -> None:
     with pytest.raises(PublishError, match="65537 bytes") as caught:
         connected().publish("c", b"x" * 65_537)
-    assert caught.value.status == 107
+    assert caught.value.status == 106
 
 
 def test_the_backlog_of_publishes_is_bounded() -> None:
