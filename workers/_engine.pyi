@@ -8,6 +8,8 @@ from typing import Literal, final
 
 from workers.settings import WorkerSettings
 
+__all__ = ["METRICS", "Engine", "EngineFailed", "prefer_memory_node"]
+
 METRICS: list[tuple[Literal["counter", "gauge", "histogram"], str, str]]
 """What a worker counts: kind, name in Prometheus form (labels included), help text."""
 

@@ -1,0 +1,8 @@
+//! A worker that serves: real sockets, the real publisher, real clients.
+
+mod clients;
+mod ends;
+mod house;
+mod limits;
+mod publishing;
+mod subscribing;

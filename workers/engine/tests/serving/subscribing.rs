@@ -1,0 +1,244 @@
+//! From publish to subscriber, with and without a gap to fill.
+
+use tidegate_engine::protocol::tcp::Kind;
+use tidegate_engine::reactor::Reactor;
+
+use crate::clients::{Binary, Uni};
+use crate::house::{House, wait_for};
+
+#[test]
+fn a_subscriber_gets_every_publication_in_order() {
+    let mut house = House::open();
+    let (mut client, reply) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    assert_eq!(reply["client"].as_str().unwrap().len(), 36);
+    assert_eq!(reply["subs"]["public:a"]["recoverable"], true);
+    for number in 1..=50 {
+        assert_eq!(house.publish("public:a", &number.to_string()).1, number);
+    }
+    for number in 1..=50 {
+        assert_eq!(
+            client.next_publication(),
+            ("public:a".into(), number, number.into())
+        );
+    }
+    house.wait_for_count("deliveries_total", 50);
+}
+
+#[test]
+fn every_subscriber_of_a_channel_gets_a_message_and_nobody_else() {
+    let mut house = House::open();
+    let mut inside: Vec<_> = (0..40)
+        .map(|_| Uni::connect(&house, r#"{"public:a":{}}"#).0)
+        .collect();
+    let mut outside = Uni::connect(&house, r#"{"public:b":{}}"#).0;
+    house.publish("public:a", r#"{"to":"a"}"#);
+    house.publish("public:b", r#"{"to":"b"}"#);
+    for client in &mut inside {
+        assert_eq!(client.next_publication().2["to"], "a");
+    }
+    assert_eq!(outside.next_publication().2["to"], "b");
+    assert_eq!(house.count("deliveries_total"), 41);
+}
+
+#[test]
+fn a_client_that_comes_back_gets_what_it_missed() {
+    let mut house = House::open();
+    let (client, _) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    let (epoch, _) = house.publish("public:a", "1");
+    drop(client);
+    house.publish("public:a", "2");
+    house.publish("public:a", "3");
+    let subs = format!(r#"{{"public:a":{{"recover":true,"offset":1,"epoch":"{epoch}"}}}}"#);
+    let (mut client, reply) = Uni::connect(&house, &subs);
+    let sub = &reply["subs"]["public:a"];
+    assert_eq!(
+        (&sub["recovered"], &sub["offset"]),
+        (&true.into(), &1.into())
+    );
+    let missed: Vec<_> = sub["publications"].as_array().unwrap().iter().collect();
+    assert_eq!(missed.len(), 2);
+    assert_eq!(
+        (&missed[0]["data"], &missed[0]["offset"]),
+        (&2.into(), &2.into())
+    );
+    house.publish("public:a", "4");
+    assert_eq!(client.next_publication().1, 4);
+    house.wait_for_count(r#"recoveries_total{result="recovered"}"#, 1);
+}
+
+#[test]
+fn a_client_that_missed_too_much_is_told_so() {
+    let mut house = House::open();
+    for _ in 0..150 {
+        house.publish("public:a", "0");
+    }
+    let (_client, reply) = Uni::connect(&house, r#"{"public:a":{"recover":true,"offset":1}}"#);
+    let sub = &reply["subs"]["public:a"];
+    assert_eq!(
+        (sub.get("recovered"), &sub["was_recovering"]),
+        (None, &true.into())
+    );
+    assert_eq!(sub["offset"], 150);
+    house.wait_for_count(r#"recoveries_total{result="unrecoverable"}"#, 1);
+}
+
+#[test]
+fn a_position_of_another_epoch_is_not_recovered() {
+    let mut house = House::open();
+    house.publish("public:a", "1");
+    let subs = r#"{"public:a":{"recover":true,"offset":1,"epoch":"0badcafe"}}"#;
+    let (_client, reply) = Uni::connect(&house, subs);
+    assert_eq!(reply["subs"]["public:a"].get("recovered"), None);
+}
+
+#[test]
+fn a_namespace_without_recovery_gives_no_position_to_recover_from() {
+    let mut house = House::open();
+    house.publish("live:a", "1");
+    let subs = r#"{"live:a":{"recover":true,"offset":0}}"#;
+    let (_client, reply) = Uni::connect(&house, subs);
+    let sub = &reply["subs"]["live:a"];
+    assert_eq!((sub.get("recovered"), sub.get("recoverable")), (None, None));
+}
+
+#[test]
+fn a_channel_that_clients_may_not_have_is_left_out() {
+    let house = House::open();
+    let (_client, reply) = Uni::connect(&house, r#"{"secret":{},"public:a":{}}"#);
+    let subs = reply["subs"].as_object().unwrap();
+    assert_eq!(subs.keys().collect::<Vec<_>>(), ["public:a"]);
+    house.wait_for_count(r#"subscribe_errors_total{reason="denied"}"#, 1);
+}
+
+#[test]
+fn a_channel_of_no_namespace_ends_the_connection() {
+    let house = House::open();
+    let mut client = Uni::upgraded(&house);
+    client.say(r#"{"subs":{"nowhere:a":{}}}"#);
+    let (disconnect, frame) = client.end();
+    assert_eq!(disconnect.unwrap()["code"], 3501);
+    assert_eq!(u16::from(frame.unwrap().code), 3501);
+    house.wait_for_count(r#"closes_total{reason="bad_request"}"#, 1);
+}
+
+#[test]
+fn binary_data_ends_json_clients_and_reaches_the_others() {
+    let mut house = House::open();
+    let (json, _) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    let mut binary = Binary::connect(&house, 60_000, true);
+    let (alias, _) = binary.subscribe("public:a");
+    house.publish_request("public:a", b"\x00\xFF", false);
+    assert_eq!(json.close_code(), 3506);
+    assert_eq!(binary.next_message(), (alias, 1, b"\x00\xFF".to_vec()));
+}
+
+#[test]
+fn both_dialects_get_the_same_stream() {
+    let mut house = House::open();
+    let (mut json, _) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    let mut plain = Binary::connect(&house, 60_000, false);
+    let mut checked = Binary::connect(&house, 60_000, true);
+    let (alias, _) = plain.subscribe("public:a");
+    assert_eq!(checked.subscribe("public:a").0, alias);
+    for number in 1..=20u8 {
+        house.publish("public:a", &number.to_string());
+        assert_eq!(json.next_publication().1, u64::from(number));
+        let expected = (alias, number, number.to_string().into_bytes());
+        assert_eq!(plain.next_message(), expected);
+        assert_eq!(checked.next_message(), expected);
+    }
+}
+
+#[test]
+fn after_unsubscribed_nothing_of_the_channel_comes() {
+    let mut house = House::open();
+    let mut client = Binary::connect(&house, 60_000, false);
+    let (alias, _) = client.subscribe("public:a");
+    let (other, _) = client.subscribe("public:b");
+    client.send(Kind::Unsubscribe, &[2, alias]);
+    assert_eq!(client.next().0, Kind::Unsubscribed);
+    house.publish("public:a", "1");
+    house.publish("public:b", "2");
+    assert_eq!(client.next_message(), (other, 1, b"2".to_vec()));
+    client.send(Kind::Unsubscribe, &[3, alias]);
+    let (kind, payload) = client.next();
+    assert_eq!((kind, &payload[..2]), (Kind::Error, &[3, 107][..]));
+}
+
+#[test]
+fn a_binary_client_recovers_what_it_missed_before_live_data() {
+    let mut house = House::open();
+    let epoch = house.publish("public:a", "1").0;
+    house.publish("public:a", "2");
+    let mut client = Binary::connect(&house, 60_000, true);
+    let since = [&[1, 1, 8][..], b"public:a", &[8], epoch.as_bytes(), &[1]].concat();
+    client.send(Kind::Subscribe, &since);
+    let (kind, payload) = client.next();
+    assert_eq!(
+        (kind, payload[1]),
+        (Kind::Subscribed, 3),
+        "recoverable and recovered"
+    );
+    house.publish("public:a", "3");
+    assert_eq!(client.next_message().1, 2);
+    assert_eq!(client.next_message().1, 3);
+}
+
+/// Keeps the worker's thread from its work until the sender is dropped.
+fn stop_the_clock(house: &mut House) -> std::sync::mpsc::Sender<()> {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (stopped, is_stopped) = std::sync::mpsc::channel();
+    house.order(move |_: &mut Reactor| {
+        stopped.send(()).unwrap();
+        let _ = released.recv();
+    });
+    is_stopped.recv().unwrap();
+    release
+}
+
+#[test]
+fn a_worker_that_was_lapped_makes_its_channels_whole_from_history() {
+    let mut house = House::open();
+    let (mut quiet, _) = Uni::connect(&house, r#"{"public:quiet":{}}"#);
+    let (mut late, _) = Uni::connect(&house, r#"{"public:late":{}}"#);
+    let (busy, _) = Uni::connect(&house, r#"{"public:busy":{}}"#);
+    house.publish("public:quiet", "1");
+    house.publish("public:late", "1");
+    assert_eq!(
+        (quiet.next_publication().1, late.next_publication().1),
+        (1, 1)
+    );
+    let clock = stop_the_clock(&mut house);
+    let large = format!("\"{}\"", "x".repeat(8_000));
+    for _ in 0..80 {
+        house.publish("public:busy", &large);
+    }
+    // These are still in the log when the worker looks again.
+    house.publish("public:late", "2");
+    house.publish("public:late", "3");
+    drop(clock);
+    house.wait_for_count("laps_total", 1);
+    assert_eq!(
+        (late.next_publication().1, late.next_publication().1),
+        (2, 3)
+    );
+    assert_eq!(busy.close_code(), 3010);
+    house.publish("public:quiet", "2");
+    assert_eq!(quiet.next_publication().1, 2);
+    assert_eq!(house.count(r#"resyncs_total{result="recovered"}"#), 1);
+    assert_eq!(house.count(r#"resyncs_total{result="lost"}"#), 1);
+}
+
+#[test]
+fn no_wakeup_is_missed() {
+    let mut house = House::open();
+    let (mut client, _) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    for number in 1..=500 {
+        house.publish("public:a", "0");
+        assert_eq!(client.next_publication().1, number);
+    }
+    wait_for("the deliveries to be shown", || {
+        house.count("deliveries_total") == 500
+    });
+    assert_eq!(house.count("worker_missed_wakeups_total"), 0);
+}
