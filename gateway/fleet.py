@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gateway.children import Child, State
-from gateway.config import worker_count
+from gateway.config import Config, worker_count
 from gateway.listeners import Port, listen_unix
 from gateway.processes import Api, Publisher, Worker
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.slot import Slot
+from workers import log
 
 RECONNECT_CODE = 3001
 """Close code of a planned end: clients may connect again at once, which finds another worker."""
@@ -40,7 +41,7 @@ class Pulse:
 class Fleet:
     """Starts, counts and describes the processes. Operations on them are in `operations.py`."""
 
-    def __init__(self, runtime: Runtime, api_key: str) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.slots: list[Slot] = []
         self.wanted = worker_count(runtime.config, runtime.host)
@@ -49,7 +50,7 @@ class Fleet:
         self._publisher_generation = 0
         self._pulses: dict[int, Pulse] = {}
         self.api_endpoint, self._api_listener = _listen_for_api(runtime)
-        self.api_key = api_key
+        self.api_key = runtime.instance.api_key(runtime.config.api.key)
         self.publisher = self._service("publisher", self._new_publisher)
         self.api = self._service("api", self._new_api)
 
@@ -117,8 +118,18 @@ class Fleet:
         if self.runtime.config.api.socket:
             Path(self.runtime.config.api.socket).unlink(missing_ok=True)
 
-    def apply_config(self) -> None:
-        """What a new configuration changes in this process; children read it when they start."""
+    def use_config(self, config: Config) -> None:
+        """From now on this process, and whatever it starts, follows `config`.
+
+        Raises OSError where the log file cannot be opened; nothing has changed then.
+        """
+        gateway = config.gateway
+        log.configure(
+            "supervisor", form=gateway.log_format, level=gateway.log_level, path=gateway.log_file
+        )
+        self.runtime.config = config
+        self.runtime.instance.admit(config)
+        self.api_key = self.runtime.instance.api_key(config.api.key)
         for service in self.services:
             service.restarts.policy = self.runtime.restart_policy
 

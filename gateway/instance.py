@@ -87,6 +87,12 @@ class Instance:
         _write_whole(instance.pid_path, f"{instance.owner.pid}\n", 0o644)
         return instance
 
+    def admit(self, config: Config) -> None:
+        """Lets those in whom [control] names, and nobody else; who may do what is checked later."""
+        self.directory.chmod(directory_mode(config))
+        if self.control_path.exists():
+            self.control_path.chmod(socket_mode(config))
+
     def api_key(self, configured: str) -> str:
         """The configured key, or the one drawn once and kept in `api.key`."""
         if configured:
@@ -135,6 +141,16 @@ def find_instances() -> list[RunningInstance]:
     return found
 
 
+def directory_mode(config: Config) -> int:
+    """Mode of the instance's directory: others may pass through it, never list it."""
+    return 0o711 if config.control.operators or config.control.observers else 0o700
+
+
+def socket_mode(config: Config) -> int:
+    """Mode of the control socket: connecting takes the right to write (unix(7))."""
+    return 0o666 if config.control.operators or config.control.observers else 0o600
+
+
 def _listening_paths() -> set[Path]:
     listening = set()
     for line in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
@@ -153,7 +169,7 @@ def _pid_beside(control_path: Path) -> int:
 
 def _make_directory(config: Config) -> Path:
     """The instance's own directory, private unless the control socket is for others too."""
-    mode = 0o711 if config.control.operators or config.control.observers else 0o700
+    mode = directory_mode(config)
     wanted = config.gateway.run_dir
     places = [Path(wanted)] if wanted else default_run_dirs()
     reasons = []

@@ -185,8 +185,8 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         yield from _replace(fleet.api, lambda api: fleet.tell_to_stop(api, timeout_s), "the API")
     except TidegateError:
         # Who starts from now on, after a death, starts as those that are still there did.
-        fleet.runtime.config, fleet.runtime.generation = config_before, generation_before
-        fleet.apply_config()
+        fleet.runtime.generation = generation_before
+        fleet.use_config(config_before)
         raise
     report({"phase": "done", "done": total, "total": total})
     return {"before": before, "after": fleet.pids(), "changed": changed}
@@ -258,9 +258,16 @@ def _take_new_config(fleet: Fleet) -> list[str]:
             "workers.count",
             code="restart_needed",
         )
-    fleet.runtime.config = config
+    try:
+        fleet.use_config(config)
+    except OSError as error:
+        raise ControlError(
+            f"gateway.log_file = {config.gateway.log_file}: {error.strerror}; the old "
+            "configuration stays",
+            remedy="name a file that this user may write",
+            code="config",
+        ) from error
     fleet.runtime.generation += 1
-    fleet.apply_config()
     return changed
 
 
@@ -291,10 +298,8 @@ def _replace(
 def _replace_publisher(fleet: Fleet) -> Generator[Condition, None, None]:
     """There is one writer: the next starts when the last is dead; the rings keep what comes."""
     service = fleet.publisher
-    predecessor = service.current
+    predecessor = service.vacate()
     if predecessor is not None:
-        service.retiring.append(predecessor)
-        service.current = None
         fleet.tell_to_stop(predecessor, GRACE_S)
         yield lambda: not predecessor.alive
         service.start()

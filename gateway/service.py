@@ -58,7 +58,8 @@ class Service:
         self._on_message = on_message
         self._on_death = on_death
         self._restart: Timer | None = None
-        self._vacant_since = time.monotonic()
+        self._vacant_since = 0.0
+        """When the process was lost that the next one replaces; 0 if none was."""
 
     @property
     def serving(self) -> bool:
@@ -107,17 +108,22 @@ class Service:
             self.retiring.append(child)
             child.kill()
 
+    def vacate(self) -> Child | None:
+        """Lets the process end before the next one starts; returns it, yet to be told."""
+        self.discard_successor()
+        child, self.current = self.current, None
+        if child is not None:
+            self.retiring.append(child)
+            self._vacant_since = time.monotonic()
+        return child
+
     def retire(self) -> Child | None:
         """No process is wanted any more; returns the one to be told, if there is one."""
         self.stopped = True
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
-        self.discard_successor()
-        child, self.current = self.current, None
-        if child is not None:
-            self.retiring.append(child)
-        return child
+        return self.vacate()
 
     # ---- what the children say
 
@@ -146,7 +152,6 @@ class Service:
         child.reclaim()
         self._on_death(child, asked)
         if asked:
-            logger.info(f"{child.name} ended", extra={"child": child.pid})
             return
         self.failure = child.how_it_ended()
         self.cannot_start = not child.served and (

@@ -110,7 +110,7 @@ class Supervisor:
         self._runtime = Runtime(
             config, host, instance, loop, memory, uplinks, http, tcp, read_nodes()
         )
-        self._fleet = Fleet(self._runtime, instance.api_key(config.api.key))
+        self._fleet = Fleet(self._runtime)
         held.callback(self._fleet.close)
         self._operations = Operations()
         self._verbs = Verbs(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import PublishError
+from gateway.producer import STATUS_BAD_REQUEST, STATUS_INTERNAL
 from gateway.runtime import Runtime
 from shm import _ring
 
@@ -21,9 +22,8 @@ POLL_INTERVAL_S = 0.002
 PENDING_MAX = 1024
 """Each control connection has one request under way, so this is never reached by honest ones."""
 
-STATUS_INTERNAL = 100
+# Numbers of the client API's errors, beside the producer's.
 STATUS_UNKNOWN_CHANNEL = 102
-STATUS_BAD_REQUEST = 107
 STATUS_TOO_MANY_REQUESTS = 111
 
 OnReply = Callable[[dict[str, Any] | PublishError], None]

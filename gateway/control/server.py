@@ -20,6 +20,7 @@ from gateway.config import Config
 from gateway.control.peers import Level, Peer, peer_pidfd
 from gateway.control.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION, FrameBuffer, encode
 from gateway.errors import ControlError, ProtocolError, TidegateError
+from gateway.instance import socket_mode
 from gateway.listeners import listen_unix
 from gateway.loop import Loop, Phase
 from gateway.memory import Memory
@@ -227,9 +228,6 @@ class ControlServer:
     ) -> None:
         """`levels` has every verb with the level that it asks for."""
         self.loop = loop
-        self.request_bytes_max = min(
-            FRAME_BYTES_MAX, 2 * config().limits.message_bytes_max + RECEIVE_BYTES
-        )
         self._memory = memory
         self._config = config
         self._greeting = greeting
@@ -238,11 +236,14 @@ class ControlServer:
         self._clients: set[Connection] = set()
         self._listener: socket.socket | None = None
 
+    @property
+    def request_bytes_max(self) -> int:
+        """The largest request is a publish, whose JSON is at most twice as long in msgpack."""
+        return min(FRAME_BYTES_MAX, 2 * self._config().limits.message_bytes_max + RECEIVE_BYTES)
+
     def listen(self, path: Path) -> None:
         """Opens the socket, for this user alone unless [control] names others. InstanceError."""
-        control = self._config().control
-        mode = 0o666 if control.operators or control.observers else 0o600
-        self._listener = listen_unix(path, mode, BACKLOG)
+        self._listener = listen_unix(path, socket_mode(self._config()), BACKLOG)
         self.loop.watch(self._listener.fileno(), Phase.CONTROL, self._accept)
         self.loop.after(SWEEP_INTERVAL_S, self._sweep)
 

@@ -101,6 +101,10 @@ class Verbs:
             self._handlers[request.verb](request)
         except TidegateError as error:
             request.fail(error)
+        except Exception:
+            # A defect in one verb is no reason to end everybody's connections.
+            logger.exception(f"{request.verb} failed")
+            request.fail(ControlError(f"{request.verb} failed", remedy="see the gateway's log"))
 
     def begin(
         self, name: str, requester: str, steps: Callable[[Report], Steps], request: Request | None
