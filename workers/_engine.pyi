@@ -26,7 +26,7 @@ def prefer_memory_node(node: int) -> None:
 class Engine:
     """A reactor of one thread. It must be used by the thread that made it."""
 
-    def __init__(self, settings: WorkerSettings, descriptors: Mapping[str, int], link: int) -> None:
+    def __new__(cls, settings: WorkerSettings, descriptors: Mapping[str, int], link: int) -> Engine:
         """Attach everything; clients are accepted from the first `run` on.
 
         `descriptors` has the keys http, tcp (listeners), log, channels, stats, uplink (segments),

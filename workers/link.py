@@ -102,6 +102,10 @@ class Link:
     def setblocking(self, blocking: bool) -> None:
         self._socket.setblocking(blocking)
 
+    def settimeout(self, timeout_s: float | None) -> None:
+        """Bound every wait on the link; beyond it TimeoutError is raised."""
+        self._socket.settimeout(timeout_s)
+
     def peer_pid(self) -> int:
         """The process that made the pair (SO_PEERCRED, unix(7))."""
         size = 3 * array.array("i").itemsize
