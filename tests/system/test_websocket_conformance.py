@@ -153,7 +153,8 @@ def test_the_connect_request_may_come_in_the_query(raw: RawWebSocket) -> None:
 
 
 def test_a_handshake_that_never_ends_is_ended(start_gateway: Callable[..., Gateway]) -> None:
-    gateway = start_gateway({"limits": {"handshake_timeout_s": 1}, "workers": {"count": 1}})
+    limits = {"handshake_timeout_s": 1, "close_timeout_s": 1}
+    gateway = start_gateway({"limits": limits, "workers": {"count": 1}})
     with RawWebSocket(gateway.http_port) as silent, RawWebSocket(gateway.http_port) as half:
         half.send(head(GOOD_LINE, HANDSHAKE)[:-2])
         assert half.read_response()[0] == 408
@@ -190,6 +191,16 @@ def test_a_message_at_the_limit_is_taken(raw: RawWebSocket) -> None:
     data = "x" * (MESSAGE_BYTES_MAX - around)
     raw.send(frame(FIN | TEXT, b'{"data":"' + data.encode() + b'"}'))
     assert "connect" in raw.read_push()
+
+
+def test_half_a_frame_does_not_keep_a_connection_alive(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    sections = {"websocket": {"ping_interval_s": 2, "pong_timeout_s": 1}, "workers": {"count": 1}}
+    with RawWebSocket(start_gateway(sections).http_port) as client:
+        assert client.connect(CHANNEL)["ping"] == 2
+        client.send(frame(FIN | PONG, b"a pong that never ends")[:-1])
+        assert client.read_close() == (3012, "no pong")
 
 
 @pytest.mark.parametrize(
