@@ -85,6 +85,8 @@ class Supervisor:
         self._forced = False
         self._start_error: TidegateError | None = None
         self._reloading = False
+        self._reload_asked = False
+        """A HUP that came during an operation: nobody waits to hear that it was refused."""
         host = Host.here()
         loop = Loop()
         held.callback(loop.close)
@@ -147,6 +149,7 @@ class Supervisor:
             while not self._finished:
                 runtime.loop.turn()
                 self._operations.advance()
+                self._reload_if_asked()
                 self._advance_stop()
                 self._note_state()
         finally:
@@ -204,7 +207,9 @@ class Supervisor:
             else:
                 self._begin_stop(fast=True)
         elif number == signal.SIGHUP:
-            self._verbs.reload(requester, None, None)
+            if self._operations.current is not None:
+                logger.info(f"HUP is kept until {self._operations.current.name} is done")
+            self._reload_asked = True
         elif number == signal.SIGUSR1:
             self._reopen_logs()
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
@@ -212,6 +217,11 @@ class Supervisor:
             self._verbs.scale(requester, None, self._fleet.wanted + step)
         else:
             logger.warning("USR2 is reserved for upgrades of the supervisor: not supported yet")
+
+    def _reload_if_asked(self) -> None:
+        if self._reload_asked and self._stop is None and self._operations.current is None:
+            self._reload_asked = False
+            self._verbs.reload("signal SIGHUP", None, None)
 
     def _reopen_logs(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.api.requests import ERROR_TEXTS
-from shm._ring import Metric
+from shm import _ring
 
 METHODS = ("publish", "broadcast", "batch", "info")
 """Methods with a counter of their own; every other one is counted as `other`."""
@@ -11,7 +11,7 @@ METHODS = ("publish", "broadcast", "batch", "info")
 REJECTIONS = ("unauthorized", "too_large", "not_json", "http_method", "not_found", "http")
 """Why a request was not read as one: each has an HTTP status of its own (`http`: all others)."""
 
-METRICS: list[Metric] = [
+METRICS: list[_ring.Metric] = [
     *(
         ("counter", f'api_requests_total{{method="{method}"}}', "Requests to the HTTP API.")
         for method in (*METHODS, "other")

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from gateway.api.settings import ApiSettings
-from shm._ring import ROLE_PUBLISHER, ROLE_WORKER, Row, Stats
+from shm import _ring
 
 SILENCE_MAX_S = 3.0
 """A process whose heartbeat is older is taken as not serving. Publisher and workers beat several
@@ -16,16 +16,16 @@ times a second even when idle; the supervisor replaces a silent one later than t
 class Readiness:
     """Answers `/health` and the `info` method."""
 
-    def __init__(self, stats: Stats, settings: ApiSettings) -> None:
+    def __init__(self, stats: _ring.Stats, settings: ApiSettings) -> None:
         self._stats = stats
         self._settings = settings
 
     def problem(self) -> str:
         """Why a publish would not reach clients now, in one line; empty if it would."""
         beating = {row["role"] for row in self._stats.rows() if _beats(row)}
-        if ROLE_PUBLISHER not in beating:
+        if _ring.ROLE_PUBLISHER not in beating:
             return "the publisher does not answer"
-        if ROLE_WORKER not in beating:
+        if _ring.ROLE_WORKER not in beating:
             return "no worker serves"
         return ""
 
@@ -55,5 +55,5 @@ class Readiness:
         return sum(value for value in values if isinstance(value, int))
 
 
-def _beats(row: Row) -> bool:
+def _beats(row: _ring.Row) -> bool:
     return time.monotonic_ns() - row["heartbeat_ns"] < SILENCE_MAX_S * 1e9
