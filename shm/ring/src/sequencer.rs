@@ -375,8 +375,9 @@ impl Sequencer {
                 self.meters.row.add(self.meters.reader_wakes, 1);
             }
         });
-        self.answer();
+        // Who is answered finds itself counted.
         self.count(&outcome, began_ns);
+        self.answer();
         Ok(taken)
     }
 

@@ -61,7 +61,7 @@ meters! {
     internal: counter("publishes_total{outcome=\"internal\"}", "Publishes by outcome."),
     log_bytes: counter("log_appended_bytes_total", "Payload bytes appended to the log."),
     batch_publications: histogram("log_batch_publications", "Publications of a commit."),
-    batch_time: histogram("log_batch_microseconds", "From taking a batch to its last answer."),
+    batch_time: histogram("log_batch_microseconds", "From taking a batch to its commit."),
     readers: gauge("log_readers", "Readers that the log's writer waits for."),
     evictions: counter("log_reader_evictions_total", "Readers that lagged for longer than allowed."),
     stalls: counter("log_stalls_total", "Times that a batch waited for a lagging reader."),
