@@ -18,7 +18,7 @@ use crate::error::{SegmentError, UplinkError};
 use crate::lane::{LANE_BYTES, Lane, LaneConsumer, LaneProducer};
 use crate::layout::{self, HEADER_BYTES, Kind, Owner};
 use crate::region::Region;
-use crate::ring::{Ring, check_capacity};
+use crate::ring::{RECORD_SHARE, Ring};
 
 /// The reply ring is so small a part of the request ring: the shortest request takes as much room
 /// as two replies.
@@ -38,6 +38,10 @@ const REPLIES_AT: usize = REQUESTS_AT + LANE_BYTES;
 const RINGS_AT: usize = layout::whole_pages(REPLIES_AT + LANE_BYTES);
 
 const CAPACITY_PARAMETER: usize = 0;
+
+/// The smallest request ring: its reply ring can just hold a reply (see [`RECORD_SHARE`]).
+const CAPACITY_MIN: u64 = REPLY_SHARE * (RECORD_SHARE * Ring::record_bytes(REPLY_BYTES)) as u64;
+const _: () = assert!(CAPACITY_MIN == 1024);
 
 /// What a producer asks for: publish `data` to `channel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +144,6 @@ pub fn format(
             rule,
         });
     }
-    check_capacity("capacity", capacity)?;
     lanes(region, capacity)?;
     layout::format(region, Kind::Uplink, owner, &[capacity], |region| {
         Lane::format(region, REQUESTS_AT, start);
@@ -151,6 +154,14 @@ pub fn format(
 
 /// The lanes of a region: requests, replies.
 fn lanes(region: &Region, capacity: u64) -> Result<(Lane, Lane), SegmentError> {
+    if capacity < CAPACITY_MIN {
+        let rule = "a power of two, at least 1024 bytes";
+        return Err(SegmentError::Parameter {
+            name: "capacity",
+            value: capacity,
+            rule,
+        });
+    }
     let requests = Ring::new(region, RINGS_AT, capacity)?;
     let replies = Ring::new(region, RINGS_AT + capacity as usize, capacity / REPLY_SHARE)?;
     Ok((

@@ -344,6 +344,11 @@ impl<'a> Batch<'a> {
         Ok(begin)
     }
 
+    /// Position after the last record pushed.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
     /// Whether nothing was pushed.
     pub fn is_empty(&self) -> bool {
         self.end == self.writer.tail
