@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::http::{
-    HttpLimits, HttpReject, REJECTS, Request, parse_request, websocket_accept,
+    HttpLimits, HttpReject, REJECTS, Request, UNI_WEBSOCKET_PATH, parse_request, websocket_accept,
 };
 
 const LIMITS: HttpLimits = HttpLimits {
@@ -293,6 +293,16 @@ fn a_flood_of_headers_is_refused() {
         parsed(&head(LINE, &one_more)),
         Err(HttpReject::HeadersTooLarge)
     ));
+}
+
+#[test]
+fn who_asks_for_nothing_that_is_here_is_told_what_is() {
+    let response = String::from_utf8(HttpReject::UnknownPath.response()).unwrap();
+    assert!(
+        response
+            .trim_end()
+            .ends_with(&format!("connect to {UNI_WEBSOCKET_PATH}"))
+    );
 }
 
 #[test]
