@@ -234,7 +234,8 @@ impl Sessions {
             client: &client,
             version: &self.settings.version,
             session: &client,
-            ping_s: self.settings.websocket_ping_interval.as_secs() as u32,
+            // Whole seconds on the wire, and 0 means none: round up.
+            ping_s: self.settings.websocket_ping_interval.as_secs_f64().ceil() as u32,
             subs: &subs,
         })
     }
