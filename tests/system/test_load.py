@@ -75,7 +75,8 @@ def test_a_swarm_that_reconnects_misses_nothing_in_a_reload(
         swarm.wait_delivered()
         report = swarm.report()
         stand = positions(swarm)[channel]
-    assert report["reconnects"] == CONNECTIONS
+    # One slot after the other: who comes back to a slot whose turn is still to come returns twice.
+    assert CONNECTIONS <= report["reconnects"] <= 2 * CONNECTIONS
     faults = ("gaps", "repeats", "unrecovered", "foreign")
     assert {fault: report[fault] for fault in faults} == dict.fromkeys(faults, 0)
     assert stand == {
