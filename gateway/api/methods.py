@@ -6,10 +6,13 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from gateway.api import metrics, requests
-from gateway.errors import PublishError
+from gateway.errors import PublishError, TidegateError
 from gateway.producer import Producer
 
 Answer = dict[str, Any]
+
+PUBLISH_TIMEOUT_S = 5.0
+"""For one publish, a restart of the publisher included; backends' clients give up after 10 s."""
 
 
 class Counters(Protocol):
@@ -46,7 +49,7 @@ class Methods:
             if isinstance(request, requests.Batch):
                 return {"replies": self._batch(request)}
             return {"result": self._result(request)}
-        except PublishError as error:
+        except TidegateError as error:
             return {"error": self._error(error)}
 
     def _result(self, request: requests.Publish | requests.Broadcast | requests.Info) -> Answer:
@@ -70,6 +73,7 @@ class Methods:
             payload,
             tags=options.tags,
             idempotency_key=options.idempotency_key,
+            timeout_s=PUBLISH_TIMEOUT_S,
         )
         return {"offset": published.offset, "epoch": published.epoch}
 
@@ -80,7 +84,7 @@ class Methods:
         for channel in request.checked_channels():
             try:
                 responses.append({"result": self._publish(channel, request, payload)})
-            except PublishError as error:
+            except TidegateError as error:
                 responses.append({"error": self._error(error)})
         return responses
 
@@ -93,13 +97,15 @@ class Methods:
                 if isinstance(request, requests.Batch):
                     raise requests.refusal(requests.BAD_REQUEST, "a batch cannot hold a batch")
                 replies.append({method: self._result(request)})
-            except PublishError as error:
+            except TidegateError as error:
                 replies.append({"error": self._error(error)})
         return replies
 
-    def _error(self, error: PublishError) -> Answer:
-        """The error as clients of this API read it."""
-        code = error.status if error.status in requests.ERROR_TEXTS else requests.INTERNAL
+    def _error(self, error: TidegateError) -> Answer:
+        """The error as clients of this API read it; what they cannot know of is internal."""
+        code = error.status if isinstance(error, PublishError) else requests.INTERNAL
+        if code not in requests.ERROR_TEXTS:
+            code = requests.INTERNAL
         self._counters.add(metrics.error_name(code))
         text = requests.ERROR_TEXTS[code]
         message = str(error)

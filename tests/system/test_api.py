@@ -352,6 +352,9 @@ def test_no_api_process_survives_the_supervisor(start_gateway: Start) -> None:
     os.kill(gateway.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
+    assert gateway.process is not None
+    gateway.process.wait()
+    # A new instance removes what the dead one left in shared memory.
     gateway.start()
 
 
