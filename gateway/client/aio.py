@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from gateway.client.backoff import Backoff, reconnects
+from gateway.client.feed import Feed
 from gateway.client.frames import CloseCode
 from gateway.client.payloads import (
     Connected,
@@ -31,13 +31,14 @@ from gateway.client.payloads import (
     Unsubscribed,
 )
 from gateway.client.protocol import Event, Protocol, Settings
-from gateway.client.subscription import Cursor, Gap, Message
+from gateway.client.subscription import Gap, Message
 from gateway.client.wire import Wire
 from gateway.errors import Disconnected, PublishError, SubscribeError, TidegateError, Unreachable
 
 CONNECT_TIMEOUT_S = 10.0
 # Unsubscribe codes from here on: subscribe again with the position (WIRE_PROTOCOL.md section 8).
 _RESUBSCRIBE_FROM = 2500
+_STATE_INVALIDATED = 2502
 
 
 class Subscription(AsyncIterator[Message | Gap]):
@@ -48,17 +49,19 @@ class Subscription(AsyncIterator[Message | Gap]):
     others of the same client once the window is full.
     """
 
-    def __init__(self, client: AsyncClient, channel: str, since: Position | None) -> None:
-        self.channel = channel
+    def __init__(self, client: AsyncClient, feed: Feed) -> None:
         self._client = client
-        self._cursor = Cursor(channel, since)
-        self._shown = since
-        self._events: deque[tuple[Message | Gap, int]] = deque()
-        self._news = asyncio.Event()
-        self._error: TidegateError | None = None
-        self._over = False
-        # On the present connection; None while the answer is out.
-        self._alias: int | None = None
+        self._feed = feed
+
+    @property
+    def channel(self) -> str:
+        return self._feed.channel
+
+    @property
+    def position(self) -> Position:
+        """Subscribe with it to go on after the last event that was taken."""
+        assert self._feed.shown is not None, "known as soon as subscribe() returns"
+        return self._feed.shown
 
     async def __anext__(self) -> Message | Gap:
         events = await self.receive_many(1)
@@ -68,47 +71,16 @@ class Subscription(AsyncIterator[Message | Gap]):
 
     async def receive_many(self, events_max: int) -> list[Message | Gap]:
         """What is there, at most `events_max` events, at least one; none when it has ended."""
-        while not self._events and not self._over:
-            self._news.clear()
-            await self._news.wait()
-        return self.take(events_max)
+        await self._feed.wait()
+        return self._feed.take(events_max)
 
     def take(self, events_max: int) -> list[Message | Gap]:
-        """What is there, without waiting. Raises what ended the stream after its last event."""
-        if not self._events and self._error is not None:
-            raise self._error
-        taken = [self._events.popleft() for _ in range(min(events_max, len(self._events)))]
-        self._client._consumed(sum(wire_bytes for _, wire_bytes in taken))
-        events = [event for event, _ in taken]
-        if events:
-            self._shown = events[-1].position
-        return events
-
-    @property
-    def position(self) -> Position:
-        """Subscribe with it to go on after the last event that was taken."""
-        assert self._shown is not None, "known as soon as subscribe() returns"
-        return self._shown
+        """What is there, without waiting."""
+        return self._feed.take(events_max)
 
     async def unsubscribe(self) -> None:
         """End the stream. What it still held is dropped."""
-        await self._client._unsubscribe(self)
-
-    def _push(self, event: Message | Gap, wire_bytes: int) -> None:
-        self._events.append((event, wire_bytes))
-        self._news.set()
-
-    def _end(self, error: TidegateError | None = None) -> None:
-        if not self._over:
-            self._over = True
-            self._error = error
-            self._news.set()
-
-    def _drop(self) -> int:
-        """Forget what waits; returns its bytes."""
-        wire_bytes = sum(wire_bytes for _, wire_bytes in self._events)
-        self._events.clear()
-        return wire_bytes
+        await self._client._unsubscribe(self._feed)
 
 
 @dataclass(slots=True)
@@ -117,8 +89,8 @@ class _Request:
 
     # A `Goodbye` if the connection is lost first.
     answer: asyncio.Future[Event]
-    # Which subscription a SUBSCRIBE was for.
-    subscription: Subscription | None = None
+    # What a SUBSCRIBE was for.
+    feed: Feed | None = None
 
 
 class AsyncClient:
@@ -139,16 +111,17 @@ class AsyncClient:
         backoff: Backoff | None = None,
     ) -> None:
         self.address = address
-        self._host, _, port = address.rpartition(":")
-        self._port = int(port)
+        self._host, self._port = _parse_address(address)
         self._settings = Settings(name, token, crc, window_bytes)
         self._backoff = backoff or Backoff()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._aliases: dict[int, Subscription] = {}
+        self._feeds: dict[str, Feed] = {}
+        self._aliases: dict[int, Feed] = {}
         self._requests: dict[int, _Request] = {}
         # Received and not consumed, over all subscriptions and connections.
         self._held_bytes = 0
         self._wire: Wire | None = None
+        # The present one, and those that still say goodbye.
+        self._wires: set[Wire] = set()
         self._ready = asyncio.Event()
         self._over: TidegateError | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -174,7 +147,11 @@ class AsyncClient:
     async def connect(self) -> None:
         """Connect for the first time. Raises `Unreachable` or `Disconnected`; later losses are
         mended in the background, as the close code's rule allows."""
-        wire = await self._open()
+        try:
+            wire = await self._open()
+        except TidegateError:
+            await self._close_wires()
+            raise
         self._keeper = asyncio.create_task(self._keep(wire))
 
     async def subscribe(self, channel: str, *, since: Position | None = None) -> Subscription:
@@ -182,18 +159,22 @@ class AsyncClient:
 
         Raises `SubscribeError` if the gateway refuses.
         """
-        if channel in self._subscriptions:
+        if channel in self._feeds:
             raise SubscribeError(
                 f"{channel} is subscribed already", remedy="share its messages", status=105
             )
-        subscription = Subscription(self, channel, since)
-        self._subscriptions[channel] = subscription
+        feed = Feed(channel, since, self._consumed)
+        self._feeds[channel] = feed
         try:
-            await self._ask(subscription)
+            await self._ask(feed)
         except BaseException:
-            self._forget(subscription)
+            # Cancelled, perhaps between the answer's arrival and this task's next turn.
+            alias = self._leave(feed)
+            if alias is not None and self._wire is not None:
+                self._wire.protocol.unsubscribe(alias)
+                self._wire.flush()
             raise
-        return subscription
+        return Subscription(self, feed)
 
     async def publish(
         self,
@@ -230,22 +211,25 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Say goodbye. Subscriptions end after what they have received."""
-        wire = self._wire
         self._finish(Disconnected("the client is closed", close_code=CloseCode.NORMAL), quiet=True)
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        if wire is not None:
-            await wire.close()
+        await self._close_wires()
 
     # ---- keeping the connection
+
+    async def _close_wires(self) -> None:
+        await asyncio.gather(*(wire.close() for wire in self._wires))
 
     async def _open(self) -> Wire:
         loop = asyncio.get_running_loop()
         held_bytes = self._held_bytes
         protocol = Protocol(self._settings, loop.time(), held_bytes=held_bytes)
         wire = Wire(protocol, self._on_event, loop)
+        self._wires.add(wire)
+        wire.gone.add_done_callback(lambda _: self._wires.discard(wire))
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.create_connection(lambda: wire, self._host, self._port)
@@ -276,6 +260,9 @@ class AsyncClient:
                 self._resubscribe_all()
                 goodbye = await wire.ended
                 self._lose()
+                if goodbye.code == CloseCode.STATE_INVALIDATED:
+                    for feed in self._feeds.values():
+                        feed.cursor.invalidate()
                 if not reconnects(goodbye.code):
                     raise _disconnected(goodbye)
                 wire = await self._reopen()
@@ -310,17 +297,15 @@ class AsyncClient:
         self._over = error
         self._lose()
         self._ready.set()
-        for subscription in self._subscriptions.values():
-            subscription._end(None if quiet else error)
-        self._subscriptions.clear()
+        for feed in self._feeds.values():
+            feed.end(None if quiet else error)
+        self._feeds.clear()
         for task in self._tasks:
             task.cancel()
 
     # ---- requests
 
-    async def _request(
-        self, send: Callable[[Protocol], int], subscription: Subscription | None = None
-    ) -> Event:
+    async def _request(self, send: Callable[[Protocol], int], feed: Feed | None = None) -> Event:
         """Send a request on the present or the next connection; its answer, or a `Goodbye` if the
         connection was lost first."""
         while self._wire is None or self._wire.ended.done():
@@ -330,7 +315,7 @@ class AsyncClient:
                 raise Unreachable("the client is not connected", remedy="call connect() first")
             self._ready.clear()
             await self._ready.wait()
-        request = _Request(asyncio.get_running_loop().create_future(), subscription)
+        request = _Request(asyncio.get_running_loop().create_future(), feed)
         number = send(self._wire.protocol)
         self._requests[number] = request
         self._wire.flush()
@@ -340,12 +325,12 @@ class AsyncClient:
             if self._requests.get(number) is request:
                 del self._requests[number]
 
-    async def _ask(self, subscription: Subscription) -> None:
+    async def _ask(self, feed: Feed) -> None:
         """SUBSCRIBE until there is an answer, over as many connections as it takes."""
-        cursor = subscription._cursor
+        cursor = feed.cursor
         while True:
             answer = await self._request(
-                lambda protocol: protocol.subscribe(cursor.channel, cursor.position), subscription
+                lambda protocol: protocol.subscribe(cursor.channel, cursor.position), feed
             )
             if isinstance(answer, Subscribed):
                 return
@@ -355,35 +340,42 @@ class AsyncClient:
                 await asyncio.sleep(self._backoff.next_delay_s())
 
     def _resubscribe_all(self) -> None:
-        for subscription in self._subscriptions.values():
-            if subscription._alias is not None:
-                self._resubscribe(subscription)
+        for feed in self._feeds.values():
+            if feed.alias is not None:
+                self._resubscribe(feed)
 
-    def _resubscribe(self, subscription: Subscription) -> None:
+    def _resubscribe(self, feed: Feed) -> None:
         async def ask() -> None:
             try:
-                await self._ask(subscription)
+                await self._ask(feed)
             except TidegateError as error:
-                self._forget(subscription)
-                subscription._end(error)
+                self._forget(feed)
+                feed.end(error)
 
-        subscription._alias = None
+        feed.alias = None
         task = asyncio.get_running_loop().create_task(ask())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _unsubscribe(self, subscription: Subscription) -> None:
-        self._forget(subscription)
-        subscription._end()
-        self._consumed(subscription._drop())
-        alias = subscription._alias
-        if alias is not None and self._aliases.get(alias) is subscription:
-            del self._aliases[alias]
+    async def _unsubscribe(self, feed: Feed) -> None:
+        alias = self._leave(feed)
+        if alias is not None:
             await self._request(lambda protocol: protocol.unsubscribe(alias))
 
-    def _forget(self, subscription: Subscription) -> None:
-        if self._subscriptions.get(subscription.channel) is subscription:
-            del self._subscriptions[subscription.channel]
+    def _leave(self, feed: Feed) -> int | None:
+        """Stop feeding; the alias that the server still has to be told of."""
+        self._forget(feed)
+        feed.end()
+        feed.drop()
+        alias = feed.alias
+        if alias is None or self._aliases.get(alias) is not feed:
+            return None
+        del self._aliases[alias]
+        return alias
+
+    def _forget(self, feed: Feed) -> None:
+        if self._feeds.get(feed.channel) is feed:
+            del self._feeds[feed.channel]
 
     # ---- events of the present connection
 
@@ -395,49 +387,58 @@ class AsyncClient:
         elif isinstance(event, Subscribed | Unsubscribed | Published | Failure):
             request = self._requests.get(event.request)
             if isinstance(event, Subscribed):
-                self._subscribed(event, request.subscription if request else None)
+                self._subscribed(event, request.feed if request else None)
             if request is not None and not request.answer.done():
                 request.answer.set_result(event)
 
-    def _subscribed(self, answer: Subscribed, subscription: Subscription | None) -> None:
+    def _subscribed(self, answer: Subscribed, feed: Feed | None) -> None:
         """Publications may follow in the same bytes, so this cannot wait for the asking task."""
-        if subscription is None or subscription._over:
+        if feed is None or feed.over:
             if self._wire is not None:
                 self._wire.protocol.unsubscribe(answer.alias)
             return
-        subscription._alias = answer.alias
-        self._aliases[answer.alias] = subscription
-        gap = subscription._cursor.subscribed(answer)
+        feed.alias = answer.alias
+        self._aliases[answer.alias] = feed
+        gap = feed.cursor.subscribed(answer)
         if gap is not None:
-            subscription._push(gap, 0)
-        if subscription._shown is None:
-            subscription._shown = answer.top
+            feed.push(gap, 0)
+        if feed.shown is None:
+            feed.shown = answer.top
 
     def _unsubscribed(self, event: Unsubscribed) -> None:
-        subscription = self._aliases.pop(event.alias, None)
-        if subscription is None:
+        feed = self._aliases.pop(event.alias, None)
+        if feed is None:
             return
         if event.code >= _RESUBSCRIBE_FROM:
-            self._resubscribe(subscription)
+            if event.code == _STATE_INVALIDATED:
+                feed.cursor.invalidate()
+            self._resubscribe(feed)
             return
-        self._forget(subscription)
-        message = f"{subscription.channel}: the gateway ended the subscription: {event.reason}"
-        subscription._end(SubscribeError(message, status=event.code))
+        self._forget(feed)
+        message = f"{feed.channel}: the gateway ended the subscription: {event.reason}"
+        feed.end(SubscribeError(message, status=event.code))
 
     def _deliver(self, delivery: Delivery) -> None:
-        subscription = self._aliases.get(delivery.alias)
-        message = subscription._cursor.advance(delivery) if subscription is not None else None
+        feed = self._aliases.get(delivery.alias)
+        message = feed.cursor.advance(delivery) if feed is not None else None
         self._held_bytes += delivery.wire_bytes
-        if subscription is None or message is None:
+        if feed is None or message is None:
             self._consumed(delivery.wire_bytes)
         else:
-            subscription._push(message, delivery.wire_bytes)
+            feed.push(message, delivery.wire_bytes)
 
     def _consumed(self, wire_bytes: int) -> None:
         self._held_bytes -= wire_bytes
         if self._wire is not None and wire_bytes:
             self._wire.protocol.consumed(wire_bytes)
             self._wire.flush()
+
+
+def _parse_address(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise Unreachable(f'"{address}" is no address', remedy='give "host:port"')
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _disconnected(goodbye: Goodbye) -> Disconnected:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.client.frames import PAYLOAD_BYTES_MAX, CloseCode, Violation
+from gateway.errors import ProtocolError
 
 MARKER_LAST = 0
 MARKER_MORE = 1
@@ -350,7 +351,11 @@ def varint(value: int) -> bytes:
 
 
 def text(value: str) -> bytes:
-    raw = value.encode()
+    """Raises `ProtocolError` for a string that is not Unicode text (a lone surrogate)."""
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError(f"{value!a} is not Unicode text", remedy="check its source") from None
     return varint(len(raw)) + raw
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from gateway.client.frames import CloseCode, Violation
 from gateway.client.payloads import Delivery, Position, Subscribed
 
+# No epoch is called so.
+NOWHERE = Position("_", 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -66,6 +69,11 @@ class Cursor:
             return None
         self.position = top
         return None if since is None or since == top else Gap(self.channel, since, top)
+
+    def invalidate(self) -> None:
+        """The position is worth nothing any more: the next answer cannot but tell a gap."""
+        if self.position is not None:
+            self.position = NOWHERE
 
     def advance(self, delivery: Delivery) -> Message | None:
         """The message to show, or None if it has been shown already.

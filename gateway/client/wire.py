@@ -29,7 +29,7 @@ class Wire(asyncio.Protocol):
         self.connected: asyncio.Future[Connected] = loop.create_future()
         # Why it ended, as soon as that is known; the socket may linger a little longer.
         self.ended: asyncio.Future[Goodbye] = loop.create_future()
-        self._gone: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
         self._on_event = on_event
         self._loop = loop
         self._transport: asyncio.Transport | None = None
@@ -52,8 +52,8 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._end(self.protocol.lost())
         self._cancel_timer()
-        if not self._gone.done():
-            self._gone.set_result(None)
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     # ---- called by the client
 
@@ -67,11 +67,13 @@ class Wire(asyncio.Protocol):
         self._schedule()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "bye") -> None:
-        """Say goodbye and wait for the peer's, for a while."""
+        """Say goodbye, if that has not been done, wait for the peer's, then drop the socket."""
         self._finish(self.protocol.close(code, reason))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await asyncio.shield(self._gone)
+                await asyncio.shield(self.gone)
+        self.abort()
+        await self.gone
 
     def abort(self) -> None:
         """Drop the connection without a word."""
@@ -79,6 +81,8 @@ class Wire(asyncio.Protocol):
         self._cancel_timer()
         if self._transport is not None:
             self._transport.abort()
+        elif not self.gone.done():
+            self.gone.set_result(None)
 
     # ---- inside
 
@@ -109,6 +113,7 @@ class Wire(asyncio.Protocol):
         self.flush()
         self._end(goodbye)
         if self._transport is None or self._transport.is_closing():
+            self.abort()
             return
         with contextlib.suppress(OSError):
             self._transport.write_eof()

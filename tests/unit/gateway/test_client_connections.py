@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -218,13 +219,22 @@ def test_the_close_code_says_whether_the_client_comes_back(
         client.publish("news", 1)
 
 
-def test_a_refused_connect_is_told(server: Server) -> None:
-    connecting = server.play(Client(server.address).connect)
+def test_a_refused_connect_is_told_and_can_be_tried_again(server: Server) -> None:
+    client = Client(server.address)
+    connecting = server.play(client.connect)
     peer = server.accept()
     peer.expect(Kind.CONNECT)
     peer.say_goodbye(3500, "invalid token")
     with pytest.raises(Disconnected, match="3500 invalid token"):
         connecting.result(TIMEOUT_S)
+    again = server.play(client.connect)
+    peer = server.accept()
+    peer.greet()
+    again.result(TIMEOUT_S)
+    closing = server.play(client.close)
+    peer.goodbye()
+    peer.close()
+    closing.result(TIMEOUT_S)
 
 
 def test_nobody_there_is_unreachable(server: Server) -> None:
@@ -263,6 +273,50 @@ def test_the_server_may_end_a_subscription(server: Server, code: int, again: boo
         with pytest.raises(SubscribeError, match="because") as caught:
             subscription.receive(TIMEOUT_S)
         assert caught.value.status == 2000
+
+
+def test_an_invalidated_state_is_a_gap(server: Server) -> None:
+    client, peer = server.client()
+    subscribing = server.play(client.subscribe, "news")
+    peer.answer_subscribe(Position("e", 7))
+    subscription = subscribing.result(TIMEOUT_S)
+    peer.send(Kind.UNSUBSCRIBED, Unsubscribed(0, ALIAS, 2502, "state invalidated").encode())
+    nowhere = peer.answer_subscribe(Position("e", 7)).since
+    assert nowhere is not None and nowhere.epoch != "e"
+    assert subscription.receive(TIMEOUT_S) == Gap("news", nowhere, Position("e", 7))
+    peer.say_goodbye(3014, "state invalidated")
+    peer = server.accept()
+    peer.greet()
+    assert peer.answer_subscribe(Position("e", 9)).since == nowhere
+    assert subscription.receive(TIMEOUT_S) == Gap("news", nowhere, Position("e", 9))
+
+
+def test_a_subscribe_that_is_given_up_leaves_nothing_behind(server: Server) -> None:
+    unsubscribed = threading.Event()
+
+    async def use() -> None:
+        async with AsyncClient(server.address) as client:
+            asking = asyncio.create_task(client.subscribe("news"))
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await asyncio.to_thread(unsubscribed.wait, TIMEOUT_S)
+
+    using = server.play(asyncio.run, use())
+    peer = server.accept()
+    peer.greet()
+    peer.answer_subscribe(Position("e", 0))
+    assert Unsubscribe.parse(peer.expect(Kind.UNSUBSCRIBE).payload).alias == ALIAS
+    unsubscribed.set()
+    peer.goodbye()
+    peer.close()
+    using.result(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("address", ["", "8001", "host:", "host:port"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    with pytest.raises(Unreachable, match="host:port"):
+        Client(address)
 
 
 def test_a_publish_is_answered_with_its_place_or_its_error(server: Server) -> None:

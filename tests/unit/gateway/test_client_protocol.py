@@ -16,7 +16,7 @@ from gateway.client.frames import Frame, Kind, Violation
 from gateway.client.payloads import Delivery, Goodbye, Position, Subscribed
 from gateway.client.protocol import Event, Protocol, Settings
 from gateway.client.subscription import Cursor, Gap
-from gateway.errors import PublishError
+from gateway.errors import ProtocolError, PublishError
 from tests.support.wire import CONNECTED, server_frame
 
 
@@ -227,6 +227,11 @@ def test_publishes_wait_for_the_servers_first_window() -> None:
     assert kinds(sent(protocol)) == [Kind.CONNECT]
     protocol.receive(server_frame(Kind.CONNECTED, CONNECTED.encode()), 0.0)
     assert kinds(sent(protocol)) == [Kind.PUBLISH]
+
+
+def test_a_channel_that_is_no_text_is_refused_here() -> None:
+    with pytest.raises(ProtocolError, match="not Unicode text"):
+        connected().subscribe("public:\udcff")
 
 
 def test_a_publish_over_the_servers_limit_is_refused_here() -> None:
