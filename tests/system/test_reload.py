@@ -1,0 +1,231 @@
+"""Reload, scale and drain of a running gateway: what changes, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.errors import ControlError
+from tests.support.gateway import Gateway
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_for
+
+Start = Callable[..., Gateway]
+
+
+def refusal(gateway: Gateway, verb: str, **args: Any) -> ControlError:
+    with pytest.raises(ControlError) as caught:
+        gateway.control(verb, **args)
+    return caught.value
+
+
+def change(gateway: Gateway, section: str, **keys: Any) -> None:
+    gateway.sections.setdefault(section, {}).update(keys)
+    gateway.write_config()
+
+
+class Stopper:
+    """Stops (SIGSTOP) each new child of the supervisor as soon as it is seen: it never serves."""
+
+    def __init__(self, gateway: Gateway, module: str) -> None:
+        self._supervisor = psutil.Process(gateway.pid)
+        self._module = module
+        self._known = {child.pid for child in self._supervisor.children()}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.stopped: list[int] = []
+
+    def __enter__(self) -> Stopper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(0.002):
+            for child in self._supervisor.children():
+                with contextlib.suppress(psutil.Error):
+                    if child.pid not in self._known and self._module in child.cmdline():
+                        child.suspend()
+                        self._known.add(child.pid)
+                        self.stopped.append(child.pid)
+
+
+def test_a_successor_that_cannot_start_calls_the_reload_off(start_gateway: Start) -> None:
+    gateway = start_gateway({"reload": {"start_timeout_s": 1.5, "spread_s": 0.1}})
+    before = gateway.status()
+    with Subscriber(gateway.websocket_url, "public:a") as subscriber:
+        with Stopper(gateway, "workers") as stopper:
+            error = refusal(gateway, "reload")
+        assert error.code == "successor_failed"
+        assert "slot 0" in error.message
+        assert "within 1.5 s" in error.message
+        after = gateway.status()
+        assert [w["pid"] for w in after["workers"]] == [w["pid"] for w in before["workers"]]
+        assert after["publisher"]["pid"] == before["publisher"]["pid"]
+        assert after["generation"] == before["generation"]
+        assert after["state"] == "serving"
+        assert not any(psutil.pid_exists(pid) for pid in stopper.stopped)
+        top = gateway.publish("public:a", "still here")["offset"]
+        subscriber.wait_for_offset("public:a", top)
+        assert subscriber.close_codes == []
+    assert gateway.totals()['reloads_total{result="failed"}'] == 1
+    gateway.control("reload")
+    assert gateway.status()["generation"] == before["generation"] + 1
+
+
+def test_a_reload_takes_the_new_configuration(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    change(gateway, "limits", headers_max=32)
+    change(gateway, "gateway", log_level="debug")
+    result = gateway.control("reload")
+    assert result["changed"] == ["gateway.log_level", "limits.headers_max"]
+    assert gateway.control("config")["config"]["limits.headers_max"]["value"] == 32
+
+
+def test_a_bad_configuration_is_refused_and_the_old_one_stays(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    pids = gateway.worker_pids()
+    change(gateway, "limits", queue_soft_bytes=1 << 30, headers_min=1)
+    error = refusal(gateway, "reload")
+    assert error.code == "config"
+    assert "limits.queue_soft_bytes" in error.message
+    assert "limits.headers_min" in error.message
+    assert gateway.worker_pids() == pids
+    assert gateway.control("config")["config"]["limits.queue_soft_bytes"]["value"] == 262144
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("log", "capacity_bytes", 8 << 20), ("client", "backlog_port", None), ("workers", "count", 3)],
+)
+def test_what_a_reload_cannot_change_is_refused_by_name(
+    start_gateway: Start, section: str, key: str, value: Any
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    if value is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            section, key, value = "client", "http_port", free.getsockname()[1]
+    change(gateway, section, **{key: value})
+    error = refusal(gateway, "reload")
+    assert error.code == "restart_needed"
+    assert f"{section}.{key}" in error.message
+    assert gateway.status()["state"] == "serving"
+
+
+def test_subscribers_come_back_from_a_reload_and_miss_nothing(start_gateway: Start) -> None:
+    gateway = start_gateway({"reload": {"spread_s": 0.2}})
+    published = 0
+    done = threading.Event()
+
+    def publish() -> None:
+        nonlocal published
+        while not done.is_set():
+            published = gateway.publish("public:flow", {"n": published})["offset"]
+
+    with contextlib.ExitStack() as stack:
+        subscribers = [
+            stack.enter_context(Subscriber(gateway.websocket_url, "public:flow", reconnect=True))
+            for _ in range(8)
+        ]
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            gateway.control("reload")
+        finally:
+            done.set()
+            publisher.join()
+        for subscriber in subscribers:
+            subscriber.wait_for_offset("public:flow", published)
+            subscriber.assert_contiguous("public:flow")
+        codes = {push["code"] for each in subscribers for push in each.disconnects}
+        assert codes == {3001}
+
+
+def test_connections_of_a_slot_that_goes_are_closed_and_find_another(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 3}})
+    with contextlib.ExitStack() as stack:
+        subscribers = [
+            stack.enter_context(Subscriber(gateway.websocket_url, "public:a", reconnect=True))
+            for _ in range(12)
+        ]
+        result = gateway.control("scale", count=1)
+        assert (result["before"]["workers"], result["after"]["workers"]) == (3, 1)
+        wait_for(
+            lambda: sum(w["connections"] for w in gateway.status()["workers"]) == 12,
+            "twelve connections on the one worker",
+        )
+        top = gateway.publish("public:a", 1)["offset"]
+        for subscriber in subscribers:
+            subscriber.wait_for_offset("public:a", top)
+    result = gateway.control("scale", count=2)
+    assert result["after"]["workers"] == 2
+    assert gateway.totals()["log_readers"] == 2
+
+
+def test_a_drained_gateway_refuses_clients_until_the_next_reload(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    port = gateway.http_port
+    with Subscriber(gateway.websocket_url, "public:a") as subscriber:
+        result = gateway.control("drain", spread_s=0.1)
+        assert result["before"]["connections"] == 1
+        assert result["after"] == {"workers": 0, "connections": 0}
+        wait_for(lambda: subscriber.disconnects, "the disconnect push")
+        assert subscriber.disconnects[0]["code"] == 3001
+    assert gateway.status()["state"] == "drained"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    assert gateway.publish("public:a", "nobody hears it")["offset"] == 1
+    gateway.control("reload")
+    assert gateway.status()["state"] == "serving"
+    assert gateway.http_port == port
+    with Subscriber(gateway.websocket_url, "public:a") as subscriber:
+        subscriber.wait_for_offset("public:a", gateway.publish("public:a", 2)["offset"])
+
+
+def test_a_worker_that_dies_while_its_successor_starts_is_replaced_by_it(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}, "reload": {"start_timeout_s": 20}})
+    pid = gateway.worker_pids()[0]
+    with Stopper(gateway, "workers") as stopper:
+        answers: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: answers.append(gateway.control("reload")))
+        thread.start()
+        wait_for(lambda: stopper.stopped, "the successor")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: gateway.worker_pids() == [stopper.stopped[0]], "the successor in its place")
+    os.kill(stopper.stopped[0], signal.SIGCONT)
+    thread.join(60)
+    assert answers[0]["after"]["workers"] == [stopper.stopped[0]]
+    assert gateway.status()["state"] == "serving"
+
+
+def test_a_stop_during_a_reload_ends_both(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1}, "reload": {"start_timeout_s": 60}})
+    supervisor = psutil.Process(gateway.pid)
+    with Stopper(gateway, "workers") as stopper:
+        errors: list[ControlError] = []
+        thread = threading.Thread(target=lambda: errors.append(refusal(gateway, "reload")))
+        thread.start()
+        wait_for(lambda: stopper.stopped, "the successor")
+        family = supervisor.children(recursive=True)
+        os.kill(gateway.pid, signal.SIGTERM)
+        assert gateway.process is not None
+        assert gateway.process.wait(20) == 0
+        thread.join(20)
+    assert errors[0].code == "aborted"
+    assert not any(child.is_running() for child in family)

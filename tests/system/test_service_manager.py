@@ -1,0 +1,169 @@
+"""A gateway under a service manager, and in the surroundings that containers give it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_for
+
+
+class Manager:
+    """The service manager's end: keeps every line that it is told, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.address = f"@tidegate-test-{uuid.uuid4().hex}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + self.address[1:])
+        self._socket.settimeout(0.1)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            with contextlib.suppress(TimeoutError):
+                self.lines += self._socket.recv(4096).decode().splitlines()
+
+    def count(self, prefix: str) -> int:
+        return sum(line.startswith(prefix) for line in self.lines)
+
+    def wait(self, prefix: str, times: int = 1) -> None:
+        wait_for(lambda: self.count(prefix) >= times, f"{prefix} {times} times", 30)
+
+    def close(self) -> None:
+        self._done.set()
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    made = Manager()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as made:
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def managed(gateway: Gateway, **environment: str) -> Iterator[Gateway]:
+    """The gateway in an environment of the test's own."""
+    with gateway.log_path.open("ab") as log:
+        gateway.process = subprocess.Popen(
+            [sys.executable, "-m", "ops.cli", "run", "-c", str(gateway.config_path)],
+            env={"PATH": os.environ["PATH"], **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+def test_systemd_is_told_of_every_turn_in_the_gateways_life(
+    manager: Manager, directory: Path
+) -> None:
+    gateway = Gateway(directory, {"stop": {"spread_s": 1}})
+    with managed(gateway, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="500000"):
+        manager.wait("READY=1")
+        assert gateway.status()["state"] == "serving", "READY comes when everything serves"
+        assert f"MAINPID={gateway.pid}" in manager.lines
+        manager.wait("STATUS=serving: 0 connections, 2 workers")
+        with Subscriber(gateway.websocket_url, "public:a"):
+            manager.wait("STATUS=serving: 1 connections, 2 workers")
+        manager.wait("WATCHDOG=1", times=5)
+        os.kill(gateway.pid, signal.SIGHUP)
+        manager.wait("READY=1", times=2)
+        reload = manager.lines[manager.lines.index("RELOADING=1") :]
+        assert reload[1].startswith("MONOTONIC_USEC=")
+        assert reload.index("READY=1") > 1
+        with Subscriber(gateway.websocket_url, "public:a"):
+            os.kill(gateway.pid, signal.SIGTERM)
+            manager.wait("STOPPING=1")
+            manager.wait("EXTEND_TIMEOUT_USEC=")
+            manager.wait("STATUS=stopping: connections, 1 left")
+        assert gateway.process is not None
+        assert gateway.process.wait(20) == 0
+
+
+def test_ready_waits_for_the_last_process(manager: Manager, directory: Path) -> None:
+    """The API is the slowest: it is stopped as soon as it exists, and READY does not come."""
+    gateway = Gateway(directory)
+    with managed(gateway, NOTIFY_SOCKET=manager.address):
+        api = wait_for(lambda: _api_pid(gateway), "the API's process")
+        os.kill(api, signal.SIGSTOP)
+        wait_for(
+            lambda: all(w["state"] == "serving" for w in gateway.status()["workers"]),
+            "workers that serve",
+        )
+        assert gateway.status()["state"] == "starting"
+        assert manager.count("READY=1") == 0
+        os.kill(api, signal.SIGCONT)
+        manager.wait("READY=1")
+
+
+def _api_pid(gateway: Gateway) -> int | None:
+    with contextlib.suppress(Exception):
+        return int(gateway.status()["api"]["pid"])
+    return None
+
+
+def test_a_crash_loop_is_told_to_systemd(manager: Manager, directory: Path) -> None:
+    gateway = Gateway(directory, {"workers": {"count": 1, "crash_loop_deaths": 2}})
+    with managed(gateway, NOTIFY_SOCKET=manager.address):
+        manager.wait("READY=1")
+        for _ in range(2):
+            pid = wait_for(lambda: gateway.status()["workers"][0]["pid"], "a worker to be killed")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "its death")
+        manager.wait("STATUS=degraded: 0 connections, 1 workers; crash loop, waiting: slot 0")
+        worker = gateway.status()["workers"][0]
+        assert worker["state"] == "backing_off"
+        assert worker["crash_loop"]
+        assert "SIGKILL" in worker["last_failure"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user id of one's own choice needs root")
+def test_it_runs_with_a_random_user_id_no_home_and_a_read_only_root(directory: Path) -> None:
+    """As a container platform runs it: nothing may be written but /dev/shm and /tmp."""
+    for folder in (Path(sys.executable).resolve().parents[1], Path(__file__).parents[2]):
+        # The stranger must get at the interpreter; if it lies in root's home, it does not.
+        if any(not parent.stat().st_mode & 0o005 for parent in (folder, *folder.parents)):
+            pytest.skip(f"{folder} is closed to other users")
+    directory.chmod(0o777)
+    gateway = Gateway(directory)
+    gateway.config_path.chmod(0o644)
+    script = (
+        "mount -o remount,bind,ro / && exec setpriv --reuid 54321 --regid 54321 --clear-groups "
+        f"env -i PATH=/usr/bin:/bin {sys.executable} -P -m ops.cli run -c {gateway.config_path}"
+    )
+    with gateway.log_path.open("ab") as log:
+        gateway.process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: "serves, pid" in gateway.log(), "a gateway that serves", 30)
+    finally:
+        gateway.close()
