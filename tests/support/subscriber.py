@@ -28,11 +28,11 @@ class Seen:
     data: list[Any] = field(default_factory=list)
     unrecovered: int = 0
 
+    start: int = 0
+
     @property
     def position(self) -> int:
         return self.offsets[-1] if self.offsets else self.start
-
-    start: int = 0
 
     def take(self, publication: dict[str, Any]) -> None:
         self.offsets.append(publication["offset"])
@@ -40,11 +40,20 @@ class Seen:
 
 
 class Subscriber:
-    """Subscribes to `channels`; with `reconnect`, comes back after a close and is caught up."""
+    """Subscribes to `channels`; with `reconnect`, comes back after a close and is caught up.
 
-    def __init__(self, url: str, *channels: str, reconnect: bool = False) -> None:
+    With `seen` it goes on where another subscriber stopped.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *channels: str,
+        reconnect: bool = False,
+        seen: dict[str, Seen] | None = None,
+    ) -> None:
         self.url = url
-        self.seen = {channel: Seen() for channel in channels}
+        self.seen = seen or {channel: Seen() for channel in channels}
         self.connects: list[dict[str, Any]] = []
         self.disconnects: list[dict[str, Any]] = []
         self.close_codes: list[int] = []
