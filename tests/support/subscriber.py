@@ -13,7 +13,7 @@ import urllib.parse
 from dataclasses import dataclass, field
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.waiting import wait_for
@@ -91,7 +91,7 @@ class Subscriber:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with contextlib.suppress(OSError, ConnectionClosed, TimeoutError):
+            with contextlib.suppress(OSError, ConnectionClosed, InvalidHandshake, TimeoutError):
                 self._one_connection()
             if not self._reconnect:
                 return
