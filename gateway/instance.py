@@ -178,7 +178,7 @@ def _make_directory(config: Config) -> Path:
         try:
             place.mkdir(mode=0o755, parents=True, exist_ok=True)
             # In a world-writable parent somebody else may have put a directory of our name.
-            if place.parent.stat().st_mode & stat.S_IWOTH and place.stat().st_uid != os.getuid():
+            if place.parent.stat().st_mode & stat.S_IWOTH and place.lstat().st_uid != os.getuid():
                 raise PermissionError(1, "belongs to another user")
             directory.mkdir(mode=mode, exist_ok=True)
             directory.chmod(mode)

@@ -120,6 +120,8 @@ class Operations:
 
     def __init__(self) -> None:
         self.current: Operation | None = None
+        self.closed = "the gateway is starting"
+        """Why none may begin now; empty: one may."""
 
     def begin(
         self,
@@ -130,6 +132,12 @@ class Operations:
         on_end: Callable[[dict[str, Any] | None, TidegateError | None], None],
     ) -> None:
         """Starts an operation. Raises ControlError, naming the one that is under way."""
+        if self.closed:
+            raise ControlError(
+                f"{name} is refused: {self.closed}",
+                remedy="try again when it serves (`tidegate status`)",
+                code="busy",
+            )
         if self.current is not None:
             since = time.monotonic() - self.current.started
             raise ControlError(
@@ -148,7 +156,9 @@ class Operations:
             if self.current.done:
                 self.current = None
 
-    def cancel(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
+        """Gives up the one under way; none begins any more."""
+        self.closed = reason
         if self.current is not None:
             self.current.cancel(reason)
             self.current = None

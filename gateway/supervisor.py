@@ -86,7 +86,7 @@ class Supervisor:
         self._start_error: TidegateError | None = None
         self._reloading = False
         self._reload_asked = False
-        """A HUP that came during an operation: nobody waits to hear that it was refused."""
+        """A HUP is kept while an operation is under way: nobody would hear that it was refused."""
         host = Host.here()
         loop = Loop()
         held.callback(loop.close)
@@ -207,8 +207,6 @@ class Supervisor:
             else:
                 self._begin_stop(fast=True)
         elif number == signal.SIGHUP:
-            if self._operations.current is not None:
-                logger.info(f"HUP is kept until {self._operations.current.name} is done")
             self._reload_asked = True
         elif number == signal.SIGUSR1:
             self._reopen_logs()
@@ -219,7 +217,7 @@ class Supervisor:
             logger.warning("USR2 is reserved for upgrades of the supervisor: not supported yet")
 
     def _reload_if_asked(self) -> None:
-        if self._reload_asked and self._stop is None and self._operations.current is None:
+        if self._reload_asked and not self._operations.closed and not self._operations.current:
             self._reload_asked = False
             self._verbs.reload("signal SIGHUP", None, None)
 
@@ -240,7 +238,7 @@ class Supervisor:
     def _begin_stop(self, *, fast: bool) -> None:
         if self._stop is not None and not fast:
             return
-        self._operations.cancel("the gateway stops")
+        self._operations.close("the gateway is stopping")
         if self._state is not State.STOPPING:
             self._become(State.STOPPING)
             self._manager.stopping()
@@ -295,6 +293,7 @@ class Supervisor:
             first = self._state is State.STARTING
             self._become(State.SERVING)
             if first:
+                self._operations.closed = ""
                 self._manager.ready()
                 self._say_where()
         elif self._state is not State.STARTING and operation is None:

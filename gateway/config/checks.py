@@ -22,6 +22,10 @@ DESCRIPTORS_RESERVED = 256
 """Descriptors of a worker that are no connections: segments, eventfds, epoll, logs, modules."""
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path is 108 bytes with its final NUL (unix(7))."""
+NAMESPACES_MAX = 256
+ORIGINS_MAX = 64
+ORIGIN_CHARACTERS_MAX = 255
+"""All of them travel to a worker in one message of its link, which is at most 64 KiB."""
 CONNECTIONS_AUTO_MAX = 1_048_576
 """Ceiling of the automatic limit: the design's million, however many descriptors there are."""
 
@@ -243,6 +247,22 @@ def _addresses(config: Config, host: Host) -> Iterator[Problem]:
 
 
 def _channels(config: Config, host: Host) -> Iterator[Problem]:
+    for name, count, count_max in (
+        ("channel.namespaces", len(config.channel.namespaces), NAMESPACES_MAX),
+        ("client.allowed_origins", len(config.client.allowed_origins), ORIGINS_MAX),
+    ):
+        if count > count_max:
+            yield Problem(
+                name, f"({count} of them)", f"at most {count_max} are possible", "merge some"
+            )
+    for origin in config.client.allowed_origins:
+        if len(origin) > ORIGIN_CHARACTERS_MAX:
+            yield Problem(
+                "client.allowed_origins",
+                f'"{origin[:40]}..."',
+                f"an origin has at most {ORIGIN_CHARACTERS_MAX} characters",
+                "write scheme, host and port alone",
+            )
     seen: set[str] = set()
     for index, namespace in enumerate(config.channel.namespaces):
         if namespace.name in seen:

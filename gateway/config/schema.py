@@ -96,7 +96,7 @@ class TcpSection(Section, frozen=True, kw_only=True):
 
 class LogSection(Section, frozen=True, kw_only=True):
     capacity_bytes: Annotated[int, Meta(ge=64 * KIB, le=256 * GIB)] = 32 * MIB
-    channels_max: Annotated[int, Meta(ge=16, le=100_000_000)] = 65536
+    channels_max: Annotated[int, Meta(ge=16, le=1 << 26)] = 65536
     lag_budget_ms: Annotated[int, Meta(ge=1, le=60_000)] = 200
     uplink_bytes: Annotated[int, Meta(ge=8 * KIB, le=1 * GIB)] = 1 * MIB
     uplinks_max: Annotated[int, Meta(ge=1, le=4096)] = 64
