@@ -5,10 +5,10 @@
 //! - [`payload`]: what is inside each type of frame, and the fragments of long messages.
 //! - [`flow`]: sequence numbers, acknowledgements and windows of one connection.
 //!
-//! Life of a connection: [`decode`] with [`Agreed::BEFORE_CONNECT`] gives the CONNECT frame,
-//! [`Flow::accept`] takes its header and scale; from then on `decode(bytes, &flow.agreed())`, then
-//! [`Flow::receive`], then the payload's `parse`. Out go [`Flow::frame`] for every type but DATA and
-//! [`Flow::piece`] with [`Flow::data`] for publications, whose encoded message is shared.
+//! For every frame that comes in: `decode(bytes, &flow.agreed())`, [`Flow::receive`], the payload's
+//! `parse`; for CONNECT also [`Flow::agree`]. Out go [`Flow::frame`] for every type but DATA, and
+//! [`Flow::piece`] with [`Flow::data`] for publications, whose encoded message is shared by all
+//! connections of a worker.
 
 pub mod flow;
 pub mod frame;
