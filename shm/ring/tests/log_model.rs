@@ -110,13 +110,13 @@ impl Model {
             }
         }
         if fate == 0 {
-            drop(batch);
+            let _abandoned = batch;
             self.note_overrun();
             return;
         }
         let prepared = batch.prepare();
         if fate == 1 && !pushed.is_empty() {
-            drop(prepared);
+            let _uncommitted = prepared;
             assert_eq!(writer.batch().unwrap_err(), LogError::Uncommitted);
             drop(self.writer.take());
             let mut writer = LogWriter::open(self.region.clone(), Duration::ZERO).unwrap();

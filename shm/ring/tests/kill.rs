@@ -1,0 +1,469 @@
+//! Real processes, killed with SIGKILL at random points; whoever comes after has to find the shared
+//! memory usable and consistent.
+//!
+//! A role runs in a child: this binary once more, told by [`ROLE`] what to be, with the shared memory
+//! as an inherited descriptor.
+#![cfg(not(loom))]
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{OWNER, Random};
+use tidegate_ring::error::UplinkError;
+use tidegate_ring::log::{self, LogReader, LogWriter};
+use tidegate_ring::region::Region;
+use tidegate_ring::uplink::{self, Reply, Request, UplinkConsumer, UplinkProducer};
+use tidegate_ring::wake::Bell;
+
+const ROLE: &str = "TIDEGATE_RING_TEST_ROLE";
+const LOG_CAPACITY: u64 = 64 * 1024;
+const UPLINK_CAPACITY: u64 = 16 * 1024;
+const LAG_BUDGET: Duration = Duration::from_millis(20);
+
+/// No test waits longer than this for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A child is killed after it has done so much that others can see (records, requests) ...
+const DEEDS_MAX: usize = 200;
+
+/// ... and some moments more, so that the blow falls anywhere.
+const MOMENTS_MAX: usize = 3000;
+
+const WRITER_DEATHS: usize = 120;
+const READER_DEATHS: usize = 80;
+const UPLINK_DEATHS: usize = 60;
+
+/// Not a test: what a child process does, for ever.
+#[test]
+fn child_role() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let words: Vec<&str> = role.split(' ').collect();
+    let [name, memory, bell, argument] = words[..] else {
+        panic!("role, memory, bell, argument: {role}");
+    };
+    let [memory, bell] = [memory, bell].map(|number| {
+        // SAFETY: inherited for this purpose from the parent, which says its number.
+        unsafe { OwnedFd::from_raw_fd(number.parse().expect("a descriptor")) }
+    });
+    let region = Region::map(memory.as_fd()).expect("map");
+    let (ready, argument) = (Bell::from(bell), argument.parse().expect("a number"));
+    match name {
+        "writer" => write_for_ever(region, argument, &ready),
+        "reader" => read_for_ever(region, argument as u32, &ready),
+        "producer" => produce_for_ever(region, argument, &ready),
+        "consumer" => consume_for_ever(region, &ready),
+        _ => panic!("no such role: {name}"),
+    }
+}
+
+/// A process that is killed when this is dropped.
+struct Victim {
+    child: Child,
+    ready: Bell,
+}
+
+impl Victim {
+    fn start(role: &str, memory: &OwnedFd, argument: u64) -> Victim {
+        let ready = Bell::new().unwrap();
+        let fds = [memory.as_raw_fd(), ready.as_raw_fd()];
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child_role", "--nocapture"]);
+        command.env(ROLE, format!("{role} {} {} {argument}", fds[0], fds[1]));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // SAFETY: only async-signal-safe calls between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                for fd in fds {
+                    libc::fcntl(fd, libc::F_SETFD, 0);
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("spawn");
+        Victim { child, ready }
+    }
+
+    /// Waits until the child has begun its work.
+    fn await_ready(&self) {
+        assert!(self.ready.wait(PATIENCE), "the child does not begin");
+    }
+
+    /// Lets it live until `deeds` says that it has done enough, a number to be chosen at random, and
+    /// for a random moment.
+    fn live(&self, random: &mut Random, mut deeds: impl FnMut() -> u64) {
+        let enough = deeds() + 1 + random.below(DEEDS_MAX) as u64;
+        until("deeds of a child", || deeds() >= enough);
+        for _ in 0..random.below(MOMENTS_MAX) {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: plain system call, to our own child that was not waited for.
+        let result = unsafe { libc::kill(self.child.id() as i32, signal) };
+        assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let ended = self.child.try_wait().expect("wait");
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+        if let (Some(status), false) = (ended, std::thread::panicking()) {
+            panic!("a child ended by itself: {status}");
+        }
+    }
+}
+
+/// Waits, looking again and again, until it holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn memory(bytes: usize) -> (OwnedFd, Region) {
+    // SAFETY: a valid C string.
+    let fd = unsafe { libc::memfd_create(c"kill".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
+    // SAFETY: just opened, and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain system call on an open descriptor.
+    let result = unsafe { libc::ftruncate(fd.as_raw_fd(), bytes as libc::off_t) };
+    assert_eq!(result, 0, "ftruncate: {}", std::io::Error::last_os_error());
+    let region = Region::map(fd.as_fd()).unwrap();
+    (fd, region)
+}
+
+fn shared_log() -> (OwnedFd, Region) {
+    let (fd, region) = memory(log::segment_bytes(LOG_CAPACITY, 2).next_multiple_of(4096));
+    log::format(&region, LOG_CAPACITY, 2, 0u64.wrapping_sub(256), OWNER).unwrap();
+    (fd, region)
+}
+
+fn shared_uplink() -> (OwnedFd, Region) {
+    let (fd, region) = memory(uplink::segment_bytes(UPLINK_CAPACITY).next_multiple_of(4096));
+    uplink::format(&region, UPLINK_CAPACITY, 0u64.wrapping_sub(256), OWNER).unwrap();
+    (fd, region)
+}
+
+/// A record that can be checked: a number, and bytes that follow from it.
+fn numbered(number: u64) -> Vec<u8> {
+    let mut random = Random(number);
+    let bytes = random.below(700);
+    [&number.to_le_bytes()[..], &random.bytes(bytes)].concat()
+}
+
+/// The number of a record; panics if a byte of it is wrong.
+fn number_of(payload: &[u8]) -> u64 {
+    let number = u64::from_le_bytes(payload[..8].try_into().expect("a number"));
+    assert_eq!(payload, numbered(number), "a damaged record");
+    number
+}
+
+/// Appends a batch of records from number `next` on; `pause` is called at every stage.
+fn append(writer: &mut LogWriter, random: &mut Random, next: &mut u64, pause: fn()) {
+    let mut batch = writer.batch().unwrap();
+    for _ in 0..1 + random.below(20) {
+        let payload = numbered(*next);
+        let (first, last) = payload.split_at(random.below(payload.len()));
+        if batch.push(1, &[first, last]).is_err() {
+            break;
+        }
+        *next += 1;
+        pause();
+    }
+    let prepared = batch.prepare();
+    pause();
+    prepared.commit(|_| ());
+    pause();
+}
+
+/// Makes each stage long enough to be killed in.
+fn linger() {
+    for _ in 0..500 {
+        std::hint::spin_loop();
+    }
+}
+
+/// Reads what is there; every record has to be intact and the next one.
+fn follow(reader: &mut LogReader, next: &mut u64) -> usize {
+    let shown = reader.read(usize::MAX, |record| {
+        assert_eq!(number_of(record.payload), *next, "a hole or a repeat");
+        *next += 1;
+    });
+    shown.expect("the writer waits for this reader")
+}
+
+fn write_for_ever(region: Region, first: u64, ready: &Bell) {
+    let mut writer = LogWriter::open(region, PATIENCE).unwrap();
+    writer.attach_reader(0).unwrap();
+    let (mut next, mut random) = (first, Random(first ^ u64::from(std::process::id())));
+    loop {
+        append(&mut writer, &mut random, &mut next, linger);
+        if random.below(2) == 0 {
+            writer.set_answered();
+        }
+        ready.ring();
+    }
+}
+
+#[test]
+fn a_writer_killed_anywhere_leaves_a_log_that_its_successor_continues() {
+    let (fd, region) = shared_log();
+    let mut reader = LogReader::join(region.clone(), 0).unwrap();
+    let (mut next, mut random, mut redone) = (0, Random(1), 0);
+    for _ in 0..WRITER_DEATHS {
+        let victim = Victim::start("writer", &fd, next);
+        victim.await_ready();
+        victim.live(&mut random, || {
+            follow(&mut reader, &mut next);
+            next
+        });
+        drop(victim);
+        while follow(&mut reader, &mut next) > 0 {}
+
+        let mut writer = LogWriter::open(region.clone(), PATIENCE).expect("a usable log");
+        writer.attach_reader(0).unwrap();
+        let mut last = None;
+        writer
+            .unanswered(|record| last = Some(number_of(record.payload)))
+            .unwrap();
+        assert!(
+            last.is_none_or(|last| last + 1 == next),
+            "the newest is among the unanswered"
+        );
+        if let Some(prepared) = writer.redo() {
+            let mut expected = next;
+            let count = prepared.records(|record| {
+                assert_eq!(number_of(record.payload), expected, "a hole or a repeat");
+                expected += 1;
+            });
+            prepared.commit(|_| ());
+            assert_eq!(Ok(follow(&mut reader, &mut next)), count);
+            redone += 1;
+        }
+        let mut expected = next;
+        append(&mut writer, &mut random, &mut expected, || ());
+        follow(&mut reader, &mut next);
+        assert_eq!(next, expected);
+        writer.set_answered();
+    }
+    assert!(redone > 0, "no writer died between prepare and commit");
+}
+
+/// Follows the log; being lapped is allowed, a damaged record is not.
+fn read_for_ever(region: Region, seat: u32, ready: &Bell) {
+    let mut reader = LogReader::join(region, seat).unwrap();
+    let mut next = None;
+    ready.ring();
+    loop {
+        let shown = reader.read(usize::MAX, |record| {
+            let number = number_of(record.payload);
+            assert!(next.is_none_or(|next| next == number), "a hole or a repeat");
+            next = Some(number + 1);
+        });
+        if shown.is_err() {
+            reader.rejoin();
+            next = None;
+            ready.ring();
+        }
+    }
+}
+
+#[test]
+fn a_reader_killed_anywhere_holds_up_nobody() {
+    let (fd, region) = shared_log();
+    let mut witness = LogReader::join(region.clone(), 0).unwrap();
+    let mut writer = LogWriter::open(region, LAG_BUDGET).unwrap();
+    writer.attach_reader(0).unwrap();
+    let (mut next, mut seen, mut random) = (0, 0, Random(2));
+    let mut moments = Random(6);
+    for death in 0..READER_DEATHS {
+        let victim = Victim::start("reader", &fd, 1);
+        writer.attach_reader(1).unwrap();
+        victim.await_ready();
+        victim.live(&mut moments, || {
+            append(&mut writer, &mut random, &mut next, || ());
+            follow(&mut witness, &mut seen);
+            next
+        });
+        drop(victim);
+        let evictions = writer.evictions();
+        // Half of them are noticed by nobody: the lag budget does it.
+        if death % 2 == 0 {
+            writer.detach_reader(1).unwrap();
+        }
+        let lap = writer.view().tail().wrapping_add(2 * LOG_CAPACITY);
+        while lap.wrapping_sub(writer.view().tail()) <= 2 * LOG_CAPACITY {
+            append(&mut writer, &mut random, &mut next, || ());
+            follow(&mut witness, &mut seen);
+        }
+        assert!(writer.evictions() - evictions <= (death % 2) as u64);
+        assert_eq!(seen, next);
+    }
+}
+
+#[test]
+fn a_stopped_reader_is_evicted_and_told_while_the_others_go_on() {
+    let (fd, region) = shared_log();
+    let mut witness = LogReader::join(region.clone(), 0).unwrap();
+    let mut writer = LogWriter::open(region, LAG_BUDGET).unwrap();
+    writer.attach_reader(0).unwrap();
+    writer.attach_reader(1).unwrap();
+    let victim = Victim::start("reader", &fd, 1);
+    victim.await_ready();
+    victim.signal(libc::SIGSTOP);
+    let (mut next, mut seen, mut random) = (0, 0, Random(3));
+    let (began, mut appends) = (Instant::now(), 0);
+    while writer.evictions() == 0 || appends < 2000 {
+        append(&mut writer, &mut random, &mut next, || ());
+        follow(&mut witness, &mut seen);
+        assert!(began.elapsed() < PATIENCE, "nobody was evicted");
+        appends += 1;
+    }
+    assert_eq!((writer.evictions(), seen), (1, next));
+    victim.signal(libc::SIGCONT);
+    // It rings when it has found out and rejoined.
+    victim.await_ready();
+}
+
+/// Requests without end, each with its number.
+fn produce_for_ever(region: Region, first: u64, ready: &Bell) {
+    let mut producer = UplinkProducer::attach(region).unwrap();
+    let mut next = first;
+    loop {
+        if publish(&mut producer, next) {
+            next += 1;
+            ready.ring();
+        }
+        producer
+            .replies(|reply| assert_eq!(reply.offset, reply.id))
+            .unwrap();
+    }
+}
+
+fn publish(producer: &mut UplinkProducer, number: u64) -> bool {
+    let data = numbered(number);
+    let request = Request {
+        id: number,
+        want_reply: true,
+        json: false,
+        idempotency: 0,
+        channel: "channel",
+        tags: &[],
+        data: &data,
+    };
+    match producer.publish(&request) {
+        Ok(_) => true,
+        Err(UplinkError::Full) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_producer_killed_anywhere_leaves_an_uplink_that_its_successor_continues() {
+    let (fd, region) = shared_uplink();
+    let mut consumer = UplinkConsumer::attach(region).unwrap();
+    let (mut next, mut random) = (0, Random(4));
+    let mut consume = |next: &mut u64| {
+        let taken = consumer.read(usize::MAX, |request, _| {
+            assert_eq!(
+                (request.id, number_of(request.data)),
+                (*next, *next),
+                "a hole or a repeat"
+            );
+            *next += 1;
+            ControlFlow::Continue(())
+        });
+        for id in *next - taken.expect("whole requests") as u64..*next {
+            // A dead producer reads no replies.
+            let reply = consumer.reply(&Reply {
+                id,
+                status: 0,
+                epoch: 0,
+                offset: id,
+            });
+            assert!(matches!(reply, Ok(()) | Err(UplinkError::Full)));
+        }
+        consumer.flush();
+        consumer.release(consumer.position());
+    };
+    for _ in 0..UPLINK_DEATHS {
+        let victim = Victim::start("producer", &fd, next);
+        victim.await_ready();
+        victim.live(&mut random, || {
+            consume(&mut next);
+            next
+        });
+        drop(victim);
+        consume(&mut next);
+    }
+}
+
+fn consume_for_ever(region: Region, ready: &Bell) {
+    let mut consumer = UplinkConsumer::attach(region).unwrap();
+    loop {
+        let mut ids = Vec::new();
+        let taken = consumer.read(7, |request, _| {
+            assert_eq!(number_of(request.data), request.id, "a damaged request");
+            ids.push(request.id);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(taken, Ok(ids.len()));
+        for id in ids {
+            consumer
+                .reply(&Reply {
+                    id,
+                    status: 0,
+                    epoch: 0,
+                    offset: id,
+                })
+                .unwrap();
+        }
+        consumer.flush();
+        consumer.release(consumer.position());
+        ready.ring();
+    }
+}
+
+#[test]
+fn each_request_has_its_reply_once_however_often_the_consumer_is_killed() {
+    let (fd, region) = shared_uplink();
+    let mut producer = UplinkProducer::attach(region).unwrap();
+    let (mut sent, mut replied, mut random) = (0, 0, Random(5));
+    let mut produce = || {
+        if publish(&mut producer, sent) {
+            sent += 1;
+        }
+        let count = producer.replies(|reply| {
+            assert_eq!(
+                (reply.id, reply.offset),
+                (replied, replied),
+                "a reply lost or repeated"
+            );
+            replied += 1;
+        });
+        count.expect("whole replies");
+        (producer.waiting(), replied)
+    };
+    for _ in 0..UPLINK_DEATHS {
+        let victim = Victim::start("consumer", &fd, 0);
+        victim.await_ready();
+        victim.live(&mut random, || produce().1);
+    }
+    let last = Victim::start("consumer", &fd, 0);
+    until("all replies", || produce().0 == 0);
+    drop(last);
+}
