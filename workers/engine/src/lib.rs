@@ -5,6 +5,7 @@
 //! leaves), then the dialects under `protocol`.
 
 pub mod connection;
+pub mod error;
 pub mod hub;
 pub mod metrics;
 pub mod outbox;

@@ -84,7 +84,7 @@ table! { Count, COUNTS:
         "channels made whole from history after a lap";
     ResyncsLost = Counter, r#"resyncs_total{result="lost"}"#,
         "channels whose subscribers were closed after a lap or gap";
-    MissedWakeups = Counter, "worker_missed_wakeups_total",
+    MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found records or replies that nobody woke us for; must be 0";
 }
 

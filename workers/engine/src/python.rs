@@ -11,9 +11,10 @@ use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use tidegate_ring::region::Region;
 
+use crate::error::EngineError;
 use crate::metrics;
 use crate::protocol::close;
-use crate::reactor::{Descriptors, EngineError, Reactor, Regions, Report};
+use crate::reactor::{Descriptors, Reactor, Regions, Report};
 use crate::settings::{Namespace, Settings};
 use crate::sys;
 

@@ -3,32 +3,32 @@
 //! [`Sessions`] joins the parts: bytes from the reactor go through the parsers of `protocol`, and
 //! what they say is done to the hub, the queues and the publisher's uplink.
 
+mod clock;
 mod delivery;
+mod fault;
 mod publish;
+mod queues;
 mod subscribe;
 mod tcp;
 mod websocket;
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tidegate_ring::channels::ChannelTable;
 use tidegate_ring::host;
 use tidegate_ring::log::LogReader;
 
-use crate::connection::{Connection, Dialect, Flags, Phase, uuid_v4};
+use crate::connection::{Connection, Dialect, Flags, Phase};
 use crate::hub::Hub;
 use crate::metrics::{Count, Metrics};
-use crate::outbox::{Flush, Frame};
+use crate::outbox::Frame;
 use crate::protocol::close::Close;
 use crate::protocol::http::HttpReject;
 use crate::protocol::{tcp as wire, websocket as frames};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
-use crate::sys;
-use crate::wheel::{TICK, Tick, Wheel};
+use crate::wheel::{Tick, Wheel};
 
 use delivery::Deliveries;
 pub use publish::Uplink;
@@ -280,282 +280,6 @@ impl Sessions {
             .add(Count::DeliveriesDropped, connection.outbox.clear());
     }
 
-    /// Puts a frame for one connection into its queue.
-    fn enqueue(&mut self, token: Token, frame: Rc<Frame>) {
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        let before = connection.queued_bytes();
-        connection.outbox.push(frame);
-        self.queued_bytes += connection.queued_bytes() - before;
-        self.after_enqueue(token);
-    }
-
-    /// Holds a queue that has grown against its bounds, and sees to it that it is sent.
-    fn after_enqueue(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        match pressure(connection, &self.settings) {
-            Pressure::Hard if connection.phase != Phase::Closing => {
-                self.condemn(token, Close::Slow);
-            }
-            Pressure::Soft if connection.soft_since.is_none() => {
-                connection.soft_since = Some(self.now);
-                self.schedule_by(token.index, self.settings.queue_soft);
-            }
-            _ => {}
-        }
-        self.mark_to_flush(token.index);
-    }
-
-    pub fn mark_to_flush(&mut self, index: u32) {
-        let Some(connection) = self.connections.at_mut(index) else {
-            return;
-        };
-        if connection.flags.raise(Flags::TO_FLUSH) {
-            self.to_flush.push(index);
-        }
-    }
-
-    /// The socket takes bytes again.
-    pub fn writable(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        connection.flags.set(Flags::BLOCKED, false);
-        if connection.queued_bytes() > 0 {
-            self.mark_to_flush(token.index);
-        }
-    }
-
-    /// Sends what this turn has put into queues: one system call for each connection at most.
-    pub fn flush(&mut self) {
-        let mut again = Vec::new();
-        for index in std::mem::take(&mut self.to_flush) {
-            if self.flush_one(index) {
-                again.push(index);
-            }
-        }
-        for index in again {
-            self.mark_to_flush(index);
-        }
-        self.record_latency();
-    }
-
-    /// Returns whether there is more to send without waiting for the socket.
-    fn flush_one(&mut self, index: u32) -> bool {
-        let Some(connection) = self.connections.at_mut(index) else {
-            return false;
-        };
-        if !connection.flags.has(Flags::TO_FLUSH) {
-            return false;
-        }
-        connection.flags.set(Flags::TO_FLUSH, false);
-        if connection.flags.has(Flags::BLOCKED) {
-            return false;
-        }
-        let queued = connection.queued_bytes();
-        let socket = connection.socket.as_fd();
-        let result = match &mut connection.dialect {
-            Dialect::Tcp(tcp) => tcp.flush(&mut connection.outbox, &mut self.scratch, socket),
-            _ => connection.outbox.flush(socket),
-        };
-        let left = connection.queued_bytes();
-        self.queued_bytes = self.queued_bytes - queued + left;
-        if left <= self.settings.queue_soft_bytes {
-            connection.soft_since = None;
-        }
-        match result {
-            Ok((sent, state)) => {
-                self.metrics.add(Count::Sends, 1);
-                self.metrics.add(Count::SentBytes, sent);
-                if state == Flush::Blocked {
-                    connection.flags.set(Flags::BLOCKED, true);
-                    self.metrics.add(Count::SendsBlocked, 1);
-                }
-                if left == 0 && connection.phase == Phase::Closing {
-                    self.said_goodbye(index);
-                }
-                state == Flush::More
-            }
-            Err(error) => {
-                self.send_failed(index, &error);
-                false
-            }
-        }
-    }
-
-    /// Our last words are with the kernel.
-    fn said_goodbye(&mut self, index: u32) {
-        let Some(token) = self.connections.token(index) else {
-            return;
-        };
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        if connection.flags.has(Flags::HANG_UP) {
-            self.forget(token);
-        } else if connection.flags.has(Flags::DEAF) {
-            sys::finish_sending(connection.socket.as_fd());
-        }
-    }
-
-    fn send_failed(&mut self, index: u32, error: &io::Error) {
-        let Some(token) = self.connections.token(index) else {
-            return;
-        };
-        let is_gone = matches!(
-            error.kind(),
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-        );
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        if connection.phase != Phase::Closing {
-            self.metrics.close(if is_gone {
-                Close::ConnectionClosed
-            } else {
-                Close::WriteError
-            });
-        }
-        self.forget(token);
-    }
-
-    /// Moves the clock on. Everything in one turn happens at the same tick.
-    pub fn tell_time(&mut self) {
-        let elapsed = Duration::from_nanos(host::monotonic_ns() - self.started_ns);
-        self.now = (elapsed.as_nanos() / TICK.as_nanos()) as Tick;
-    }
-
-    /// How long the reactor may sleep on behalf of timers.
-    pub fn sleep_max(&self) -> Duration {
-        let Some(next) = self.wheel.next() else {
-            return Duration::MAX;
-        };
-        let elapsed = Duration::from_nanos(host::monotonic_ns() - self.started_ns);
-        (TICK * next).saturating_sub(elapsed)
-    }
-
-    /// Does what is due.
-    pub fn timers(&mut self) {
-        let mut due = Vec::new();
-        self.wheel.advance(self.now, &mut due);
-        for index in due {
-            if let Some(token) = self.connections.token(index) {
-                self.timer(token);
-            }
-        }
-    }
-
-    fn timer(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        match (connection.phase, &connection.dialect) {
-            (Phase::Closing, _) => {
-                self.metrics.add(Count::CloseTimeouts, 1);
-                self.forget(token);
-            }
-            (Phase::Connecting, Dialect::Http) => self.reject(token, HttpReject::Timeout),
-            (Phase::Connecting, _) => self.condemn(token, Close::Stale),
-            (Phase::Open, _) => self.life_signs(token),
-        }
-    }
-
-    /// Asks whether the peer is still there, and draws the consequences if it is not or is slow.
-    fn life_signs(&mut self, token: Token) {
-        let (now, soft) = (self.now, ticks(self.settings.queue_soft));
-        let (interval, timeout) = self.probe_times(token);
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        if connection
-            .soft_since
-            .is_some_and(|since| now >= since + soft)
-        {
-            return self.condemn(token, Close::Slow);
-        }
-        let is_tcp = connection.is_tcp();
-        // A pong is due so long after its ping; a heartbeat, so long after the last sign of life.
-        let pong_due = |connection: &Connection| match is_tcp {
-            true => Some(connection.heard + timeout),
-            false if connection.flags.has(Flags::PINGED) => {
-                Some(connection.probe_due - interval + timeout)
-            }
-            false => None,
-        };
-        if pong_due(connection).is_some_and(|due| now >= due) {
-            return self.condemn(token, Close::NoPong);
-        }
-        let probes = now >= connection.probe_due;
-        if probes {
-            connection.probe_due = now + interval;
-            connection.flags.set(Flags::PINGED, true);
-        }
-        let soft_due = connection.soft_since.map(|since| since + soft);
-        let next = [Some(connection.probe_due), pong_due(connection), soft_due];
-        let next = next.into_iter().flatten().min().unwrap_or(now + 1);
-        self.wheel.schedule(token.index, next);
-        if probes {
-            self.metrics.add(Count::Pings, 1);
-            match is_tcp {
-                true => self.tcp_heartbeat(token),
-                false => self.enqueue(token, Rc::clone(&self.ping)),
-            }
-        }
-    }
-
-    /// Interval between our probes, and how long the peer may be silent, by dialect.
-    fn probe_times(&mut self, token: Token) -> (Tick, Tick) {
-        let is_tcp = self
-            .connections
-            .get_mut(token)
-            .is_some_and(|each| each.is_tcp());
-        let settings = &self.settings;
-        let (interval, timeout) = if is_tcp {
-            (
-                settings.tcp_heartbeat_interval,
-                settings.tcp_heartbeat_timeout,
-            )
-        } else {
-            (
-                settings.websocket_ping_interval,
-                settings.websocket_pong_timeout,
-            )
-        };
-        (ticks(interval), ticks(timeout))
-    }
-
-    /// A connection has said what it wants: from now on it is served.
-    fn opened(&mut self, token: Token) {
-        let random = [self.random(), self.random()];
-        let (interval, _) = self.probe_times(token);
-        // The first probe at random in the second half of the interval: connections that came at
-        // the same instant (a storm of reconnects) are not all probed at the same instant.
-        let first = interval - (random[0] % u64::from(interval / 2 + 1)) as Tick;
-        let now = self.now;
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        connection.phase = Phase::Open;
-        connection.heard = now;
-        connection.probe_due = now + first;
-        let mut bits = [0; 16];
-        bits[..8].copy_from_slice(&host::random().unwrap_or(random[0]).to_ne_bytes());
-        bits[8..].copy_from_slice(&host::random().unwrap_or(random[1]).to_ne_bytes());
-        connection.client = uuid_v4(bits);
-        self.wheel.schedule(token.index, now + first);
-    }
-
-    fn schedule(&mut self, index: u32, after: Duration) {
-        self.wheel.schedule(index, self.now + ticks(after));
-    }
-
-    fn schedule_by(&mut self, index: u32, after: Duration) {
-        self.wheel.schedule_by(index, self.now + ticks(after));
-    }
-
     /// Brings the gauges up to date and shows all numbers.
     pub fn show_metrics(&mut self) {
         self.metrics.set(Count::QueuedBytes, self.queued_bytes);
@@ -566,31 +290,4 @@ impl Sessions {
         self.metrics.set(Count::LogLagBytes, lag as usize);
         self.metrics.show();
     }
-}
-
-/// How full a connection's queue is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pressure {
-    None,
-    /// Over what it may hold for a while.
-    Soft,
-    /// Over what it may ever hold.
-    Hard,
-}
-
-#[inline]
-fn pressure(connection: &Connection, settings: &Settings) -> Pressure {
-    let queued = connection.queued_bytes();
-    if queued <= settings.queue_soft_bytes {
-        Pressure::None
-    } else if queued <= settings.queue_hard_bytes {
-        Pressure::Soft
-    } else {
-        Pressure::Hard
-    }
-}
-
-/// A time in ticks, rounded up.
-fn ticks(time: Duration) -> Tick {
-    Tick::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(Tick::MAX / 2)
 }

@@ -6,7 +6,8 @@ use tidegate_ring::channels::Top;
 use tidegate_ring::host;
 use tidegate_ring::publication::{PublicationView, RECORD_KIND};
 
-use super::{Pressure, Sessions, pressure, tcp, websocket};
+use super::queues::{Pressure, pressure};
+use super::{Sessions, tcp, websocket};
 use crate::connection::Flags;
 use crate::hub::{ChannelId, Format, Hub};
 use crate::metrics::{Count, Histogram, Metrics};

@@ -1,17 +1,27 @@
 //! Publishes of clients: through this worker's uplink to the publisher, and the answers back.
+//! Only the binary protocol's clients publish; the other dialect is unidirectional.
 
 use std::collections::VecDeque;
 
 use tidegate_ring::error::UplinkError;
+use tidegate_ring::json;
+use tidegate_ring::publication::CHANNEL_BYTES_MAX;
 use tidegate_ring::uplink::{Reply, Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
 
 use super::Sessions;
+use super::fault::{BAD_REQUEST, BUSY, DENIED, Fault, INTERNAL, LIMIT, UNKNOWN_CHANNEL};
+use super::subscribe::epoch_text;
+use crate::connection::Dialect;
+use crate::metrics::Count;
+use crate::protocol::close::Close;
+use crate::protocol::tcp::Kind;
+use crate::protocol::tcp::payload::{Position, Publish, Published};
 use crate::slab::Token;
 
 /// Publishes of one connection that may wait for their answers: more is a client that does not
 /// wait, and would take the uplink from all others.
-pub(super) const PUBLISHES_PER_CONNECTION_MAX: u32 = 64;
+const PUBLISHES_PER_CONNECTION_MAX: u32 = 64;
 
 /// A publish whose answer is outstanding.
 struct Outstanding {
@@ -34,7 +44,7 @@ pub struct Uplink {
 
 /// What a publish came to, for the client that asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+enum Outcome {
     Published { epoch: u32, offset: u64 },
     Failed { code: u16 },
 }
@@ -63,7 +73,7 @@ impl Uplink {
     }
 
     /// Hands a client's publish over; `request.id` is given here.
-    pub(super) fn publish(
+    fn publish(
         &mut self,
         token: Token,
         client_request: u32,
@@ -134,5 +144,123 @@ impl Sessions {
             self.tcp_published(token, request, outcome);
         }
         Ok(())
+    }
+
+    /// A PUBLISH frame: a message, or a piece of one.
+    pub(super) fn tcp_piece(&mut self, token: Token, payload: &[u8]) -> Result<(), Close> {
+        let message_bytes_max = self.settings.message_bytes_max;
+        let Some(connection) = self.connections.get_mut(token) else {
+            return Ok(());
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return Ok(());
+        };
+        let Some(message) = tcp.reassembly.push(payload, message_bytes_max)? else {
+            return Ok(());
+        };
+        let publish = Publish::parse(&message)?;
+        match self.tcp_publish(token, &publish) {
+            Ok(()) => self.metrics.add(Count::PublishesAccepted, 1),
+            Err(fault) => {
+                let count = match fault.code {
+                    102 | 103 => Count::PublishesDenied,
+                    111 => Count::PublishesDeferred,
+                    _ => Count::PublishesRejected,
+                };
+                self.metrics.add(count, 1);
+                self.tcp_fail(token, publish.request, fault);
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp_publish(&mut self, token: Token, publish: &Publish<'_>) -> Result<(), Fault> {
+        let Publish {
+            channel,
+            binary,
+            tags,
+            idempotency_key,
+            data,
+            ..
+        } = *publish;
+        if channel.is_empty() || channel.len() > CHANNEL_BYTES_MAX || data.is_empty() {
+            return Err(BAD_REQUEST);
+        }
+        let namespace = self.settings.namespace(channel).ok_or(UNKNOWN_CHANNEL)?;
+        if !namespace.allow_publish_for_client {
+            return Err(DENIED);
+        }
+        if data.len() > self.settings.message_bytes_max {
+            return Err(LIMIT);
+        }
+        let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
+        if !binary {
+            json::compact(data, &mut compact_data).map_err(|_| BAD_REQUEST)?;
+        }
+        if !tags.is_empty() {
+            json::compact_object(tags.as_bytes(), &mut compact_tags).map_err(|_| BAD_REQUEST)?;
+        }
+        let idempotency = match idempotency_key {
+            "" => 0,
+            key => self
+                .table
+                .hash(&[channel.as_bytes(), key.as_bytes()])
+                .max(1),
+        };
+        let Some(connection) = self.connections.get_mut(token) else {
+            return Ok(());
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return Ok(());
+        };
+        if tcp.publishes >= PUBLISHES_PER_CONNECTION_MAX {
+            return Err(BUSY);
+        }
+        let request = Request {
+            id: 0,
+            want_reply: true,
+            json: !binary,
+            idempotency,
+            channel,
+            tags: &compact_tags,
+            data: if binary { data } else { &compact_data },
+        };
+        self.uplink
+            .publish(token, publish.request, request)
+            .map_err(|error| match error {
+                UplinkError::Full => BUSY,
+                UplinkError::TooLarge { .. } => LIMIT,
+                UplinkError::Corrupt { .. } => INTERNAL,
+            })?;
+        tcp.publishes += 1;
+        Ok(())
+    }
+
+    /// The publisher's answer to a client's publish; the client may be gone.
+    fn tcp_published(&mut self, token: Token, request: u32, outcome: Outcome) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let Dialect::Tcp(tcp) = &mut connection.dialect else {
+            return;
+        };
+        tcp.publishes -= 1;
+        match outcome {
+            Outcome::Published { epoch, offset } => {
+                let epoch = epoch_text(epoch);
+                let published = Published {
+                    request,
+                    position: Position {
+                        epoch: &epoch,
+                        offset,
+                    },
+                };
+                self.tcp_say(token, Kind::Published, |payload| published.encode(payload));
+            }
+            Outcome::Failed { code } => {
+                self.metrics.add(Count::PublishesRejected, 1);
+                self.tcp_fail(token, request, Fault::of_code(code));
+            }
+        }
     }
 }

@@ -4,14 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
-use tidegate_ring::error::UplinkError;
-use tidegate_ring::json;
-use tidegate_ring::publication::{CHANNEL_BYTES_MAX, PublicationView};
-use tidegate_ring::uplink::Request;
+use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
-use super::publish::{Outcome, PUBLISHES_PER_CONNECTION_MAX};
-use super::subscribe::{SubscribeError, epoch_text};
+use super::fault::{BAD_REQUEST, Fault};
+use super::subscribe::epoch_text;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
@@ -19,8 +16,8 @@ use crate::outbox::{Flush, Frame, Outbox};
 use crate::protocol::Parsed;
 use crate::protocol::close::Close;
 use crate::protocol::tcp::payload::{
-    Connect, Connected, Failure, Goodbye, Message, Position, Publish, Published, Subscribe,
-    Subscribed, Unsubscribe, Unsubscribed,
+    Connect, Connected, Failure, Goodbye, Message, Position, Subscribe, Subscribed, Unsubscribe,
+    Unsubscribed,
 };
 use crate::protocol::tcp::{Kind, SERVER_WINDOW, decode};
 use crate::slab::Token;
@@ -28,9 +25,6 @@ use crate::sys;
 
 /// Bytes of frames put together for one system call; a socket rarely takes more at once.
 const WIRE_BYTES_PER_FLUSH: usize = 65_536;
-
-/// Longest token that is looked at; none is in use yet, so a token only says "not anonymous".
-const NO_TOKEN: &str = "";
 
 /// A publication as TCP connections get it, before it is cut into frames.
 pub(super) fn publication_frame(channel: ChannelId, view: &PublicationView<'_>) -> Rc<Frame> {
@@ -44,53 +38,6 @@ pub(super) fn publication_frame(channel: ChannelId, view: &PublicationView<'_>) 
     }
     .encode(&mut bytes);
     Frame::of_channel(channel, bytes)
-}
-
-/// An error of the client API: number, and whether the same request may succeed later.
-struct Fault {
-    code: u16,
-    temporary: bool,
-    message: &'static str,
-}
-
-const fn fault(code: u16, temporary: bool, message: &'static str) -> Fault {
-    Fault {
-        code,
-        temporary,
-        message,
-    }
-}
-
-const INTERNAL: Fault = fault(100, true, "internal server error");
-const UNKNOWN_CHANNEL: Fault = fault(102, false, "unknown channel");
-const DENIED: Fault = fault(103, false, "permission denied");
-const ALREADY: Fault = fault(105, false, "already subscribed");
-const LIMIT: Fault = fault(106, false, "limit exceeded");
-const BAD_REQUEST: Fault = fault(107, false, "bad request");
-const BUSY: Fault = fault(111, true, "too many requests");
-
-impl Fault {
-    /// The one that the publisher meant by a number.
-    fn of_code(code: u16) -> Self {
-        match code {
-            106 => LIMIT,
-            107 => BAD_REQUEST,
-            111 => BUSY,
-            _ => INTERNAL,
-        }
-    }
-}
-
-impl From<SubscribeError> for Fault {
-    fn from(error: SubscribeError) -> Self {
-        match error {
-            SubscribeError::BadName => BAD_REQUEST,
-            SubscribeError::Unknown => UNKNOWN_CHANNEL,
-            SubscribeError::Denied => DENIED,
-            SubscribeError::Already => ALREADY,
-            SubscribeError::Limit => LIMIT,
-        }
-    }
 }
 
 impl Tcp {
@@ -121,17 +68,21 @@ impl Tcp {
             other => other,
         };
         let flushed = sent.map(|sent| {
-            let state = match () {
-                () if sent < wire.len() => Flush::Blocked,
-                () if more => Flush::More,
-                () => Flush::Empty,
+            wire.drain(..sent);
+            let state = match (wire.is_empty(), more) {
+                (false, _) => Flush::Blocked,
+                (true, true) => Flush::More,
+                (true, false) => Flush::Empty,
             };
-            self.wire.extend_from_slice(&wire[sent..]);
             (sent, state)
         });
         if borrows {
+            // Cloning nothing allocates nothing: the usual case.
+            self.wire = wire.clone();
             wire.clear();
             *scratch = wire;
+        } else if !wire.is_empty() {
+            self.wire = wire;
         }
         flushed
     }
@@ -228,7 +179,7 @@ impl Sessions {
     }
 
     /// Appends a frame to what is on its way to a client.
-    fn tcp_say(&mut self, token: Token, kind: Kind, encode: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn tcp_say(&mut self, token: Token, kind: Kind, encode: impl FnOnce(&mut Vec<u8>)) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -247,9 +198,7 @@ impl Sessions {
     }
 
     fn tcp_connect(&mut self, token: Token, connect: &Connect<'_>) {
-        if connect.token != NO_TOKEN {
-            return self.condemn(token, Close::InvalidToken);
-        }
+        // There is no key to verify tokens with: every client is anonymous.
         self.opened(token);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
@@ -273,7 +222,7 @@ impl Sessions {
         self.tcp_say(token, Kind::Connected, |payload| connected.encode(payload));
     }
 
-    fn tcp_fail(&mut self, token: Token, request: u32, fault: Fault) {
+    pub(super) fn tcp_fail(&mut self, token: Token, request: u32, fault: Fault) {
         let Fault {
             code,
             temporary,
@@ -334,124 +283,6 @@ impl Sessions {
         self.tcp_say(token, Kind::Unsubscribed, |payload| {
             unsubscribed.encode(payload)
         });
-    }
-
-    /// A PUBLISH frame: a message, or a piece of one.
-    fn tcp_piece(&mut self, token: Token, payload: &[u8]) -> Result<(), Close> {
-        let message_bytes_max = self.settings.message_bytes_max;
-        let Some(connection) = self.connections.get_mut(token) else {
-            return Ok(());
-        };
-        let Dialect::Tcp(tcp) = &mut connection.dialect else {
-            return Ok(());
-        };
-        let Some(message) = tcp.reassembly.push(payload, message_bytes_max)? else {
-            return Ok(());
-        };
-        let publish = Publish::parse(&message)?;
-        match self.tcp_publish(token, &publish) {
-            Ok(()) => self.metrics.add(Count::PublishesAccepted, 1),
-            Err(fault) => {
-                let count = match fault.code {
-                    102 | 103 => Count::PublishesDenied,
-                    111 => Count::PublishesDeferred,
-                    _ => Count::PublishesRejected,
-                };
-                self.metrics.add(count, 1);
-                self.tcp_fail(token, publish.request, fault);
-            }
-        }
-        Ok(())
-    }
-
-    fn tcp_publish(&mut self, token: Token, publish: &Publish<'_>) -> Result<(), Fault> {
-        let Publish {
-            channel,
-            binary,
-            tags,
-            idempotency_key,
-            data,
-            ..
-        } = *publish;
-        if channel.is_empty() || channel.len() > CHANNEL_BYTES_MAX || data.is_empty() {
-            return Err(BAD_REQUEST);
-        }
-        let namespace = self.settings.namespace(channel).ok_or(UNKNOWN_CHANNEL)?;
-        if !namespace.allow_publish_for_client {
-            return Err(DENIED);
-        }
-        if data.len() > self.settings.message_bytes_max {
-            return Err(LIMIT);
-        }
-        let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
-        if !binary {
-            json::compact(data, &mut compact_data).map_err(|_| BAD_REQUEST)?;
-        }
-        if !tags.is_empty() {
-            json::compact_object(tags.as_bytes(), &mut compact_tags).map_err(|_| BAD_REQUEST)?;
-        }
-        let idempotency = match idempotency_key {
-            "" => 0,
-            key => self
-                .table
-                .hash(&[channel.as_bytes(), key.as_bytes()])
-                .max(1),
-        };
-        let Some(connection) = self.connections.get_mut(token) else {
-            return Ok(());
-        };
-        let Dialect::Tcp(tcp) = &mut connection.dialect else {
-            return Ok(());
-        };
-        if tcp.publishes >= PUBLISHES_PER_CONNECTION_MAX {
-            return Err(BUSY);
-        }
-        let request = Request {
-            id: 0,
-            want_reply: true,
-            json: !binary,
-            idempotency,
-            channel,
-            tags: &compact_tags,
-            data: if binary { data } else { &compact_data },
-        };
-        self.uplink
-            .publish(token, publish.request, request)
-            .map_err(|error| match error {
-                UplinkError::Full => BUSY,
-                UplinkError::TooLarge { .. } => LIMIT,
-                UplinkError::Corrupt { .. } => INTERNAL,
-            })?;
-        tcp.publishes += 1;
-        Ok(())
-    }
-
-    /// The publisher's answer to a client's publish; the client may be gone.
-    pub(super) fn tcp_published(&mut self, token: Token, request: u32, outcome: Outcome) {
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        let Dialect::Tcp(tcp) = &mut connection.dialect else {
-            return;
-        };
-        tcp.publishes -= 1;
-        match outcome {
-            Outcome::Published { epoch, offset } => {
-                let epoch = epoch_text(epoch);
-                let published = Published {
-                    request,
-                    position: Position {
-                        epoch: &epoch,
-                        offset,
-                    },
-                };
-                self.tcp_say(token, Kind::Published, |payload| published.encode(payload));
-            }
-            Outcome::Failed { code } => {
-                self.metrics.add(Count::PublishesRejected, 1);
-                self.tcp_fail(token, request, Fault::of_code(code));
-            }
-        }
     }
 
     pub(super) fn tcp_heartbeat(&mut self, token: Token) {

@@ -35,6 +35,7 @@ fn a_client_that_vanishes_is_counted() {
     house.wait_for_count(r#"closes_total{reason="connection_closed"}"#, 2);
     house.wait_for_count("subscriptions", 0);
     house.wait_for_count("worker_channels", 0);
+    house.wait_for_count("queued_bytes", 0);
 }
 
 #[test]

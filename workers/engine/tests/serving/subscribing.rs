@@ -240,5 +240,5 @@ fn no_wakeup_is_missed() {
     wait_for("the deliveries to be shown", || {
         house.count("deliveries_total") == 500
     });
-    assert_eq!(house.count("worker_missed_wakeups_total"), 0);
+    assert_eq!(house.count(r#"missed_wakeups_total{process="worker"}"#), 0);
 }
