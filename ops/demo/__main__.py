@@ -49,7 +49,7 @@ async def demonstrate(output: Output) -> Exit:
             async with subscribers(plans(gateway, movements), board) as crowd:
                 await crowd.connected()
                 board.phase(f"{SUBSCRIBERS:,} subscribers connected; the day begins")
-                api = AsyncClient(f"{gateway.api}/api", api_key=gateway.api_key)
+                api = AsyncClient(f"http://{gateway.api}/api", api_key=gateway.api_key)
                 try:
                     replay = Replay(api, movements, REPLAY_S)
                     _, reload_s = await asyncio.gather(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cent import AsyncClient, BroadcastRequest, CentError
 
@@ -23,8 +24,7 @@ class Replay:
     def __init__(self, api: AsyncClient, movements: Sequence[Movement], duration_s: float) -> None:
         self._api = api
         self._movements = movements
-        self._first = movements[0].minute
-        self._s_per_minute = duration_s / (movements[-1].minute - self._first)
+        self._duration_s = duration_s
         self.tops: dict[str, int] = {}
         """Newest offset of each channel, as the API answered."""
         self.published = 0
@@ -33,11 +33,19 @@ class Replay:
 
     async def run(self, on_movement: Callable[[Movement], None]) -> None:
         start = time.monotonic()
-        for movement in self._movements:
-            due = start + (movement.minute - self._first) * self._s_per_minute
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        for movement, due_s in zip(self._movements, self._due_s(), strict=True):
+            await asyncio.sleep(max(0.0, start + due_s - time.monotonic()))
             await self._publish(movement)
             on_movement(movement)
+
+    def _due_s(self) -> Iterator[float]:
+        """When to publish each movement; the data has no seconds, so a minute's are spread in it."""
+        first, last = self._movements[0].minute, self._movements[-1].minute
+        s_per_minute = self._duration_s / (last + 1 - first)
+        for minute, group in itertools.groupby(self._movements, lambda one: one.minute):
+            count = sum(1 for _ in group)
+            for index in range(count):
+                yield (minute - first + index / count) * s_per_minute
 
     async def _publish(self, movement: Movement) -> None:
         """Publishes once, however many attempts that takes: all carry one idempotency key."""
@@ -55,19 +63,23 @@ class Replay:
             },
             idempotency_key=movement.key,
         )
-        delay_s = RETRY_DELAY_S
+        delay_s, reason = RETRY_DELAY_S, ""
         for _ in range(ATTEMPTS_MAX):
             try:
                 result = await self._api.broadcast(request)
-                if not any(response.error for response in result.responses):
+                errors = [response.error for response in result.responses if response.error]
+                if not errors:
                     break
-            except CentError:
-                pass
+                reason = errors[0].message
+            except CentError as error:
+                reason = str(error)
             self.retries += 1
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_DELAY_MAX_S)
         else:
-            raise PublishError(f"{movement.key} was not published in {ATTEMPTS_MAX} attempts")
+            raise PublishError(
+                f"{movement.key} was not published in {ATTEMPTS_MAX} attempts: {reason}"
+            )
         for channel, response in zip(movement.channels, result.responses, strict=True):
             assert response.result is not None
             self.tops[channel] = max(self.tops.get(channel, 0), response.result.offset)
