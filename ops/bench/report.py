@@ -40,7 +40,7 @@ def markdown(results: Iterable[Result]) -> str:
     for result in results:
         rows += [cells(measure) for measure in result.measures]
         runs = len(result.measures[0].runs)
-        done = f"`{result.benchmark}` {result.date} at {result.commit}, {runs} runs"
+        done = f"`{result.benchmark}` {result.date} at {result.commit}, medians of {runs}"
         origins.setdefault(result.machine, []).append(done)
     if not origins:
         return ""

@@ -27,8 +27,13 @@ def family(pid: int) -> list[int]:
 
 
 def pss_bytes(pid: int) -> int:
-    """Private pages, and its share of shared ones: proc(5) `smaps_rollup`, `Pss`."""
-    return _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss") * 1024
+    """Proportional set size of anonymous and shared memory: proc(5) `smaps_rollup`.
+
+    Pages of files (program text) are left out: the share of each process changes as others with
+    the same libraries come and go, which would count as somebody's cost.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return (_kib(rollup, "Pss_Anon") + _kib(rollup, "Pss_Shmem")) * 1024
 
 
 def slab_bytes() -> int:
