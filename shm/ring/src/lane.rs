@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use crate::error::{SegmentError, UplinkError};
 use crate::layout::LINE;
 use crate::region::{Claim, Region};
-use crate::ring::{Record, Ring, Walk};
+use crate::ring::{ALIGN, Record, Ring, Walk};
 use crate::sync::Ordering;
 use crate::wake::{self, Sleeper, Waker};
 
@@ -34,6 +34,24 @@ impl Lane {
     pub fn format(region: &Region, words_at: usize, start: u64) {
         region.store(words_at + TAIL, start);
         region.store(words_at + HEAD, start);
+    }
+
+    /// Refuses a lane whose positions cannot be.
+    fn check(&self) -> Result<(), SegmentError> {
+        // SYNC: pairs with lane.rs::LaneConsumer::release; the tail is loaded after the head, so
+        // that it is not the older of the two.
+        let head = self.region().word(self.at(HEAD)).load(Ordering::Acquire);
+        let tail = self.region().load(self.at(TAIL));
+        let is_aligned = (head | tail).is_multiple_of(ALIGN as u64);
+        if is_aligned && tail.wrapping_sub(head) <= self.ring.capacity() {
+            return Ok(());
+        }
+        let rule = "the positions of the uplink contradict each other: it is damaged";
+        Err(SegmentError::Parameter {
+            name: "tail",
+            value: tail,
+            rule,
+        })
     }
 
     fn at(&self, word: usize) -> usize {
@@ -60,6 +78,7 @@ impl LaneProducer {
     /// # Errors
     /// [`SegmentError::Claimed`] if this process has a producer of the lane already.
     pub fn open(lane: Lane) -> Result<LaneProducer, SegmentError> {
+        lane.check()?;
         let claim = lane.region().claim(lane.at(TAIL))?;
         // A record that a producer before this one was writing when it died is written over.
         let tail = lane.region().load(lane.at(TAIL));
@@ -141,6 +160,7 @@ impl LaneConsumer {
     /// # Errors
     /// [`SegmentError::Claimed`] if this process has a consumer of the lane already.
     pub fn open(lane: Lane) -> Result<LaneConsumer, SegmentError> {
+        lane.check()?;
         let claim = lane.region().claim(lane.at(HEAD))?;
         let head = lane.region().load(lane.at(HEAD));
         let sleeper = Sleeper::new(lane.region(), lane.at(SLEEPING));

@@ -286,7 +286,7 @@ impl Walk {
         if available > ring.capacity() {
             return Err(Fault::Invalid);
         }
-        if !available.is_multiple_of(ALIGN as u64) {
+        if !(self.position | available).is_multiple_of(ALIGN as u64) {
             return Err(Fault::Corrupt);
         }
         let available = (available as usize).min(ring.bytes_to_wrap(self.position));

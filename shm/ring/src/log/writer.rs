@@ -67,8 +67,9 @@ impl LogWriter {
         // SYNC: pairs with log/writer.rs::Batch::prepare of the writer before.
         let prepared = region.word(PREPARED_AT).load(Ordering::Acquire);
         let (tail, intent) = (view.tail(), region.load(INTENT_AT));
-        let batch = prepared.wrapping_sub(tail);
-        if batch > view.capacity() / BATCH_SHARE || intent.wrapping_sub(tail) > view.capacity() {
+        let [batch, reach] = [prepared, intent].map(|position| position.wrapping_sub(tail));
+        let is_aligned = (tail | prepared | intent).is_multiple_of(ALIGN as u64);
+        if !is_aligned || batch > view.capacity() / BATCH_SHARE || reach > view.capacity() {
             let rule = "the positions of the log contradict each other: it is damaged";
             return Err(SegmentError::Parameter {
                 name: "prepared",
