@@ -105,6 +105,10 @@ class Fleet:
 
     def tell_to_stop(self, child: Child, timeout_s: float) -> None:
         """Tells any process to finish what it has in hand and to end."""
+        if child.state is State.STARTING and not isinstance(child, Publisher):
+            # It has nothing in hand yet. A publisher has: what is in its rings.
+            child.kill()
+            return
         if child.state is not State.KILLED:
             child.become(State.DRAINING)
         child.send("stop")

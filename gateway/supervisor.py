@@ -18,7 +18,7 @@ from typing import Any
 from gateway.config import WORKERS_MAX, Config, Host, worker_count
 from gateway.control.server import ControlServer, Request
 from gateway.control.verbs import LEVELS, Verbs
-from gateway.errors import ChildError, TidegateError
+from gateway.errors import ChildError, InstanceError, TidegateError
 from gateway.fleet import Fleet
 from gateway.instance import Instance
 from gateway.listeners import Port
@@ -65,9 +65,16 @@ def run(config: Config) -> int:
     Raises TidegateError where it cannot start: nothing is left behind then.
     """
     gateway = config.gateway
-    log.configure(
-        "supervisor", form=gateway.log_format, level=gateway.log_level, path=gateway.log_file
-    )
+    try:
+        log.configure(
+            "supervisor", form=gateway.log_format, level=gateway.log_level, path=gateway.log_file
+        )
+    except OSError as error:
+        raise InstanceError(
+            f"gateway.log_file = {gateway.log_file}: {error.strerror}",
+            remedy="name a file that this user may write, or none for standard error",
+            code="log_file",
+        ) from error
     _raise_descriptor_limit()
     with ExitStack() as held:
         supervisor = Supervisor(config, held)
@@ -275,10 +282,10 @@ class Supervisor:
 
     def _note_state(self) -> None:
         """Follows the processes: tells systemd and people of each change."""
-        if self._state is State.STOPPING:
-            return
         if self._state is State.STARTING:
             self._give_up_if_it_cannot_start()
+        if self._state is State.STOPPING:
+            return
         operation = self._operations.current
         reloading = operation is not None and operation.name == "reload"
         if reloading != self._reloading:

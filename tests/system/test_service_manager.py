@@ -1,4 +1,4 @@
-"""A gateway under a service manager, and in the surroundings that containers give it."""
+"""What a service manager is told of a gateway's life."""
 
 from __future__ import annotations
 
@@ -143,27 +143,3 @@ def test_a_crash_loop_is_told_to_systemd(manager: Manager, directory: Path) -> N
         assert worker["state"] == "backing_off"
         assert worker["crash_loop"]
         assert "SIGKILL" in worker["last_failure"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="a user id of one's own choice needs root")
-def test_it_runs_with_a_random_user_id_no_home_and_a_read_only_root(directory: Path) -> None:
-    """As a container platform runs it: nothing may be written but /dev/shm and /tmp."""
-    for folder in (Path(sys.executable).resolve().parents[1], Path(__file__).parents[2]):
-        # The stranger must get at the interpreter; if it lies in root's home, it does not.
-        if any(not parent.stat().st_mode & 0o005 for parent in (folder, *folder.parents)):
-            pytest.skip(f"{folder} is closed to other users")
-    directory.chmod(0o777)
-    gateway = Gateway(directory)
-    gateway.config_path.chmod(0o644)
-    script = (
-        "mount -o remount,bind,ro / && exec setpriv --reuid 54321 --regid 54321 --clear-groups "
-        f"env -i PATH=/usr/bin:/bin {sys.executable} -P -m ops.cli run -c {gateway.config_path}"
-    )
-    with gateway.log_path.open("ab") as log:
-        gateway.process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log
-        )
-    try:
-        wait_for(lambda: "serves, pid" in gateway.log(), "a gateway that serves", 30)
-    finally:
-        gateway.close()
