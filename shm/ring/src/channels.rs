@@ -31,7 +31,8 @@ use crate::sync::{Ordering, fence};
 
 /// Entries of a bucket. Two choices of buckets so large fill nine tenths of a table before the first
 /// channel finds both full (simulated, and checked by the tests); of 8 entries, three quarters.
-const BUCKET_ENTRIES: usize = 32;
+/// (The model checker, which tries every interleaving, gets the smallest table.)
+const BUCKET_ENTRIES: usize = if cfg!(loom) { 1 } else { 32 };
 
 const ENTRY_BYTES: usize = 64;
 const VERSION_AT: usize = 16;
@@ -199,9 +200,13 @@ impl ChannelTable {
                 offset: self.region.load(copy),
                 last_position: self.region.load(copy + WORD),
             };
-            // SYNC: pairs with the release fences in channels.rs::store_entry
+            // SYNC: pairs with the release fence in channels.rs::store_entry
             fence(Ordering::Acquire);
-            if self.region.load(at + VERSION_AT) == version && self.key_at(slot) == key {
+            // The key first: where the same key came back after another, the version tells.
+            // SYNC: pairs with channels.rs::store_entry (key)
+            let half = self.region.word(at).load(Ordering::Acquire);
+            let same = ChannelKey([half, self.region.load(at + WORD)]) == key;
+            if same && self.region.load(at + VERSION_AT) == version {
                 return Some(top);
             }
         }
@@ -496,8 +501,8 @@ impl ChannelWriter {
             .word(at + VERSION_AT)
             .store(version, Ordering::Release);
         if !known {
-            // SYNC: pairs with the acquire fence in channels.rs::read: who sees the new key also
-            // sees the new version, and with it everything above.
+            // SYNC: pairs with channels.rs::read (key, acquire load): who sees the new key also sees
+            // the new version, and with it everything above.
             region.word(at + WORD).store(key.0[1], Ordering::Release);
             region.word(at).store(key.0[0], Ordering::Release);
         }
