@@ -73,22 +73,26 @@ def _boot(link: Link) -> Engine | None:
 def _serve(link: Link, engine: Engine) -> None:
     """Work until there is nothing left to do."""
     while True:
-        event, count = engine.run()
-        if event == "draining":
-            link.send({"type": "draining", "remaining": count})
-        elif event == "drained":
-            link.send({"type": "drained", "closed": count})
-            return
-        else:
-            message, fds = link.recv()
-            close_all(fds)
-            if _obey(engine, message):
+        event, fields = engine.run()
+        if event != "link":
+            link.send({"type": event, **fields})
+            if event == "drained":
                 return
+            continue
+        message, fds = link.recv()
+        try:
+            if _obey(engine, message, named_descriptors(message, fds)):
+                return
+        finally:
+            # The engine has duplicates of what it keeps.
+            close_all(fds)
 
 
-def _obey(engine: Engine, message: dict[str, Any]) -> bool:
+def _obey(engine: Engine, message: dict[str, Any], descriptors: dict[str, int]) -> bool:
     """Act on a message of the supervisor; true: this worker is done."""
     match message["type"]:
+        case "hand_over" | "adopt" | "resume":
+            _move(engine, message, descriptors)
         case "drain" | "leave" as kind:
             leaves = kind == "leave"
             engine.drain(message["spread_s"], message["code"], accept_first=leaves)
@@ -104,6 +108,23 @@ def _obey(engine: Engine, message: dict[str, Any]) -> bool:
         case kind:
             logger.warning("a message that is not for a worker", extra={"type": kind})
     return False
+
+
+def _move(engine: Engine, message: dict[str, Any], descriptors: dict[str, int]) -> None:
+    """Begin to give or take connections (HANDOFF.md), or go on as before a giving."""
+    match message["type"]:
+        case "hand_over":
+            engine.hand_over(
+                descriptors["handoff"],
+                message["id"],
+                message["count"],
+                keep_accepting=message["keep_accepting"],
+                drain_queue=message["drain_queue"],
+            )
+        case "adopt":
+            engine.adopt(descriptors["handoff"], message["id"])
+        case "resume":
+            engine.resume()
 
 
 def _failed(link: Link, code: str, message: str) -> None:

@@ -4,7 +4,7 @@ Descriptors given to this module stay the caller's: what is kept is a mapping or
 """
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from workers.settings import WorkerSettings
 
@@ -34,12 +34,43 @@ class Engine:
         Raises EngineFailed, OSError, ValueError for settings that cannot be.
         """
 
-    def run(self) -> tuple[Literal["link", "draining", "drained"], int]:
-        """Work until `link` is readable or, while draining, there is something to tell.
+    def run(
+        self,
+    ) -> tuple[
+        Literal["link", "draining", "drained", "moving", "handed_over", "adopted"], dict[str, Any]
+    ]:
+        """Work until `link` is readable or there is something to tell: what, and its fields.
 
-        Returns ("link", 0), ("draining", connections left) at most five times a second, or
-        ("drained", connections closed). Releases the GIL. Raises EngineFailed.
+        "link": {}. "draining": {remaining}, at most five times a second. "drained": {closed}.
+        "moving": {id, moved, remaining}, at most ten times a second while giving.
+        "handed_over": {id, moved, kept, lost, reason}: the giving with that id is over; `reason`:
+        "done" (all that were wanted and could be moved), "receiver_gone", "incompatible",
+        "refused" (the receiver could not take a batch), "full", "system" or "busy".
+        "adopted": {id, count, refused, reason, pause_us_p50, pause_us_p99, pause_us_max}: the
+        taking with that id is over; `reason`: "done", "giver_gone", "incompatible", "protocol" or
+        "busy".
+        Releases the GIL. Raises EngineFailed.
         """
+
+    def hand_over(
+        self, fd: int, id: int, count: int, *, keep_accepting: bool, drain_queue: bool
+    ) -> None:
+        """Give `count` connections (-1: all) to the worker at the other end of `fd`.
+
+        `fd` is one end of a SOCK_SEQPACKET pair, see HANDOFF.md. Without `keep_accepting`, no
+        connection is accepted from now on; with `drain_queue`, those that wait in the listeners'
+        queues are accepted before. `run` reports with `id`, also that it is "busy": there is one
+        giving at a time. Raises OSError.
+        """
+
+    def adopt(self, fd: int, id: int) -> None:
+        """Take the connections that the worker at the other end of `fd` gives.
+
+        `run` reports with `id`. Raises OSError.
+        """
+
+    def resume(self) -> None:
+        """Accept connections again, after a giving that was to be this worker's last act."""
 
     def drain(self, spread_s: float, code: int, *, accept_first: bool) -> None:
         """Stop accepting and close every connection with `code`, evenly over `spread_s` seconds.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use tidegate_ring::region::Region;
 
 use crate::error::EngineError;
@@ -206,13 +207,41 @@ impl Engine {
         Ok(Self(Reactor::new(settings.try_into()?, regions, owned)?))
     }
 
-    fn run(&mut self, py: Python<'_>) -> PyResult<(&'static str, usize)> {
-        Ok(match detached(py, &mut self.0, Reactor::run)? {
-            Report::Link => ("link", 0),
-            Report::Draining { remaining } => ("draining", remaining),
-            Report::Drained { closed } => ("drained", closed),
-        })
+    fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
+        let fields = PyDict::new(py);
+        let name = match detached(py, &mut self.0, Reactor::run)? {
+            Report::Link => "link",
+            Report::Draining { remaining } => {
+                fields.set_item("remaining", remaining)?;
+                "draining"
+            }
+            Report::Drained { closed } => {
+                fields.set_item("closed", closed)?;
+                "drained"
+            }
+        };
+        Ok((name, fields))
     }
+
+    #[pyo3(signature = (fd, id, count, *, keep_accepting, drain_queue))]
+    fn hand_over(
+        &mut self,
+        fd: RawFd,
+        id: u64,
+        count: i64,
+        keep_accepting: bool,
+        drain_queue: bool,
+    ) -> PyResult<()> {
+        let _ = (duplicate(fd)?, id, count, keep_accepting, drain_queue);
+        Err(PyValueError::new_err("connections cannot be moved yet"))
+    }
+
+    fn adopt(&mut self, fd: RawFd, id: u64) -> PyResult<()> {
+        let _ = (duplicate(fd)?, id);
+        Err(PyValueError::new_err("connections cannot be moved yet"))
+    }
+
+    fn resume(&mut self) {}
 
     #[pyo3(signature = (spread_s, code, *, accept_first))]
     fn drain(&mut self, spread_s: f64, code: u16, accept_first: bool) -> PyResult<()> {
