@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.children import Child, State
 from gateway.config import Config, worker_count
+from gateway.handoff import Handoffs
 from gateway.listeners import Port, listen_unix
 from gateway.processes import Api, Publisher, Worker
 from gateway.runtime import Runtime
@@ -46,6 +47,7 @@ class Fleet:
         self.slots: list[Slot] = []
         self.wanted = worker_count(runtime.config, runtime.host)
         """How many slots there are to be, also while they are drained."""
+        self.handoffs = Handoffs(runtime)
         self._leaving: list[Slot] = []
         self._publisher_generation = 0
         self._pulses: dict[int, Pulse] = {}
@@ -69,11 +71,16 @@ class Fleet:
         slot.service.start()
         return slot
 
-    def remove_slot(self, spread_s: float) -> Slot:
-        """Takes the last slot out and retires its worker; connections to it are refused now."""
+    def take_out_slot(self) -> Slot:
+        """Takes the last slot out: connections to it are refused now, its worker is yet to end."""
         slot = self.slots.pop()
         self._leaving.append(slot)
         slot.close_listeners()
+        return slot
+
+    def remove_slot(self, spread_s: float) -> Slot:
+        """Takes the last slot out and retires its worker, which closes its connections."""
+        slot = self.take_out_slot()
         if (worker := slot.service.retire()) is not None:
             self.retire_worker(worker, spread_s, "leave")
         return slot
@@ -218,7 +225,9 @@ class Fleet:
         elif type_ == "draining" and isinstance(child, Worker):
             child.remaining = int(message["remaining"])
         elif type_ == "drained" and isinstance(child, Worker):
-            child.remaining = 0
+            child.remaining, child.closed = 0, int(message["closed"])
+        elif type_ in ("moving", "handed_over", "adopted") and isinstance(child, Worker):
+            self.handoffs.take(child, type_, message)
         elif type_ not in ("ready", "failed"):
             logger.warning(f"{child.name} sent an unknown message", extra={"type": type_})
 
@@ -226,6 +235,16 @@ class Fleet:
         if not asked:
             kind = type(child).__name__.lower()
             self.runtime.memory.row.add(f'process_deaths_total{{process="{kind}"}}')
+        if isinstance(child, Worker) and child.connections_lost:
+            moving = self.handoffs.concerns(child)
+            self.runtime.memory.row.add(
+                f'connections_lost_total{{while="{"moving" if moving else "serving"}"}}',
+                child.connections_lost,
+            )
+            logger.error(
+                f"{child.connections_lost} connections were lost with {child.name}",
+                extra={"child": child.pid, "moving": moving},
+            )
         self._leaving = [slot for slot in self._leaving if slot.service.children]
 
 

@@ -14,6 +14,14 @@ METRICS: list[_ring.Metric] = [
         ("counter", f'reloads_total{{result="{result}"}}', "Reloads by how they ended.")
         for result in ("done", "failed", "refused")
     ),
+    *(
+        (
+            "counter",
+            f'connections_lost_total{{while="{when}"}}',
+            "Connections that ended with the death of their worker.",
+        )
+        for when in ("serving", "moving")
+    ),
     ("counter", "control_requests_total", "Requests on the control socket."),
     *(
         (

@@ -1,7 +1,6 @@
 """Long verbs: reload, scale, drain, each written as the steps it takes, one after the other.
 
-An operation is a generator. It yields a condition and goes on when that is true; the supervisor
-asks once a turn. So a step that waits for processes reads like a step, and nothing blocks the loop.
+How connections are moved meanwhile is in `moves.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from gateway.children import Child, State
 from gateway.config import Config, differing_keys, reread
 from gateway.errors import ChildError, ConfigError, ControlError, TidegateError
 from gateway.fleet import GRACE_S, Fleet
+from gateway.moves import Moved, Progress, into_successor, out_of_slot
+from gateway.processes import Worker
 from gateway.service import Service
+from gateway.slot import Slot
+from gateway.steps import Condition, Report, Steps
 
 logger = logging.getLogger("tidegate.operations")
-
-Condition = Callable[[], bool]
-Steps = Generator[Condition, None, dict[str, Any]]
-Report = Callable[[dict[str, Any]], None]
 
 PROGRESS_INTERVAL_S = 1.0
 """Progress comes at least so often, so that a client can tell a long verb from a lost one."""
@@ -118,7 +117,9 @@ class Operation:
 class Operations:
     """Runs one operation at a time; a second is refused, neither queued nor piled on the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: Callable[[], None]) -> None:
+        """`on_progress` is called whenever `describe` has something new to tell."""
+        self._tell = on_progress
         self.current: Operation | None = None
         self.closed = "the gateway is starting"
         """Why none may begin now; empty: one may."""
@@ -146,7 +147,12 @@ class Operations:
                 remedy="wait for it (`tidegate status` tells how far it is)",
                 code="busy",
             )
-        self.current = Operation(name, requester, steps, on_progress, on_end)
+
+        def progress(values: dict[str, Any]) -> None:
+            on_progress(values)
+            self._tell()
+
+        self.current = Operation(name, requester, steps, progress, on_end)
         self.advance()
 
     def advance(self) -> None:
@@ -179,12 +185,11 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
     changed = _take_new_config(fleet)
     spread = fleet.runtime.config.reload.spread_s if spread_s is None else spread_s
     total = max(len(fleet.slots), fleet.wanted) + 2
+    slots: list[Moved] = []
     try:
         for index, slot in enumerate(list(fleet.slots)):
-            report({"phase": f"slot {slot.number}", "done": index, "total": total})
-            yield from _replace(
-                slot.service, lambda worker: fleet.retire_worker(worker, spread), slot.service.name
-            )
+            phase = {"phase": f"slot {slot.number}", "done": index, "total": total}
+            slots.append((yield from _replace_worker(fleet, slot, spread, report, phase)))
         for number in range(len(fleet.slots), fleet.wanted):
             report({"phase": f"slot {number}", "done": number, "total": total})
             yield from _start_slot(fleet)
@@ -199,11 +204,16 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         fleet.use_config(config_before)
         raise
     report({"phase": "done", "done": total, "total": total})
-    return {"before": before, "after": fleet.pids(), "changed": changed}
+    return {
+        "before": before,
+        "after": fleet.pids(),
+        "changed": changed,
+        "slots": [each.as_map() for each in slots],
+    }
 
 
 def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
-    """Makes the number of slots `count`; those that go close connections over reload.spread_s."""
+    """Makes the number of slots `count`; the workers of those that go give up their connections."""
     if not 1 <= count <= slots_max:
         raise ControlError(
             f"scale to {count}: the number of workers is 1 to {slots_max}",
@@ -214,17 +224,24 @@ def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
     steps = abs(count - len(fleet.slots))
     fleet.wanted = count
     done = 0
+    left: list[Moved] = []
     while len(fleet.slots) < count:
         report({"phase": f"slot {len(fleet.slots)}", "done": done, "total": steps})
         yield from _start_slot(fleet)
         done += 1
     while len(fleet.slots) > count:
-        report({"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps})
-        slot = fleet.remove_slot(fleet.runtime.config.reload.spread_s)
-        yield _ended(slot.service)
+        phase = {"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps}
+        report(phase)
+        spread_s = fleet.runtime.config.reload.spread_s
+        slot = fleet.take_out_slot()
+        left.append((yield from out_of_slot(fleet, slot, spread_s, report, phase)))
         done += 1
     report({"phase": "done", "done": done, "total": steps})
-    return {"before": before, "after": {"workers": len(fleet.slots)}}
+    return {
+        "before": before,
+        "after": {"workers": len(fleet.slots)},
+        "slots": [each.as_map() for each in left],
+    }
 
 
 def drain(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:
@@ -281,10 +298,35 @@ def _take_new_config(fleet: Fleet) -> list[str]:
     return changed
 
 
+def _replace_worker(
+    fleet: Fleet, slot: Slot, spread_s: float, report: Report, phase: dict[str, Any]
+) -> Generator[Condition, None, Moved]:
+    """A slot's successor takes the connections over; what cannot move is closed over `spread_s`."""
+    report(phase)
+    moved = Moved(slot.number)
+    predecessor = slot.service.current
+    handoff = fleet.runtime.config.reload.handoff
+    yield from _replace(
+        slot.service,
+        lambda worker: fleet.retire_worker(worker, spread_s),
+        slot.service.name,
+        into_successor(fleet, slot, moved, Progress(report, phase)) if handoff else None,
+    )
+    if isinstance(predecessor, Worker):
+        moved.closed, moved.lost = predecessor.closed, moved.lost + predecessor.connections_lost
+    return moved
+
+
 def _replace(
-    service: Service, retire: Callable[[Child], None], what: str
+    service: Service,
+    retire: Callable[[Child], None],
+    what: str,
+    move: Generator[Condition, None, None] | None = None,
 ) -> Generator[Condition, None, None]:
-    """Starts a successor, waits until it serves, and only then retires its predecessor."""
+    """Starts a successor, waits until it serves, and only then retires its predecessor.
+
+    `move` comes in between, while both serve.
+    """
     with _named(what):
         successor = service.start_successor()
     try:
@@ -298,6 +340,8 @@ def _replace(
             remedy="see the log for the successor's last words",
             code="successor_failed",
         )
+    if move is not None and successor is service.successor:
+        yield from move
     if successor is service.successor:
         predecessor = service.promote()
         if predecessor is not None:
@@ -331,10 +375,6 @@ def _serving(fleet: Fleet, service: Service, what: str) -> Generator[Condition, 
     yield lambda: service.serving or service.restarts.total > deaths
     if not service.serving:
         raise ChildError(f"{what}: it {service.failure}", remedy="see the log", code="start_failed")
-
-
-def _ended(service: Service) -> Condition:
-    return lambda: not service.children
 
 
 @contextmanager

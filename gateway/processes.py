@@ -81,6 +81,10 @@ class Worker(Child):
         self.slot, self.generation = slot, generation
         self.remaining = 0
         """Connections that it has yet to close, while it drains."""
+        self.closed = 0
+        """Connections that it closed, when it has drained."""
+        self.connections_lost = 0
+        """Connections that it still had at its death."""
         self.placement = place(slot, runtime.nodes, runtime.config.workers.pin)
         self._runtime = runtime
         name = f"worker {slot}.{generation}"
@@ -117,6 +121,8 @@ class Worker(Child):
         publisher.send("attach_reader", {"wake": self._wake}, seat=self.seat)
 
     def reclaim(self) -> None:
+        by_row = self._runtime.memory.connections_by_row()
+        self.connections_lost = by_row.get(self.stats_row, 0)
         if self._runtime.publisher is not None:
             self._runtime.publisher.send("detach_reader", seat=self.seat)
         self._held.close()

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import Any
 
+from gateway.balance import skew_percent
 from gateway.config import WORKERS_MAX, Config, Host, worker_count
 from gateway.control.server import ControlServer, Request
 from gateway.control.verbs import LEVELS, Verbs
@@ -24,6 +25,7 @@ from gateway.instance import Instance
 from gateway.listeners import Port
 from gateway.loop import Loop, Phase
 from gateway.memory import Memory
+from gateway.moves import serving_loads
 from gateway.notify import ServiceManager
 from gateway.operations import Operations
 from gateway.runtime import Runtime
@@ -40,6 +42,9 @@ EXIT_FORCED = 2
 DESCRIPTORS_WANTED_MAX = 1 << 21
 """Some systems set the hard limit to a thousand million, for which tools allocate tables."""
 HOUSEKEEPING_INTERVAL_S = 1.0
+REBALANCE_CONNECTIONS_MIN = 100
+"""Below so many between the fullest and the emptiest worker, nothing is moved unasked."""
+REBALANCE_INTERVAL_S = 10.0
 SLOTS_PER_CPU = 4
 SLOTS_AT_LEAST = 16
 """`scale` can go up to so many: reader seats, 128 bytes each, are made at start."""
@@ -121,7 +126,7 @@ class Supervisor:
         )
         self._fleet = Fleet(self._runtime)
         held.callback(self._fleet.close)
-        self._operations = Operations()
+        self._operations = Operations(self._tell_status)
         self._verbs = Verbs(
             self._runtime,
             self._fleet,
@@ -152,6 +157,7 @@ class Supervisor:
         try:
             self._fleet.start()
             self._keep_house()
+            self._runtime.loop.after(REBALANCE_INTERVAL_S, self._rebalance_if_skewed)
             self._feed_watchdog()
             while not self._finished:
                 runtime.loop.turn()
@@ -330,6 +336,15 @@ class Supervisor:
             self._tell_status()
         self._runtime.loop.after(HOUSEKEEPING_INTERVAL_S, self._keep_house)
 
+    def _rebalance_if_skewed(self) -> None:
+        self._runtime.loop.after(REBALANCE_INTERVAL_S, self._rebalance_if_skewed)
+        bound = self._runtime.config.workers.rebalance_above_percent
+        if not bound or self._operations.closed or self._operations.current:
+            return
+        loads = serving_loads(self._fleet)
+        if skew_percent(loads) > bound and max(loads) - min(loads) >= REBALANCE_CONNECTIONS_MIN:
+            self._verbs.rebalance("workers.rebalance_above_percent", None)
+
     def _tell_status(self) -> None:
         if self._state is State.STOPPING:
             return
@@ -337,6 +352,10 @@ class Supervisor:
         text = f"{self._state.value}: {connections} connections, {len(self._fleet.slots)} workers"
         if looping := self._fleet.crash_loops():
             text += f"; crash loop, waiting: {', '.join(looping)}"
+        if operation := self._operations.describe():
+            text += f"; {operation['name']}: {operation['phase']}"
+            if "moved" in operation:
+                text += f", {operation['moved']} moved, {operation['remaining']} to go"
         self._manager.status(text)
 
     def _feed_watchdog(self) -> None:

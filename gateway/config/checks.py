@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.balance import BALANCED_PERCENT
 from gateway.config.schema import KIB, MIB, WORKERS_MAX, Config
 from gateway.errors import Problem
 
@@ -77,7 +78,10 @@ def connections_max(config: Config, host: Host) -> int:
 
 def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
-    rules = (_queues, _descriptors, _log, _uplinks, _timers, _addresses, _channels, _paths)
+    rules = (
+        *(_queues, _descriptors, _log, _uplinks, _timers, _balance),
+        *(_addresses, _channels, _paths),
+    )
     return [problem for rule in rules for problem in rule(config, host)]
 
 
@@ -211,6 +215,17 @@ def _timers(config: Config, host: Host) -> Iterator[Problem]:
             f"is below twice tcp.heartbeat_interval_s = {config.tcp.heartbeat_interval_s:g}: one "
             "late heartbeat would end a healthy connection",
             f"set at least {2 * config.tcp.heartbeat_interval_s:g}",
+        )
+
+
+def _balance(config: Config, host: Host) -> Iterator[Problem]:
+    bound = config.workers.rebalance_above_percent
+    if 0 < bound <= BALANCED_PERCENT:
+        yield Problem(
+            "workers.rebalance_above_percent",
+            str(bound),
+            f"a rebalance leaves up to {BALANCED_PERCENT:g} %, so it would never end",
+            "set 0 (off), or clearly more: 20",
         )
 
 

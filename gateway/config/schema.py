@@ -59,6 +59,7 @@ class WorkersSection(Section, frozen=True, kw_only=True):
     stable_s: SomeSeconds = 30.0
     crash_loop_deaths: Annotated[int, Meta(ge=2, le=1000)] = 5
     crash_loop_window_s: SomeSeconds = 60.0
+    rebalance_above_percent: Annotated[int, Meta(ge=0, le=100)] = 0
 
 
 class ClientSection(Section, frozen=True, kw_only=True):
@@ -117,6 +118,8 @@ class ControlSection(Section, frozen=True, kw_only=True):
 
 
 class ReloadSection(Section, frozen=True, kw_only=True):
+    handoff: bool = True
+    handoff_timeout_s: SomeSeconds = 10.0
     spread_s: Seconds = 5.0
     start_timeout_s: SomeSeconds = 30.0
 

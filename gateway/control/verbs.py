@@ -9,15 +9,16 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from gateway import operations
+from gateway import moves, operations
 from gateway.config import effective
 from gateway.control.peers import Level
 from gateway.control.publishing import Publishing
 from gateway.control.server import Connection, Request
 from gateway.errors import ControlError, PublishError, TidegateError
 from gateway.fleet import Fleet
-from gateway.operations import Operations, Report, Steps
+from gateway.operations import Operations
 from gateway.runtime import Runtime
+from gateway.steps import Report, Steps
 from gateway.uplinks import Uplink
 
 LEVELS = {
@@ -28,6 +29,7 @@ LEVELS = {
     "uplink": Level.OPERATOR,
     "reload": Level.OPERATOR,
     "scale": Level.OPERATOR,
+    "rebalance": Level.OPERATOR,
     "drain": Level.OPERATOR,
     "stop": Level.ADMIN,
 }
@@ -86,6 +88,7 @@ class Verbs:
             "uplink": self._lend_uplink,
             "reload": self._reload,
             "scale": self._scale,
+            "rebalance": self._rebalance,
             "drain": self._drain,
             "stop": self._stop_gateway,
         }
@@ -218,6 +221,16 @@ class Verbs:
             return operations.scale(self._fleet, report, count, self._slots_max)
 
         self.begin(f"scale to {count}", requester, steps, request)
+
+    def _rebalance(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        self.rebalance(str(request.peer), request)
+
+    def rebalance(self, requester: str, request: Request | None) -> None:
+        """Starts to even out the slots. Raises ControlError if that cannot be now."""
+        self.begin(
+            "rebalance", requester, lambda report: moves.rebalance(self._fleet, report), request
+        )
 
     def _drain(self, request: Request) -> None:
         spread_s = _arguments(request, SpreadArguments).spread_s

@@ -1,0 +1,249 @@
+"""Moving connections: into a successor, out of a slot that goes, and from the full to the empty.
+
+Each is a part of a verb (`operations.py`) and tells how many connections it moved, and what became
+of the others. No client can tell that it was moved, save by a pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.balance import next_move, shares, skew_percent
+from gateway.children import State
+from gateway.errors import ChildError
+from gateway.fleet import Fleet
+from gateway.handoff import ALL, Handoff
+from gateway.processes import Worker
+from gateway.slot import Slot
+from gateway.steps import Condition, Report, Steps
+
+
+@dataclass(slots=True)
+class Moved:
+    """What became of the connections of one slot's worker; the pause is the worst of its moves."""
+
+    slot: int
+    moved: int = 0
+    kept: int = 0
+    """Could not be moved: they were served on where they were, and then closed with it."""
+    closed: int = 0
+    """Closed, with a code that lets their clients come back."""
+    lost: int = 0
+    """Ended without a word."""
+    pause_us: dict[str, int] = field(default_factory=lambda: {"p50": 0, "p99": 0, "max": 0})
+
+    def count(self, handoff: Handoff) -> None:
+        self.moved += handoff.moved
+        self.kept = handoff.kept
+        self.lost += handoff.lost
+        for part, pause in handoff.pause_us.items():
+            self.pause_us[part] = max(self.pause_us[part], pause)
+
+    def as_map(self) -> dict[str, Any]:
+        return {
+            "slot": self.slot,
+            "moved": self.moved,
+            "kept": self.kept,
+            "closed": self.closed,
+            "lost": self.lost,
+            "pause_us": self.pause_us,
+        }
+
+
+class Progress:
+    """Tells of a hand-off within a phase of a verb, when there is something new to tell."""
+
+    def __init__(self, report: Report, phase: dict[str, Any]) -> None:
+        self._report = report
+        self._phase = phase
+        self._told = -1
+
+    def tell(self, handoff: Handoff) -> None:
+        if handoff.moved != self._told:
+            self._told = handoff.moved
+            figures = {"moved": handoff.moved, "remaining": handoff.remaining}
+            if handoff.pause_us["max"]:
+                figures["pause_max_us"] = handoff.pause_us["max"]
+            self._report({**self._phase, **figures})
+
+
+def hand_over(
+    fleet: Fleet,
+    giver: Worker,
+    receiver: Worker,
+    progress: Progress,
+    *,
+    count: int = ALL,
+    keep_accepting: bool = False,
+    drain_queue: bool = False,
+) -> Generator[Condition, None, Handoff]:
+    """One hand-off, to its good or bad end (`problem`)."""
+    handoff = fleet.handoffs.begin(
+        giver, receiver, count=count, keep_accepting=keep_accepting, drain_queue=drain_queue
+    )
+
+    def settled() -> bool:
+        progress.tell(handoff)
+        return handoff.settled()
+
+    try:
+        yield settled
+        progress.tell(handoff)
+        return handoff
+    finally:
+        fleet.handoffs.end(handoff)
+
+
+def into_successor(
+    fleet: Fleet, slot: Slot, moved: Moved, progress: Progress
+) -> Generator[Condition, None, None]:
+    """All connections of a slot's worker go to the successor, which serves already.
+
+    Raises ChildError where that fails. The slot then has a worker that serves what is left: the
+    predecessor, or, if that is the one that died, the successor.
+    """
+    predecessor, successor = slot.service.current, slot.service.successor
+    if not isinstance(predecessor, Worker) or not isinstance(successor, Worker):
+        return
+    if predecessor.state is not State.SERVING:
+        return
+    try:
+        handoff = yield from hand_over(fleet, predecessor, successor, progress)
+    except GeneratorExit:
+        # Both have clients now, and each ends as it is told.
+        if successor is slot.service.successor:
+            slot.service.promote()
+            fleet.retire_worker(predecessor, 0.0)
+        raise
+    moved.count(handoff)
+    if not handoff.problem:
+        return
+    if predecessor.alive:
+        yield from _call_off(fleet, slot, predecessor, handoff, progress)
+        ending = f"{predecessor.name} serves on"
+    else:
+        ending = f"{successor.name} serves what it took, the other connections are lost"
+    raise ChildError(
+        f"{slot.service.name}, hand-off: {handoff.problem}, after {handoff.moved} connections had "
+        f"moved and with {handoff.remaining} to go; {ending}",
+        remedy="see the log; slots before this one run the new code, this and later ones do not"
+        if predecessor.alive
+        else "see the log; this slot and those before it run the new code",
+        code="handoff_failed",
+    )
+
+
+def _call_off(
+    fleet: Fleet, slot: Slot, predecessor: Worker, handoff: Handoff, progress: Progress
+) -> Generator[Condition, None, None]:
+    """The predecessor is the slot's worker again, and has what the successor can give back."""
+    successor = handoff.receiver
+    predecessor.send("resume")
+    try:
+        if successor.state is State.SERVING and handoff.moved:
+            yield from hand_over(fleet, successor, predecessor, progress)
+    finally:
+        slot.service.discard_successor()
+    yield lambda: not successor.alive
+
+
+def out_of_slot(
+    fleet: Fleet, slot: Slot, spread_s: float, report: Report, phase: dict[str, Any]
+) -> Generator[Condition, None, Moved]:
+    """Empties a slot that is taken out already into the other ones, which end as even as can be.
+
+    What those do not take is closed over `spread_s`. The slot's worker is dead afterwards.
+    """
+    moved = Moved(slot.number)
+    worker = slot.service.retire()
+    if not isinstance(worker, Worker):
+        return moved
+    try:
+        if worker.state is State.SERVING and fleet.runtime.config.reload.handoff:
+            yield from _share_out(fleet, worker, moved, Progress(report, phase))
+    finally:
+        fleet.retire_worker(worker, spread_s, "leave")
+    yield lambda: not worker.alive
+    moved.closed += worker.closed
+    moved.lost += worker.connections_lost
+    return moved
+
+
+def _share_out(
+    fleet: Fleet, worker: Worker, moved: Moved, progress: Progress
+) -> Generator[Condition, None, None]:
+    receivers = serving_workers(fleet)
+    own = fleet.runtime.memory.connections_by_row().get(worker.stats_row, 0)
+    parts = shares(own, serving_loads(fleet))
+    # The last one gets what is left, and with it whoever came meanwhile.
+    parts[-1:] = [ALL] * len(parts[-1:])
+    for receiver, count in zip(receivers, parts, strict=True):
+        if not worker.alive:
+            return
+        if count and receiver.state is State.SERVING:
+            handoff = yield from hand_over(
+                fleet, worker, receiver, progress, count=count, drain_queue=True
+            )
+            moved.count(handoff)
+
+
+def rebalance(fleet: Fleet, report: Report) -> Steps:
+    """Moves connections until the fullest and the emptiest worker differ by 5 % at most.
+
+    Raises ChildError where one dies or refuses; what was moved by then stays where it is.
+    """
+    workers = serving_workers(fleet)
+    # Counted on from here: gauges are shown once a turn, and may be behind a move.
+    loads = serving_loads(fleet)
+    before = list(loads)
+    moved, pause_us = 0, 0
+    for done in range(len(workers)):
+        move = next_move(loads)
+        if move is None:
+            break
+        giver, receiver, count = move
+        phase = {
+            "phase": f"slot {workers[giver].slot} to slot {workers[receiver].slot}",
+            "done": done,
+            "total": len(workers),
+        }
+        handoff = yield from hand_over(
+            fleet,
+            workers[giver],
+            workers[receiver],
+            Progress(report, phase),
+            count=count,
+            keep_accepting=True,
+        )
+        moved += handoff.moved
+        pause_us = max(pause_us, handoff.pause_us["max"])
+        if handoff.problem:
+            raise ChildError(
+                f"rebalance: {handoff.problem}, after {moved} connections had moved",
+                remedy="see the log; every connection that is left is served",
+                code="handoff_failed",
+            )
+        if not handoff.moved:
+            break
+        loads[giver] -= handoff.moved
+        loads[receiver] += handoff.moved
+    return {
+        "before": {"connections": before, "skew_percent": round(skew_percent(before), 1)},
+        "after": {"connections": loads, "skew_percent": round(skew_percent(loads), 1)},
+        "moved": moved,
+        "pause_max_us": pause_us,
+    }
+
+
+def serving_workers(fleet: Fleet) -> list[Worker]:
+    """The worker of each slot that has one which serves."""
+    current = (slot.service.current for slot in fleet.slots)
+    return [each for each in current if isinstance(each, Worker) and each.state is State.SERVING]
+
+
+def serving_loads(fleet: Fleet) -> list[int]:
+    """Connections of each of the serving workers."""
+    by_row = fleet.runtime.memory.connections_by_row()
+    return [by_row.get(worker.stats_row, 0) for worker in serving_workers(fleet)]
