@@ -1,4 +1,4 @@
-"""`reload`, `scale`, `stop`, `drain`: verbs that change a gateway, wait, and tell what changed."""
+"""`reload`, `scale`, `rebalance`, `stop`, `drain`: verbs that change a gateway, and tell how."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from ops.output import Output, duration, table
 @click.command()
 @instance_options(timeout_s=LONG_TIMEOUT_S)
 def reload(connect: Connect, output: Output) -> None:
-    """Replace all workers by new ones.
+    """Replace all workers by new ones, and keep their connections.
 
     \b
     Example:
       tidegate reload
 
-    Reads the configuration again, then replaces one slot after the other; returns when all
-    successors serve. A configuration that cannot be used changes nothing; its problems are told.
+    Reads the configuration again, then replaces one slot after the other by a process of the code
+    that is installed now, which takes the connections over; no client can tell, save by a pause. A
+    configuration that cannot be used changes nothing; its problems are told. A successor that fails
+    ends the reload: its predecessor serves on, and the exit status is 2.
     """
     _carry_out(connect, output, "reload")
 
@@ -35,9 +37,24 @@ def scale(connect: Connect, output: Output, count: int) -> None:
     Example:
       tidegate scale 4
 
-    Returns when that many serve, and the connections of those that left are closed.
+    Returns when that many serve. Workers that leave hand their connections to those that stay; new
+    ones get theirs as clients come, or from `tidegate rebalance`.
     """
     _carry_out(connect, output, "scale", count=count)
+
+
+@click.command()
+@instance_options(timeout_s=LONG_TIMEOUT_S)
+def rebalance(connect: Connect, output: Output) -> None:
+    """Move connections from the fullest workers to the emptiest.
+
+    \b
+    Example:
+      tidegate rebalance
+
+    Returns when their numbers of connections differ by at most 5 percent. No client can tell.
+    """
+    _carry_out(connect, output, "rebalance")
 
 
 @click.command()
@@ -74,7 +91,10 @@ def _carry_out(connect: Connect, output: Output, verb: str, **arguments: Any) ->
         result = control.call(
             verb,
             on_progress=lambda progress: meter(
-                progress["phase"], progress.get("done", 0), progress.get("total", 0)
+                progress["phase"],
+                progress.get("done", 0),
+                progress.get("total", 0),
+                _moving(progress),
             ),
             **arguments,
         )
@@ -84,12 +104,38 @@ def _carry_out(connect: Connect, output: Output, verb: str, **arguments: Any) ->
     before, after = result["before"], result["after"]
     rows = [(key, _shown(before[key]), _shown(after.get(key, ""))) for key in before]
     output.show(table((verb.upper(), "BEFORE", "AFTER"), rows))
+    if result.get("slots"):
+        output.show("", _moved_table(result["slots"]))
     if "duration_s" in result:
         output.note(f"done in {duration(result['duration_s'])}")
+
+
+def _moving(progress: dict[str, Any]) -> str:
+    """How far a hand-off within a phase is; empty while there is none."""
+    if "moved" not in progress:
+        return ""
+    text = f"{progress['moved']:,} connections moved, {progress['remaining']:,} to go"
+    if "pause_max_us" in progress:
+        text += f", pause at most {progress['pause_max_us'] / 1e3:.1f} ms"
+    return text
+
+
+def _moved_table(slots: list[dict[str, Any]]) -> Any:
+    """What became of each slot's connections; pauses are in milliseconds."""
+    pauses = ("p50", "p99", "max")
+    columns = ("SLOT", "MOVED", "KEPT", "CLOSED", "LOST", *(f"PAUSE {p.upper()}" for p in pauses))
+    rows = [
+        (
+            *(slot[key] for key in ("slot", "moved", "kept", "closed", "lost")),
+            *(f"{slot['pause_us'][part] / 1e3:.1f} ms" for part in pauses),
+        )
+        for slot in slots
+    ]
+    return table(columns, rows)
 
 
 def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-COMMANDS = [reload, scale, stop, drain]
+COMMANDS = [reload, scale, rebalance, stop, drain]

@@ -38,7 +38,7 @@ class Exit(IntEnum):
 class Meter(Protocol):
     """A bar that shows how far a long verb is."""
 
-    def __call__(self, label: str, done: float, total: float) -> None: ...
+    def __call__(self, label: str, done: float, total: float, detail: str = "") -> None: ...
 
 
 class Output:
@@ -93,7 +93,7 @@ class Output:
     def meter(self) -> Iterator[Meter]:
         """A progress bar on stderr; without a terminal one line for each new label."""
         if self.as_json:
-            yield lambda label, done, total: None
+            yield lambda label, done, total, detail="": None
         elif self._stderr.is_terminal:
             yield from self._bar()
         else:
@@ -105,14 +105,17 @@ class Output:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=self._stderr, transient=True) as progress:
             task = progress.add_task("", total=None)
-            yield lambda label, done, total: progress.update(
-                task, description=label, completed=done, total=total
+            yield lambda label, done, total, detail="": progress.update(
+                task,
+                description=f"{label}: {detail}" if detail else label,
+                completed=done,
+                total=total,
             )
 
     def _plain_meter(self) -> Meter:
         last = ""
 
-        def tell(label: str, done: float, total: float) -> None:
+        def tell(label: str, done: float, total: float, detail: str = "") -> None:
             nonlocal last
             if label != last:
                 last = label
