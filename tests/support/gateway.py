@@ -194,6 +194,15 @@ class Gateway:
         """Publish through the control socket; returns `{epoch, offset}`."""
         return self.control("publish", channel=channel, data=data)
 
+    def connections(self) -> list[int]:
+        """How many each worker has."""
+        return [int(worker["connections"]) for worker in self.status()["workers"]]
+
+    def ends(self) -> dict[str, int]:
+        """Connections closed or lost so far, by the name of what counted them."""
+        counters = ("closes_total", "connections_lost_total")
+        return {k: v for k, v in self.totals().items() if k.startswith(counters) and v}
+
     def worker_pids(self) -> list[int]:
         return [int(worker["pid"]) for worker in self.status()["workers"]]
 

@@ -328,7 +328,7 @@ def test_help_begins_with_examples_and_loads_nothing_heavy() -> None:
     "verb",
     [
         *("run", "check-config", "status", "slots", "config"),
-        *("reload", "scale", "stop", "drain", "publish", "subscribe"),
+        *("reload", "scale", "rebalance", "stop", "drain", "publish", "subscribe"),
     ],
 )
 def test_every_command_has_help_with_an_example(verb: str) -> None:

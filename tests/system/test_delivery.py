@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from gateway.errors import TidegateError
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
+from tests.support.publishing import Publishing
 from tests.support.subscriber import Seen, Subscriber
 from tests.support.waiting import wait_for
 
@@ -93,10 +92,10 @@ def test_a_client_whose_epoch_is_not_ours_is_told_that_it_cannot_be_recovered(
         assert late.seen["public:other"].unrecovered == 1
 
 
-def test_nothing_is_lost_or_repeated_over_a_reload(
+def test_nothing_is_lost_or_repeated_over_a_reload_that_closes_connections(
     start_gateway: Start, subscribers: Callable[..., Subscriber]
 ) -> None:
-    gateway = start_gateway()
+    gateway = start_gateway({"reload": {"handoff": False}})
     crowd = [subscribers(gateway, "public:reload", reconnect=True) for _ in range(10)]
     with Producer(gateway.control_path) as producer, Publishing(producer, "public:reload") as sent:
         before = set(gateway.worker_pids())
@@ -207,37 +206,6 @@ def test_an_uplink_is_reclaimed_when_its_producer_is_killed(start_gateway: Start
         )
         assert died.returncode == -signal.SIGKILL, "each got an uplink and published"
     assert gateway.publish("public:die", "alive")["offset"] == 13
-
-
-class Publishing:
-    """Publishes to `channel` from a thread as fast as answers come, for the length of a block."""
-
-    def __init__(self, producer: Producer, channel: str) -> None:
-        self._producer = producer
-        self._channel = channel
-        self._stopping = threading.Event()
-        self._failure: TidegateError | None = None
-        self._thread = threading.Thread(target=self._run)
-        self.offsets: list[int] = []
-
-    def __enter__(self) -> list[int]:
-        self._thread.start()
-        return self.offsets
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join(30)
-        assert self._failure is None, self._failure
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                published = self._producer.publish(self._channel, {"n": len(self.offsets)})
-            except TidegateError as failure:
-                self._failure = failure
-                return
-            self.offsets.append(published.offset)
-            self._stopping.wait(0.001)
 
 
 def totals_of(gateway: Gateway, word: str) -> int:

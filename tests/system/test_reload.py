@@ -124,8 +124,10 @@ def test_what_a_reload_cannot_change_is_refused_by_name(
     assert gateway.status()["state"] == "serving"
 
 
-def test_subscribers_come_back_from_a_reload_and_miss_nothing(start_gateway: Start) -> None:
-    gateway = start_gateway({"reload": {"spread_s": 0.2}})
+def test_subscribers_come_back_from_a_reload_without_handoff_and_miss_nothing(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"reload": {"handoff": False, "spread_s": 0.2}})
     published = 0
     done = threading.Event()
 
@@ -153,10 +155,10 @@ def test_subscribers_come_back_from_a_reload_and_miss_nothing(start_gateway: Sta
         assert codes == {3001}
 
 
-def test_connections_of_a_slot_that_goes_are_closed_and_find_another(
+def test_connections_of_a_slot_that_goes_without_handoff_are_closed_and_find_another(
     start_gateway: Start,
 ) -> None:
-    gateway = start_gateway({"workers": {"count": 3}})
+    gateway = start_gateway({"workers": {"count": 3}, "reload": {"handoff": False}})
     with contextlib.ExitStack() as stack:
         subscribers = [
             stack.enter_context(Subscriber(gateway.websocket_url, "public:a", reconnect=True))

@@ -453,7 +453,7 @@ def test_another_epoch_is_an_unrecoverable_gap(
 def test_a_client_comes_back_after_a_reload_and_misses_nothing(
     start_gateway: Callable[..., Gateway],
 ) -> None:
-    gateway = start_gateway()
+    gateway = start_gateway({"reload": {"handoff": False}})
     address = f"127.0.0.1:{gateway.tcp_port}"
     stop = threading.Event()
 

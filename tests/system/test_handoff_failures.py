@@ -1,0 +1,185 @@
+"""Hand-offs that fail: who serves whom then, and which losses there are, counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.errors import ControlError
+from tests.support.crowd import Crowd
+from tests.support.gateway import Gateway
+from tests.support.raw_websocket import RawWebSocket
+from tests.support.waiting import wait_for
+
+Start = Callable[..., Gateway]
+
+CHANNEL = "public:handoff"
+
+
+@pytest.fixture
+def one_worker(start_gateway: Start) -> Gateway:
+    return start_gateway({"workers": {"count": 1}})
+
+
+class Held:
+    """A reload that stands at its hand-off: both workers are told, the predecessor is stopped."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._pool = ThreadPoolExecutor(1)
+        (self.predecessor,) = gateway.worker_pids()
+        self.successor = 0
+        self._answer: Future[dict[str, Any]] = Future()
+
+    def __enter__(self) -> Held:
+        os.kill(self.predecessor, signal.SIGSTOP)
+        self._answer = self._pool.submit(self._gateway.control, "reload")
+        wait_for(lambda: handoffs(self._gateway) == 1, "the hand-off")
+        self.successor = children(self._gateway, "workers")[-1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in (self.predecessor, self.successor):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._pool.shutdown()
+
+    def failure(self) -> ControlError:
+        """The reload's error."""
+        error = self._answer.exception(60)
+        assert isinstance(error, ControlError), error
+        return error
+
+
+def handoffs(gateway: Gateway) -> int:
+    """How many have begun."""
+    return gateway.log().count("hands connections over")
+
+
+def children(gateway: Gateway, module: str) -> list[int]:
+    """Pids of the supervisor's children that run a module, youngest last."""
+    family = psutil.Process(gateway.pid).children()
+    found = [child for child in family if module in child.cmdline()]
+    return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
+
+
+def assert_as_if_nothing_had_been(gateway: Gateway, crowd: Crowd, predecessor: int) -> None:
+    assert gateway.worker_pids() == [predecessor]
+    assert gateway.status()["state"] == "serving"
+    assert gateway.ends() == {}
+    with RawWebSocket(gateway.http_port) as newcomer:
+        newcomer.connect(CHANNEL)
+    crowd.assert_undisturbed(gateway.publish(CHANNEL, "still here")["offset"])
+
+
+def test_a_successor_killed_before_it_took_anything_costs_nobody_anything(
+    one_worker: Gateway,
+) -> None:
+    with Crowd(one_worker, CHANNEL) as crowd:
+        with Held(one_worker) as held:
+            os.kill(held.successor, signal.SIGKILL)
+            os.kill(held.predecessor, signal.SIGCONT)
+            error = held.failure()
+        assert error.code == "handoff_failed"
+        assert "slot 0, hand-off: worker 0.2 was killed by SIGKILL" in error.message
+        assert "worker 0.1 serves on" in error.message
+        assert_as_if_nothing_had_been(one_worker, crowd, held.predecessor)
+        one_worker.control("reload")
+        crowd.assert_undisturbed(one_worker.publish(CHANNEL, "again")["offset"])
+
+
+def test_a_successor_killed_with_connections_on_their_way_costs_nobody_anything(
+    one_worker: Gateway,
+) -> None:
+    with Crowd(one_worker, CHANNEL) as crowd:
+        with Held(one_worker) as held:
+            os.kill(held.successor, signal.SIGSTOP)
+            os.kill(held.predecessor, signal.SIGCONT)
+            # The predecessor does all that it can do alone; messages pass it meanwhile.
+            top = one_worker.publish(CHANNEL, "on the way")["offset"]
+            wait_for(
+                lambda: one_worker.totals()["log_lag_bytes"] == 0, "the log to be read", timeout_s=5
+            )
+            os.kill(held.successor, signal.SIGKILL)
+            error = held.failure()
+        assert error.code == "handoff_failed"
+        crowd.wait_for_offset(top)
+        assert_as_if_nothing_had_been(one_worker, crowd, held.predecessor)
+
+
+def test_a_successor_that_hangs_is_killed_and_costs_nobody_anything(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1}, "reload": {"handoff_timeout_s": 1}})
+    with Crowd(gateway, CHANNEL) as crowd:
+        with Held(gateway) as held:
+            os.kill(held.successor, signal.SIGSTOP)
+            os.kill(held.predecessor, signal.SIGCONT)
+            error = held.failure()
+        assert "made no progress in a hand-off for 1 s and was killed" in error.message
+        assert_as_if_nothing_had_been(gateway, crowd, held.predecessor)
+
+
+def test_a_predecessor_that_hangs_is_killed_and_its_connections_are_counted(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}, "reload": {"handoff_timeout_s": 1}})
+    with Crowd(gateway, CHANNEL) as crowd:
+        with Held(gateway) as held:
+            error = held.failure()
+        assert "worker 0.1 made no progress" in error.message
+        assert "worker 0.2 serves what it took" in error.message
+        wait_for(lambda: crowd.ended() == 20, "the end of every connection")
+        assert gateway.ends() == {'connections_lost_total{while="moving"}': 20}
+        assert gateway.worker_pids() == [held.successor]
+        assert gateway.status()["state"] == "serving"
+
+
+def test_a_predecessor_killed_after_it_sent_its_connections_takes_none_with_it(
+    one_worker: Gateway,
+) -> None:
+    """What is in the socket is the successor's, if there is nobody to take it back."""
+    with Crowd(one_worker, CHANNEL) as crowd:
+        with Held(one_worker) as held:
+            os.kill(held.predecessor, signal.SIGKILL)
+            held.failure()
+        wait_for(
+            lambda: crowd.ended() + one_worker.connections()[0] == 20, "everybody served or ended"
+        )
+        lost = one_worker.ends().get('connections_lost_total{while="moving"}', 0)
+        assert lost == crowd.ended()
+
+
+@pytest.mark.parametrize("victim", ["predecessor", "successor"])
+def test_whoever_is_killed_at_whatever_moment_each_loss_is_counted(
+    start_gateway: Start, victim: str
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "crash_loop_deaths": 100}})
+    for attempt in range(6):
+        with Crowd(gateway, f"{CHANNEL}-{attempt}", each=600, makers=("raw",)) as crowd:
+            before = sum(gateway.ends().values())
+            (predecessor,), begun = gateway.worker_pids(), handoffs(gateway)
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(gateway.control, "reload")
+                wait_for(lambda begun=begun: handoffs(gateway) > begun, "the hand-off")
+                pids = {
+                    "predecessor": predecessor,
+                    "successor": children(gateway, "workers")[-1],
+                }
+                threading.Event().wait(0.004 * attempt)
+                with suppress(ProcessLookupError):
+                    os.kill(pids[victim], signal.SIGKILL)
+                answer.exception(60)
+            wait_for(lambda: gateway.status()["state"] == "serving", "a worker")
+            top = gateway.publish(f"{CHANNEL}-{attempt}", 1)["offset"]
+            crowd.wait_for_offset(top)
+            faults = [each for each in crowd.members if each.fault() and not each.end]
+            assert faults == []
+            wait_for(lambda: sum(gateway.connections()) == 600 - crowd.ended(), "the others")
+            assert sum(gateway.ends().values()) - before == crowd.ended()
