@@ -123,8 +123,10 @@ def into_successor(
     if predecessor.alive:
         yield from _call_off(fleet, slot, predecessor, handoff, progress)
         ending = f"{predecessor.name} serves on"
-    else:
+    elif successor.alive:
         ending = f"{successor.name} serves what it took, the other connections are lost"
+    else:
+        ending = "both are dead and every connection is lost; the slot starts anew"
     raise ChildError(
         f"{slot.service.name}, hand-off: {handoff.problem}, after {handoff.moved} connections had "
         f"moved and with {handoff.remaining} to go; {ending}",

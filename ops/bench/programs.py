@@ -142,7 +142,11 @@ class Swarm(Program):
 
     def announce(self, messages: int = 1) -> None:
         """Say that this many messages will be published to all of its clients."""
-        self._delivered += messages * self.connections
+        self.announce_deliveries(messages * self.connections)
+
+    def announce_deliveries(self, deliveries: int) -> None:
+        """Say that its clients together will have received so many messages more."""
+        self._delivered += deliveries
         self.command("await", deliveries=self._delivered, timeout_s=DELIVERY_TIMEOUT_S)
 
     def wait_delivered(self) -> None:

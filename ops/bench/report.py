@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ops.bench.result import RESULTS, Machine, Measure, Result
 
-BENCHMARKS = ("ring", "fanout", "idle")
+BENCHMARKS = ("ring", "fanout", "idle", "reload")
 """In the order of the README's table."""
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADINGS = ("Measured", "Median", "Range", "Goal")

@@ -82,6 +82,16 @@ class Subject:
         return str(self.status["endpoints"]["http"]).rpartition("//")[2]
 
     @property
+    def name(self) -> str:
+        """Of the instance."""
+        return str(self.status["instance"])
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self._process.pid
+
+    @property
     def pids(self) -> list[int]:
         """All its processes: supervisor, publisher, workers, API."""
         return usage.family(self._process.pid)

@@ -48,6 +48,12 @@ def _kib(text: str, key: str) -> int:
     return int(found[1])
 
 
+def shared_memory_bytes(instance: str) -> int:
+    """What an instance's segments take: blocks, not sizes (shm_overview(7): they are files)."""
+    segments = Path("/dev/shm").glob(f"tidegate-{instance}-*")
+    return sum(segment.stat().st_blocks * 512 for segment in segments)
+
+
 def settled(read: Callable[[], int]) -> int:
     """The value once two readings in a row agree to a thousandth, or the last one read."""
     pause = threading.Event()
