@@ -229,3 +229,37 @@ def test_a_stop_during_a_reload_ends_both(start_gateway: Start) -> None:
         thread.join(20)
     assert errors[0].code == "aborted"
     assert not any(child.is_running() for child in family)
+
+
+def test_counters_do_not_fall_when_the_process_that_counted_is_gone(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "restart_delay_min_s": 0.01}})
+    with Subscriber(gateway.websocket_url, "public:a") as subscriber:
+        for n in range(20):
+            gateway.publish("public:a", n)
+        subscriber.wait_for_offset("public:a", 20)
+        wait_for(lambda: gateway.totals()["deliveries_total"] >= 20, "twenty deliveries")
+        before = gateway.totals()
+        os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+        os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+    wait_for(lambda: gateway.status()["state"] == "serving", "everything in its place again")
+    gateway.control("reload")
+    after = gateway.totals()
+    fell = {
+        name: (before[name], after[name])
+        for name in before
+        if "_total" in name and after[name] < before[name]
+    }
+    assert fell == {}
+    assert after['connections{transport="websocket"}'] == 0, "a gauge ends with its process"
+
+
+def test_a_stop_closes_every_client_with_the_code_to_reconnect(start_gateway: Start) -> None:
+    gateway = start_gateway({"stop": {"spread_s": 0.3}})
+    with contextlib.ExitStack() as stack:
+        subscribers = [
+            stack.enter_context(Subscriber(gateway.websocket_url, "public:a")) for _ in range(10)
+        ]
+        assert gateway.stop() == 0
+        for subscriber in subscribers:
+            wait_for(lambda each=subscriber: each.disconnects, "the disconnect push")
+            assert [push["code"] for push in subscriber.disconnects] == [3001]
