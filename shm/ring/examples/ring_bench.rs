@@ -1,11 +1,11 @@
 //! The log against a bare ring: `cargo run --release -p tidegate-ring --example ring_bench`.
 //!
 //! Two processes on two cores, 64-byte records, all checks of the log on. The bare ring is the best
-//! that a single producer and a single consumer can do that trust each other for ever: fixed 64-byte
-//! slots, cached indexes, plain copies, nothing checked, nobody woken. It is measured publishing one
-//! record at a time, as such rings do, and in batches of 32, as the log does. All have the same
-//! number of bytes. Runs alternate, so that what else the machine does hits all; the ratios are
-//! medians over the rounds.
+//! that a single producer and a single consumer can do that trust each other for ever: fixed slots
+//! of 64 bytes, cached indexes, plain copies, nothing checked, nobody woken. It is measured
+//! publishing one record at a time, as such rings do, and in batches of 32, as the log does. All
+//! have the same number of bytes. Runs alternate, so that what else the machine does hits all; the
+//! ratios are medians over the rounds.
 //!
 //! Options: `--json`, `--runs N`, `--records N`, `--samples N`, `--capacity BYTES`.
 

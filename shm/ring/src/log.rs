@@ -32,8 +32,8 @@ const TAIL_AT: usize = PREPARED_AT + LINE;
 const ANSWERED_AT: usize = TAIL_AT + LINE;
 const SEATS_AT: usize = ANSWERED_AT + LINE;
 
-/// A seat: a line that its reader writes all the time, one that it writes seldom and that the writer
-/// looks at all the time, and one that the writer writes about it.
+/// A seat: a line that its reader writes all the time, one that it writes seldom and that the
+/// writer looks at all the time, and one that the writer writes about it.
 const SEAT_BYTES: usize = 3 * LINE;
 const CURSOR: usize = 0;
 const JOINED: usize = LINE;
@@ -66,8 +66,9 @@ const fn seat_at(seat: u32) -> usize {
     SEATS_AT + seat as usize * SEAT_BYTES
 }
 
-/// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a power
-/// of two) with `readers` seats, its first record to be at position `start` (a multiple of 16).
+/// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a
+/// power of two) with `readers` seats, its first record to be at position `start` (a multiple of
+/// 16).
 ///
 /// # Errors
 /// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.

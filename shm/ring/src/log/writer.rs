@@ -165,7 +165,8 @@ impl LogWriter {
             .store(self.tail, Ordering::Release);
     }
 
-    /// Shows the committed records since the last [`LogWriter::set_answered`]; returns their number.
+    /// Shows the committed records since the last [`LogWriter::set_answered`]; returns their
+    /// number.
     ///
     /// # Errors
     /// [`LogError::Corrupt`] if they are not there.
