@@ -29,8 +29,8 @@ use crate::publication::NO_PREVIOUS;
 use crate::region::{Claim, Region, WORD};
 use crate::sync::{Ordering, fence};
 
-/// Entries of a bucket. Two choices of buckets so large fill nine tenths of a table before the first
-/// channel finds both full (simulated, and checked by the tests); of 8 entries, three quarters.
+/// Entries of a bucket. Two choices of buckets so large fill nine tenths of a table before the
+/// first channel finds both full (the tests check it); of 8 entries, three quarters.
 /// (The model checker, which tries every interleaving, gets the smallest table.)
 const BUCKET_ENTRIES: usize = if cfg!(loom) { 1 } else { 32 };
 
@@ -501,8 +501,8 @@ impl ChannelWriter {
             .word(at + VERSION_AT)
             .store(version, Ordering::Release);
         if !known {
-            // SYNC: pairs with channels.rs::read (key, acquire load): who sees the new key also sees
-            // the new version, and with it everything above.
+            // SYNC: pairs with channels.rs::read (key, acquire load): who sees the new key also
+            // sees the new version, and with it everything above.
             region.word(at + WORD).store(key.0[1], Ordering::Release);
             region.word(at).store(key.0[0], Ordering::Release);
         }

@@ -182,8 +182,8 @@ impl LogView {
         kind
     }
 
-    /// Shows at most `records_max` committed records from `position` on, which it moves behind them;
-    /// returns their number. For readers without a seat: nobody waits for them.
+    /// Shows at most `records_max` committed records from `position` on, which it moves behind
+    /// them; returns their number. For readers without a seat: nobody waits for them.
     ///
     /// # Errors
     /// [`Lapped`]: the record at `position` is gone.

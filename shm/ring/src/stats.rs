@@ -40,7 +40,7 @@ const COUNT: usize = BUCKETS + 1;
 pub const ROWS_MAX: u64 = 16_384;
 pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
 
-/// A consistent snapshot is tried for again while the supervisor folds a row, which takes microseconds.
+/// A snapshot is tried for again while the supervisor folds a row, which takes microseconds.
 const SNAPSHOTS_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
