@@ -81,5 +81,5 @@ meters! {
     keys: gauge("idempotency_keys", "Idempotency keys that are remembered."),
     keys_dropped: counter("idempotency_keys_dropped_total", "Keys forgotten before their time."),
     redone: counter("publisher_redone_total", "Publications of a dead publisher, committed."),
-    answered_again: counter("publisher_answered_again_total", "Answers that a dead publisher owed."),
+    answered_again: counter("publisher_answered_again_total", "Answers a dead publisher owed."),
 }
