@@ -179,12 +179,14 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
     changed = _take_new_config(fleet)
     spread = fleet.runtime.config.reload.spread_s if spread_s is None else spread_s
     total = max(len(fleet.slots), fleet.wanted) + 2
+    replaced: list[str] = []
     try:
         for index, slot in enumerate(list(fleet.slots)):
             report({"phase": f"slot {slot.number}", "done": index, "total": total})
             yield from _replace(
                 slot.service, lambda worker: fleet.retire_worker(worker, spread), slot.service.name
             )
+            replaced.append(slot.service.name)
         for number in range(len(fleet.slots), fleet.wanted):
             report({"phase": f"slot {number}", "done": number, "total": total})
             yield from _start_slot(fleet)
@@ -193,10 +195,12 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         report({"phase": "api", "done": total - 1, "total": total})
         timeout_s = fleet.runtime.config.stop.timeout_s
         yield from _replace(fleet.api, lambda api: fleet.tell_to_stop(api, timeout_s), "the API")
-    except TidegateError:
+    except TidegateError as error:
         # Who starts from now on, after a death, starts as those that are still there did.
         fleet.runtime.generation = generation_before
         fleet.use_config(config_before)
+        if replaced:
+            error.message += f" (replaced before that: {', '.join(replaced)})"
         raise
     report({"phase": "done", "done": total, "total": total})
     return {"before": before, "after": fleet.pids(), "changed": changed}
@@ -312,7 +316,7 @@ def _replace_publisher(fleet: Fleet) -> Generator[Condition, None, None]:
     if predecessor is not None:
         fleet.tell_to_stop(predecessor, GRACE_S)
         yield lambda: not predecessor.alive
-        service.start()
+    service.start()
     yield from _serving(fleet, service, "the publisher")
 
 

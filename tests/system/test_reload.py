@@ -84,6 +84,21 @@ def test_a_successor_that_cannot_start_calls_the_reload_off(start_gateway: Start
     assert gateway.status()["generation"] == before["generation"] + 1
 
 
+def test_a_reload_starts_a_worker_that_the_crash_loop_brake_holds_back(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "crash_loop_deaths": 2}})
+    for _ in range(2):
+        pid = wait_for(lambda: gateway.status()["workers"][0]["pid"], "a worker to be killed")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: gateway.status()["workers"][0]["pid"] != pid, "its death")
+    assert gateway.status()["workers"][0]["crash_loop"]
+    gateway.control("reload")
+    assert gateway.status()["state"] == "serving"
+    commands = [each.cmdline() for each in psutil.Process(gateway.pid).children()]
+    assert sum("workers" in command for command in commands) == 1
+
+
 def test_a_reload_takes_the_new_configuration(start_gateway: Start) -> None:
     gateway = start_gateway({"workers": {"count": 1}})
     change(gateway, "limits", headers_max=32)
@@ -207,7 +222,10 @@ def test_a_worker_that_dies_while_its_successor_starts_is_replaced_by_it(
         thread.start()
         wait_for(lambda: stopper.stopped, "the successor")
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: gateway.worker_pids() == [stopper.stopped[0]], "the successor in its place")
+    wait_for(
+        lambda: gateway.status()["workers"][0]["pid"] == stopper.stopped[0],
+        "the successor in its place",
+    )
     os.kill(stopper.stopped[0], signal.SIGCONT)
     thread.join(60)
     assert answers[0]["after"]["workers"] == [stopper.stopped[0]]
