@@ -13,7 +13,9 @@ import pytest
 
 from gateway.errors import PublishError, Unreachable
 from gateway.producer import Producer, Published
+from shm.segment import process_start
 from tests.support.gateway import Gateway
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def test_all_who_wait_are_told_when_the_gateway_goes(
             threads = [threading.Thread(target=publish) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            os.kill(gateway.pid, signal.SIGKILL)
+            pid = gateway.pid
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: process_start(pid) is None, "the supervisor's end")
         began = time.monotonic()
         for thread in threads:
             thread.join(30)
