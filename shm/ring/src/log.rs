@@ -13,12 +13,14 @@
 //! The writer waits for slow readers within a budget (liveness), then evicts them; a reader that is
 //! evicted or not yet known to the writer still never believes an overwritten byte (safety).
 
+mod batch;
 mod reader;
 mod writer;
 
 pub use crate::ring::Record;
+pub use batch::{Batch, Prepared};
 pub use reader::LogReader;
-pub use writer::{Batch, LogWriter, Prepared};
+pub use writer::LogWriter;
 
 use crate::error::{LapCause, Lapped, SegmentError};
 use crate::layout::{self, HEADER_BYTES, Kind, LINE, Owner};
@@ -149,7 +151,7 @@ impl LogView {
     /// Position after the last committed record.
     #[inline]
     pub fn tail(&self) -> u64 {
-        // SYNC: pairs with log/writer.rs::Prepared::commit
+        // SYNC: pairs with log/batch.rs::Prepared::commit
         self.region().word(TAIL_AT).load(Ordering::Acquire)
     }
 
