@@ -124,7 +124,9 @@ impl Sessions {
         }
         match result {
             Ok((sent, state)) => {
-                self.metrics.add(Count::Sends, 1);
+                // Without anything to send there was no system call.
+                self.metrics
+                    .add(Count::Sends, usize::from(queued > left || left > 0));
                 self.metrics.add(Count::SentBytes, sent);
                 if state == Flush::Blocked {
                     connection.flags.set(Flags::BLOCKED, true);
