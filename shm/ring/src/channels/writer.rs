@@ -264,7 +264,7 @@ impl ChannelWriter {
             region.store(at + WORD, 0);
         }
         // SYNC: pairs with the acquire fence in channels.rs::ChannelTable::read: who sees a word
-        // stored below also sees that the key is gone, or that the last update deselected this copy.
+        // stored below also sees that the key is gone, or that this copy was deselected before.
         fence(Ordering::Release);
         region.store(at + EPOCH_AT, u64::from(top.epoch));
         let copy = copy_at(slot, version);
