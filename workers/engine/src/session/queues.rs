@@ -124,11 +124,11 @@ impl Sessions {
                     .flags
                     .set(Flags::BLOCKED, state == Flush::Blocked);
                 let has_said_all = left == 0 && connection.phase == Phase::Closing;
+                let was_blocked = state == Flush::Blocked;
                 // Without anything to send there was no system call.
-                let was_called = queued > left || left > 0;
+                let was_called = sent > 0 || was_blocked;
                 self.metrics.add(Count::Sends, usize::from(was_called));
                 self.metrics.add(Count::SentBytes, sent);
-                let was_blocked = state == Flush::Blocked;
                 self.metrics
                     .add(Count::SendsBlocked, usize::from(was_blocked));
                 if has_said_all {
