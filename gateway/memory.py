@@ -15,7 +15,7 @@ from gateway.api import metrics as api
 from gateway.config import Config
 from gateway.errors import InstanceError
 from gateway.metrics import METRICS
-from shm import _ring, segment
+from shm import _ring, segment, stats
 from shm.segment import Owner, Segment, SegmentError, segment_name
 from workers import _engine
 
@@ -104,15 +104,7 @@ class Memory:
 
     def totals(self) -> dict[str, int]:
         """Counters and gauges of all processes, summed by name; histograms as sum and count."""
-        totals: dict[str, int] = {}
-        for row in self.reader.rows():
-            for (kind, name, _), value in zip(self._schema, row["values"], strict=True):
-                if isinstance(value, int):
-                    totals[name] = totals.get(name, 0) + value
-                elif kind == "histogram":
-                    for part, amount in (("sum", value["sum"]), ("count", value["count"])):
-                        totals[f"{name}_{part}"] = totals.get(f"{name}_{part}", 0) + amount
-        return totals
+        return stats.totals(self.reader)
 
     def connections_by_row(self) -> dict[int, int]:
         """How many client connections each worker's row shows, over all transports."""

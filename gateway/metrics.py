@@ -29,7 +29,12 @@ METRICS: list[_ring.Metric] = [
             f'control_rejections_total{{reason="{reason}"}}',
             "Control connections and requests turned away.",
         )
-        for reason in ("level", "clients", "frame", "backlog", "verb")
+        for reason in ("level", "clients", "frame", "verb")
+    ),
+    (
+        "counter",
+        "control_progress_dropped_total",
+        "Progress of long verbs dropped because the client did not read.",
     ),
     ("counter", "uplinks_opened_total", "Uplinks given to workers and producers."),
     ("counter", "uplinks_reclaimed_total", "Uplinks taken back from ended producers."),

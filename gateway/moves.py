@@ -130,9 +130,7 @@ def into_successor(
     raise ChildError(
         f"{slot.service.name}, hand-off: {handoff.problem}, after {handoff.moved} connections had "
         f"moved and with {handoff.remaining} to go; {ending}",
-        remedy="see the log; slots before this one run the new code, this and later ones do not"
-        if predecessor.alive
-        else "see the log; this slot and those before it run the new code",
+        remedy="see the log",
         code="handoff_failed",
     )
 

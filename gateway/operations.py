@@ -198,10 +198,13 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         report({"phase": "api", "done": total - 1, "total": total})
         timeout_s = fleet.runtime.config.stop.timeout_s
         yield from _replace(fleet.api, lambda api: fleet.tell_to_stop(api, timeout_s), "the API")
-    except TidegateError:
+    except TidegateError as error:
         # Who starts from now on, after a death, starts as those that are still there did.
         fleet.runtime.generation = generation_before
         fleet.use_config(config_before)
+        if slots:
+            replaced = ", ".join(f"slot {each.slot}" for each in slots)
+            error.message += f" (replaced before that: {replaced})"
         raise
     report({"phase": "done", "done": total, "total": total})
     return {
@@ -356,7 +359,7 @@ def _replace_publisher(fleet: Fleet) -> Generator[Condition, None, None]:
     if predecessor is not None:
         fleet.tell_to_stop(predecessor, GRACE_S)
         yield lambda: not predecessor.alive
-        service.start()
+    service.start()
     yield from _serving(fleet, service, "the publisher")
 
 

@@ -61,6 +61,11 @@ def main() -> int:
     except LinkError as error:
         logger.error("the link to the supervisor is broken", extra={"reason": error})
         return EXIT_FAILED
+    except (_ring.RingError, OSError) as error:
+        # Its successor takes over from shared memory, as after any other death.
+        logger.exception("the publisher cannot go on")
+        link.send({"type": "failed", "code": _code(error), "message": str(error)})
+        return EXIT_FAILED
     return EXIT_OK
 
 

@@ -90,7 +90,11 @@ class Service:
             self._try_again(0.0)
 
     def start_successor(self) -> Child:
-        """Starts the next process beside the current one. Raises TidegateError or OSError."""
+        """Starts the next process beside the current one, or in place of one that waits to start.
+
+        Raises TidegateError or OSError.
+        """
+        self._cancel_restart()
         self.successor = self._new_child(self)
         return self.successor
 
@@ -110,6 +114,7 @@ class Service:
 
     def vacate(self) -> Child | None:
         """Lets the process end before the next one starts; returns it, yet to be told."""
+        self._cancel_restart()
         self.discard_successor()
         child, self.current = self.current, None
         if child is not None:
@@ -120,9 +125,6 @@ class Service:
     def retire(self) -> Child | None:
         """No process is wanted any more; returns the one to be told, if there is one."""
         self.stopped = True
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
         return self.vacate()
 
     # ---- what the children say
@@ -164,6 +166,11 @@ class Service:
                 self.promote()
             else:
                 self._try_again(child.lived_s)
+
+    def _cancel_restart(self) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
 
     def _try_again(self, lived_s: float) -> None:
         now = time.monotonic()

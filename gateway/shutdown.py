@@ -15,8 +15,11 @@ from gateway.processes import Worker
 
 FAST_STOP_S = 2.0
 """Enough to send each connection its close frame; too short for clients to answer it."""
+API_STOP_MIN_S = 1.0
 API_STOP_MAX_S = 6.0
-"""gunicorn gives running requests 5 s."""
+"""gunicorn gives running requests 5 s; they get less where that is needed to drain the workers."""
+WORKERS_MARGIN_S = 2.0
+"""What the workers need beside stop.spread_s, for the last close frames and their own end."""
 PROGRESS_INTERVAL_S = 0.5
 
 Tell = Callable[[str, int, int, float], None]
@@ -29,7 +32,8 @@ def graceful_stop(fleet: Fleet, tell: Tell) -> Iterator[None]:
     deadline = time.monotonic() + stop.timeout_s
     _hold_back_restarts(fleet)
     if (api := fleet.api.retire()) is not None:
-        fleet.tell_to_stop(api, min(API_STOP_MAX_S, stop.timeout_s))
+        left_s = stop.timeout_s - stop.spread_s - WORKERS_MARGIN_S
+        fleet.tell_to_stop(api, min(API_STOP_MAX_S, max(API_STOP_MIN_S, left_s)))
     yield from _until_dead(fleet.api.children, "api", tell, deadline)
     connections = fleet.connections()
     for _ in list(fleet.slots):

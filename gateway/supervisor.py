@@ -37,7 +37,7 @@ from workers import log
 
 EXIT_OK = 0
 EXIT_FORCED = 2
-"""The second INT, or a stop that took too long: something was killed in the middle of its work."""
+"""A second INT: everything was killed in the middle of its work."""
 
 DESCRIPTORS_WANTED_MAX = 1 << 21
 """Some systems set the hard limit to a thousand million, for which tools allocate tables."""
@@ -93,6 +93,8 @@ class Supervisor:
         self._state = State.STARTING
         self._stop: Iterator[None] | None = None
         self._stop_requests: list[Request] = []
+        self._stopped_in = State.STARTING
+        """The state in which the stop began."""
         self._interrupts = 0
         self._forced = False
         self._start_error: TidegateError | None = None
@@ -253,6 +255,7 @@ class Supervisor:
             return
         self._operations.close("the gateway is stopping")
         if self._state is not State.STOPPING:
+            self._stopped_in = self._state
             self._become(State.STOPPING)
             self._manager.stopping()
         steps = fast_stop if fast else graceful_stop
@@ -281,7 +284,7 @@ class Supervisor:
 
     def _answer_stop_requests(self) -> None:
         for request in self._stop_requests:
-            before = {"state": "serving", "pid": self._runtime.instance.owner.pid}
+            before = {"state": self._stopped_in.value, "pid": self._runtime.instance.owner.pid}
             request.reply({"before": before, "after": {"state": "stopped", "pid": None}})
 
     # ---- what comes again and again

@@ -117,9 +117,9 @@ class Output:
 
         def tell(label: str, done: float, total: float, detail: str = "") -> None:
             nonlocal last
-            if label != last:
+            if label != last and done < total:
                 last = label
-                self.note(label)
+                self.note(f"{label} ({done:g} of {total:g} done)")
 
         return tell
 

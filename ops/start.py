@@ -78,7 +78,7 @@ def check_config(output: Output, path: Path | None, overrides: tuple[str, ...], 
 
 
 def show_config(output: Output, values: dict[str, dict[str, Any]]) -> None:
-    rows = [(key, _toml(each["value"]), each["origin"]) for key, each in values.items()]
+    rows = [(key, _shown(each), each["origin"]) for key, each in values.items()]
     output.show(table(("KEY", "VALUE", "ORIGIN"), rows))
 
 
@@ -92,6 +92,11 @@ def _load(path: Path | None, overrides: tuple[str, ...]) -> Any:
             raise click.UsageError(f"--set {override}: write KEY=VALUE")
         flags[key] = value
     return load(path, flags=flags)
+
+
+def _shown(each: dict[str, Any]) -> str:
+    value = _toml(each["value"])
+    return f"{value} (here {each['resolved']})" if "resolved" in each else value
 
 
 def _toml(value: Any) -> str:

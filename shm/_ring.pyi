@@ -4,7 +4,7 @@ Descriptors given to this module stay the caller's: what is kept is a mapping or
 A descriptor that cannot be used raises OSError; a segment of another kind or version, FormatError.
 """
 
-from typing import Literal, Protocol, TypedDict, final
+from typing import Literal, Protocol, Self, TypedDict, final, type_check_only
 
 class RingError(Exception):
     """Root of this module's errors: what is wrong, what to do, and a code that programs compare."""
@@ -72,6 +72,7 @@ def format_uplink(
 ) -> None:
     """`generation` differs among all uplinks that ever have the same id in one instance."""
 
+@type_check_only
 class Header(TypedDict):
     kind: Literal["log", "channels", "stats", "uplink"]
     version: int
@@ -83,6 +84,7 @@ class Header(TypedDict):
 def inspect(fd: int) -> Header | None:
     """The header of a segment; None where nothing was formatted there yet."""
 
+@type_check_only
 class SequencerSettings(Protocol):
     """What the publisher's loop is told; read once, by attribute."""
 
@@ -97,15 +99,15 @@ class SequencerSettings(Protocol):
 class Sequencer:
     """The publisher's loop: takes requests from uplinks, gives each its place, writes the log."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         log_fd: int,
         channels_fd: int,
         stats_fd: int,
         wake_fd: int,
         settings: SequencerSettings,
         awaited: list[int] = ...,
-    ) -> None:
+    ) -> Self:
         """Opens the log and finishes what an earlier publisher had prepared.
 
         Nothing is sequenced before the uplinks in `awaited` are attached or detached: all that
@@ -136,7 +138,7 @@ Reply = tuple[int, int, str, int]
 class Producer:
     """The producer's end of an uplink. Threads may publish while others wait for replies."""
 
-    def __init__(self, uplink_fd: int, publisher_wake_fd: int, reply_wake_fd: int) -> None: ...
+    def __new__(cls, uplink_fd: int, publisher_wake_fd: int, reply_wake_fd: int) -> Self: ...
     def publish(
         self,
         channel: str,
@@ -161,6 +163,7 @@ class Producer:
         For one thread at a time: of two that sleep, only one is woken.
         """
 
+@type_check_only
 class Row(TypedDict):
     row: int
     role: int
@@ -172,6 +175,7 @@ class Row(TypedDict):
     state: int
     values: list[int | Histogram]
 
+@type_check_only
 class Histogram(TypedDict):
     """Bucket `i` counts values up to `HISTOGRAM_BOUNDS[i]`; the last one has no bound."""
 
@@ -186,7 +190,7 @@ HISTOGRAM_BOUNDS: list[int]
 class Stats:
     """Reads the statistics of all processes, without asking any of them."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...
     def schema(self) -> list[Metric]: ...
     def rows(self) -> list[Row]:
         """Every claimed row; `values` in the order of the schema. Consistent with `fold`."""
@@ -198,7 +202,7 @@ class Stats:
 class StatsRow:
     """One process's own row, which nobody else writes."""
 
-    def __init__(self, fd: int, row: int, role: int, slot: int, generation: int) -> None:
+    def __new__(cls, fd: int, row: int, role: int, slot: int, generation: int) -> Self:
         """Claims the row for this process and zeroes it."""
 
     def add(self, name: str, amount: int = 1) -> None:
@@ -211,6 +215,7 @@ class StatsRow:
     def fold(self, row: int) -> None:
         """Take over the counters of a dead process's row and free it, so that sums never fall."""
 
+@type_check_only
 class Publication(TypedDict):
     position: int
     channel: str
@@ -228,7 +233,7 @@ class LogTail:
     With a seat the publisher waits for this reader, as for a worker; without, it never does.
     """
 
-    def __init__(self, log_fd: int, seat: int | None = None) -> None: ...
+    def __new__(cls, log_fd: int, seat: int | None = None) -> Self: ...
     def read(self, records_max: int = 1024) -> list[Publication]:
         """What was committed since the last read; starts at the tail of the moment of attaching."""
 
@@ -245,6 +250,6 @@ class LogTail:
 class Channels:
     """Reads the channel table."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...
     def top(self, channel: str) -> tuple[str, int]:
         """Epoch and newest offset; offset 0 where nothing was published to the channel."""

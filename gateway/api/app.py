@@ -108,7 +108,7 @@ def build(
         app.add_route(path, HealthResource(check))
     app.set_error_serializer(_serialize_rejection)
     app.add_error_handler(falcon.HTTPError, _rejection_counter(counters))
-    app.add_error_handler(Exception, _failure_answer)
+    app.add_error_handler(Exception, _failure_answerer(counters))
     return app
 
 
@@ -155,11 +155,20 @@ def _rejection_counter(counters: Counters) -> Callable[..., None]:
     return count
 
 
-def _failure_answer(
-    req: falcon.Request, resp: falcon.Response, error: Exception, params: object
-) -> None:
-    """Our own mistake: the caller learns its number, the log everything."""
-    logger.error("request failed", exc_info=error, extra={"path": req.path})
-    resp.content_type = falcon.MEDIA_JSON
-    shown = {"code": requests.INTERNAL, "message": requests.ERROR_TEXTS[requests.INTERNAL]}
-    resp.data = msgspec.json.encode({"error": shown})
+def _failure_answerer(counters: Counters) -> Callable[..., None]:
+    """For our own mistakes: the caller learns the error's number, the log everything."""
+
+    def answer(
+        req: falcon.Request, resp: falcon.Response, error: Exception, params: object
+    ) -> None:
+        logger.error("request failed", exc_info=error, extra={"path": req.path})
+        counters.add(metrics.error_name(requests.INTERNAL))
+        shown = {"code": requests.INTERNAL, "message": requests.ERROR_TEXTS[requests.INTERNAL]}
+        resp.content_type = falcon.MEDIA_JSON
+        if req.path.startswith("/api") and not _wants_http_errors(req):
+            resp.data = msgspec.json.encode({"error": shown})
+        else:
+            resp.status = falcon.HTTP_500
+            resp.data = msgspec.json.encode(shown)
+
+    return answer

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.api.settings import ApiSettings
 from shm import _ring
+from shm.stats import family_total
 
 SILENCE_MAX_S = 3.0
 """A process whose heartbeat is older is taken as not serving. Publisher and workers beat several
@@ -31,7 +32,7 @@ class Readiness:
 
     def nodes(self) -> list[dict[str, Any]]:
         """This gateway as the one node of its cluster, in the form of the `info` method."""
-        connections = self._sum("connections")
+        connections = family_total(self._stats, "connections")
         return [
             {
                 "uid": self._settings.node,
@@ -40,19 +41,12 @@ class Readiness:
                 "num_clients": connections,
                 # Connections carry no user id, and those without one count as one user.
                 "num_users": min(connections, 1),
-                "num_subs": self._sum("subscriptions"),
+                "num_subs": family_total(self._stats, "subscriptions"),
                 # A channel with subscribers at two workers counts at both.
-                "num_channels": self._sum("worker_channels"),
+                "num_channels": family_total(self._stats, "worker_channels"),
                 "uptime": int(time.monotonic() - self._settings.started_s),
             }
         ]
-
-    def _sum(self, name: str) -> int:
-        """A gauge's sum over all workers and all its labels."""
-        schema = self._stats.schema()
-        places = [i for i, (_, full, _) in enumerate(schema) if full.partition("{")[0] == name]
-        values = (row["values"][place] for row in self._stats.rows() for place in places)
-        return sum(value for value in values if isinstance(value, int))
 
 
 def _beats(row: _ring.Row) -> bool:

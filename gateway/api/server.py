@@ -25,7 +25,7 @@ from gateway.api.settings import ApiSettings
 from gateway.producer import Producer
 from shm._ring import ROLE_API, Stats, StatsRow
 from workers import child, log
-from workers.link import Link, LinkClosed
+from workers.link import Link, LinkClosed, LinkError
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class ApiServer(BaseApplication):
         self._own_row = StatsRow(stats_fd, settings.stats_row, ROLE_API, 0, 0)
         # Which row each worker writes, by the worker's age, which gunicorn gives once only.
         self._rows: dict[int, int] = {}
-        self._serving, self._serves = os.pipe()
+        self._ready_read, self._ready_write = os.pipe()
         super().__init__()
 
     # ---- the master
 
     def run(self) -> None:
-        threading.Thread(target=self._obey, name="link", daemon=True).start()
+        threading.Thread(target=self._obey_link, name="link", daemon=True).start()
         SupervisedArbiter(self).run()
 
     def load_config(self) -> None:
@@ -89,21 +89,24 @@ class ApiServer(BaseApplication):
         for key, value in settings.items():
             self.cfg.set(key, value)
 
-    def _obey(self) -> None:
+    def _obey_link(self) -> None:
         """Follows the link; a thread, since gunicorn's loop waits for nothing but signals."""
+        try:
+            self._follow_link()
+        except (LinkClosed, LinkError):
+            # The supervisor is gone. The kernel ends the workers with this process.
+            os._exit(1)
+
+    def _follow_link(self) -> None:
         serving = 0
         while True:
-            ready, _, _ = select.select([self._link.fileno(), self._serving], [], [])
-            if self._serving in ready:
-                serving += len(os.read(self._serving, 64))
+            ready, _, _ = select.select([self._link.fileno(), self._ready_read], [], [])
+            if self._ready_read in ready:
+                serving += len(os.read(self._ready_read, 64))
                 if serving == self._settings.workers:
                     self._link.send({"type": "ready"})
             if self._link.fileno() in ready:
-                try:
-                    message, _ = self._link.recv()
-                except LinkClosed:
-                    # The supervisor is gone. The kernel ends the workers with this process.
-                    os._exit(1)
+                message, _ = self._link.recv()
                 if (number := SIGNALS_OF_MESSAGES.get(message["type"])) is not None:
                     os.kill(os.getpid(), number)
 
@@ -130,7 +133,9 @@ class ApiServer(BaseApplication):
     def load(self) -> Any:
         """The application; gunicorn calls it in each worker."""
         settings = self._settings
-        row = StatsRow(self._stats_fd, self._worker_row, ROLE_API, self._worker_row, 0)
+        row = StatsRow(
+            self._stats_fd, self._worker_row, ROLE_API, self._worker_row - settings.stats_row, 0
+        )
         readiness = Readiness(Stats(self._stats_fd), settings)
         served = methods.Methods(
             Producer(settings.control_path),
@@ -143,7 +148,7 @@ class ApiServer(BaseApplication):
 
     def _tell_that_it_serves(self, worker: Worker) -> None:
         _leave_signals_to_the_supervisor()
-        os.write(self._serves, b"+")
+        os.write(self._ready_write, b"+")
 
 
 class SupervisedArbiter(Arbiter):

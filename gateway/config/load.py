@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from gateway.config.checks import Host, check
+from gateway.config.checks import Host, check, connections_max, worker_count
 from gateway.config.schema import SECRETS, SECTIONS, Config, Namespace, Section
 from gateway.errors import ConfigError, Problem
 
@@ -55,8 +55,12 @@ def reread(config: Config) -> Config:
     return load(config.path or None, flags=config.flags)
 
 
-def effective(config: Config) -> dict[str, dict[str, Any]]:
-    """Every key as `{"section.key": {"value": ..., "origin": ...}}`; secrets are not shown."""
+def effective(config: Config, host: Host | None = None) -> dict[str, dict[str, Any]]:
+    """Every key as `{"section.key": {"value": ..., "origin": ...}}`; secrets are not shown.
+
+    Keys that are left to the gateway (0) also have `resolved`: what that comes to on `host`
+    (default: this one).
+    """
     shown: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:
         for key, value in msgspec.to_builtins(getattr(config, section)).items():
@@ -66,6 +70,13 @@ def effective(config: Config) -> dict[str, dict[str, Any]]:
                 "value": "(set)" if hidden else value,
                 "origin": config.origins.get(name, "default"),
             }
+    machine = host or Host.here()
+    for name, resolved in (
+        ("workers.count", worker_count(config, machine)),
+        ("limits.connections_max", connections_max(config, machine)),
+    ):
+        if shown[name]["value"] == 0:
+            shown[name]["resolved"] = resolved
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -86,11 +87,18 @@ class ControlClient:
     ) -> tuple[dict[str, Any], list[int]]:
         """As `call`, with the descriptors that came along; the caller owns them."""
         self._request_id += 1
-        send_frame(self._socket, {"id": self._request_id, "verb": verb, "args": args})
+        try:
+            send_frame(self._socket, {"id": self._request_id, "verb": verb, "args": args})
+        except Unreachable:
+            # Whoever ends a connection says why, before; then the reason is better than the loss.
+            self._raise_last_words()
+            raise
         while True:
             message, fds = recv_frame(self._socket)
             if message.get("id") != self._request_id:
                 close_all(fds)
+                if "error" in message:
+                    raise _error(message["error"])
                 raise ProtocolError(f"an answer to request {message.get('id')!r} was not asked for")
             if "result" in message:
                 return message["result"], fds
@@ -99,6 +107,13 @@ class ControlClient:
                 raise _error(message["error"])
             if on_progress is not None and "progress" in message:
                 on_progress(message["progress"])
+
+    def _raise_last_words(self) -> None:
+        with contextlib.suppress(Unreachable, ProtocolError):
+            message, fds = recv_frame(self._socket)
+            close_all(fds)
+            if "error" in message:
+                raise _error(message["error"])
 
     def fileno(self) -> int:
         """For waiting until the supervisor ends the connection."""

@@ -60,10 +60,20 @@ class Publishing:
                 status=STATUS_TOO_MANY_REQUESTS,
             )
         binary = isinstance(data, bytes)
+        body = data if binary else msgspec.json.encode(data)
+        message_bytes_max = self._runtime.config.limits.message_bytes_max
+        if len(body) > message_bytes_max:
+            raise PublishError(
+                f"a message of {len(body)} bytes is above limits.message_bytes_max = "
+                f"{message_bytes_max}",
+                remedy="send less, or raise the limit",
+                code="too_large",
+                status=STATUS_BAD_REQUEST,
+            )
         try:
             number = self._uplink().publish(
                 channel,
-                data if binary else msgspec.json.encode(data),
+                body,
                 tags=msgspec.json.encode(tags) if tags else None,
                 idempotency_key=key or None,
                 binary=binary,

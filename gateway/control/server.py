@@ -56,8 +56,8 @@ class Request:
         self._answered = False
 
     def progress(self, values: dict[str, Any]) -> None:
-        if not self._answered and self.connection.backlog_bytes < PROGRESS_BACKLOG_BYTES_MAX:
-            self.connection.send({"id": self._number, "progress": values})
+        if not self._answered:
+            self.connection.send_if_it_reads({"id": self._number, "progress": values})
 
     def reply(self, result: dict[str, Any], fds: Descriptors = ()) -> None:
         """Answers; the descriptors stay the caller's."""
@@ -108,6 +108,13 @@ class Connection:
         self._outbox.append((frame, [os.dup(fd) for fd in fds]))
         self.backlog_bytes += len(frame)
         self.flush()
+
+    def send_if_it_reads(self, message: dict[str, Any]) -> None:
+        """Sends what may be lost, unless much waits to be read already."""
+        if self.backlog_bytes < PROGRESS_BACKLOG_BYTES_MAX:
+            self.send(message)
+        else:
+            self._server.count_dropped_progress()
 
     def refuse(self, error: TidegateError) -> None:
         """Says why, and ends the connection once that is said."""
@@ -278,6 +285,9 @@ class ControlServer:
     def reject(self, reason: str, peer: Peer) -> None:
         self._memory.row.add(f'control_rejections_total{{reason="{reason}"}}')
         logger.warning("control client turned away", extra={"reason": reason, "peer": str(peer)})
+
+    def count_dropped_progress(self) -> None:
+        self._memory.row.add("control_progress_dropped_total")
 
     def forget(self, connection: Connection) -> None:
         self._clients.discard(connection)

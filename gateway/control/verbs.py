@@ -135,7 +135,7 @@ class Verbs:
 
     def _answer_config(self, request: Request) -> None:
         _arguments(request, Arguments)
-        request.reply({"config": effective(self._runtime.config)})
+        request.reply({"config": effective(self._runtime.config, self._runtime.host)})
 
     # ---- producing
 

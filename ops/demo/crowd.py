@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import TidegateError
@@ -17,18 +18,30 @@ from ops.demo.gateway import Gateway
 from ops.demo.tally import Counts
 
 PROCESSES = 2
-WEBSOCKET_SUBSCRIBERS = 2000
-TCP_SUBSCRIBERS = 1000
-SUBSCRIBERS = WEBSOCKET_SUBSCRIBERS + TCP_SUBSCRIBERS
 CONNECT_TIMEOUT_S = 90.0
 REPORT_TIMEOUT_S = 60.0
 HOME_AIRPORTS = ("EWR", "JFK", "LGA")
 
 
-class Crowd:
-    """The subscriber processes, seen from the parent."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many subscribers there are, by transport."""
 
-    def __init__(self, processes: list[asyncio.subprocess.Process], board: Board) -> None:
+    websocket: int
+    tcp: int
+
+    @property
+    def total(self) -> int:
+        return self.websocket + self.tcp
+
+
+class Crowd:
+    """All subscribers: what they saw so far, and at the end."""
+
+    def __init__(
+        self, processes: list[asyncio.subprocess.Process], size: Size, board: Board
+    ) -> None:
+        self.size = size
         self._processes = processes
         self._board = board
         self._counts = [Counts() for _ in processes]
@@ -46,24 +59,28 @@ class Crowd:
         """Returns when all subscribers are connected. Raises TidegateError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                while self.counts.connected < SUBSCRIBERS:
+                while self.counts.connected < self.size.total:
                     self._check()
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise TidegateError(
-                f"only {self.counts.connected} of {SUBSCRIBERS} subscribers are connected after"
+                f"only {self.counts.connected} of {self.size.total} subscribers are connected after"
                 f" {CONNECT_TIMEOUT_S:g} s",
                 code="not_connected",
             ) from None
 
     async def report(self, tops: dict[str, int]) -> list[dict[str, Any]]:
-        """What each process has to report once everything up to `tops` came."""
+        """What each process reports once everything up to `tops` came. Raises TidegateError."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(tops).encode() + b"\n")
             await process.stdin.drain()
-        async with asyncio.timeout(REPORT_TIMEOUT_S):
-            await asyncio.gather(*self._readers)
+        try:
+            await asyncio.wait_for(asyncio.gather(*self._readers), REPORT_TIMEOUT_S)
+        except TimeoutError:
+            raise TidegateError(
+                f"the subscribers did not report within {REPORT_TIMEOUT_S:g} s", code="no_report"
+            ) from None
         self._check()
         return list(self._reports.values())
 
@@ -88,7 +105,7 @@ class Crowd:
                 )
 
 
-def plans(gateway: Gateway, movements: list[flights.Movement]) -> list[dict[str, Any]]:
+def plans(size: Size, gateway: Gateway, movements: list[flights.Movement]) -> list[dict[str, Any]]:
     """Who subscribes to what: a passenger an airport, a planner a carrier, some of them both."""
     chance = random.Random(flights.DAY)
     away = sorted({movement.destination for movement in movements})
@@ -100,25 +117,29 @@ def plans(gateway: Gateway, movements: list[flights.Movement]) -> list[dict[str,
         both = [f"airport:{airport}", f"carrier:{carrier}"]
         return chance.choices((both[:1], both[1:], both), weights=(6, 3, 1))[0]
 
+    websocket = [channels() for _ in range(size.websocket)]
+    tcp = [channels() for _ in range(size.tcp)]
     host, _, port = gateway.tcp.rpartition(":")
     return [
         {
             "websocket_url": f"ws://{gateway.http}/connection/uni_websocket",
             "tcp_host": host.strip("[]"),
             "tcp_port": int(port),
-            "websocket": [channels() for _ in range(WEBSOCKET_SUBSCRIBERS // PROCESSES)],
-            "tcp": [channels() for _ in range(TCP_SUBSCRIBERS // PROCESSES)],
+            "websocket": websocket[index::PROCESSES],
+            "tcp": tcp[index::PROCESSES],
         }
-        for _ in range(PROCESSES)
+        for index in range(PROCESSES)
     ]
 
 
 @contextlib.asynccontextmanager
-async def subscribers(plans: list[dict[str, Any]], board: Board) -> AsyncIterator[Crowd]:
+async def subscribers(
+    size: Size, gateway: Gateway, movements: list[flights.Movement], board: Board
+) -> AsyncIterator[Crowd]:
     """The subscriber processes for the length of the block."""
     processes: list[asyncio.subprocess.Process] = []
     try:
-        for plan in plans:
+        for plan in plans(size, gateway, movements):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "ops.demo.subscribers"),
                 stdin=asyncio.subprocess.PIPE,
@@ -128,7 +149,7 @@ async def subscribers(plans: list[dict[str, Any]], board: Board) -> AsyncIterato
             processes.append(process)
             assert process.stdin is not None
             process.stdin.write(json.dumps(plan).encode() + b"\n")
-        yield Crowd(processes, board)
+        yield Crowd(processes, size, board)
     finally:
         for process in processes:
             if process.returncode is None:

@@ -39,7 +39,7 @@ class Replay:
             on_movement(movement)
 
     def _due_s(self) -> Iterator[float]:
-        """When to publish each movement; the data has no seconds, so they are spread in a minute."""
+        """When to publish each movement: the data has no seconds, so a minute's are spread."""
         first, last = self._movements[0].minute, self._movements[-1].minute
         s_per_minute = self._duration_s / (last + 1 - first)
         for minute, group in itertools.groupby(self._movements, lambda one: one.minute):

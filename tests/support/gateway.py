@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from gateway.control.client import ControlClient
+from shm import segment
 from tests.support.waiting import wait_for
 
 START_TIMEOUT_S = 60.0
@@ -141,6 +142,8 @@ class Gateway:
             self.stop()
         finally:
             self._notify.close()
+            # A gateway that a test killed had no time to do it.
+            segment.sweep(self.name)
 
     @property
     def pid(self) -> int:

@@ -29,7 +29,10 @@ class Memory:
     """Log, channel table and statistics in anonymous memory: nothing is left behind."""
 
     def __init__(
-        self, capacity_bytes: int = CAPACITY_BYTES, channels_max: int = CHANNELS_MAX
+        self,
+        capacity_bytes: int = CAPACITY_BYTES,
+        channels_max: int = CHANNELS_MAX,
+        metrics: list[_ring.Metric] = _ring.METRICS,
     ) -> None:
         self._owner = Owner.this_process()
         self._fds: list[int] = []
@@ -37,8 +40,8 @@ class Memory:
         _ring.format_log(self.log, capacity_bytes, READERS, *self.identity(1))
         self.channels = self._make(_ring.channels_size(channels_max))
         _ring.format_channels(self.channels, channels_max, *self.identity(1))
-        self.stats = self._make(_ring.stats_size(_ring.METRICS, ROWS))
-        _ring.format_stats(self.stats, _ring.METRICS, ROWS, *self.identity(1))
+        self.stats = self._make(_ring.stats_size(metrics, ROWS))
+        _ring.format_stats(self.stats, metrics, ROWS, *self.identity(1))
 
     def uplink(self, generation: int, capacity_bytes: int = UPLINK_BYTES) -> int:
         fd = self._make(_ring.uplink_size(capacity_bytes))
@@ -52,11 +55,11 @@ class Memory:
     def identity(self, generation: int) -> tuple[int, int, int]:
         return generation, self._owner.pid, self._owner.start
 
-    def totals(self) -> dict[str, Any]:
-        """The publisher's counters and gauges by name."""
+    def totals(self, row_number: int = PUBLISHER_ROW) -> dict[str, Any]:
+        """A process's counters and gauges by name; the publisher's unless another row is named."""
         stats = _ring.Stats(self.stats)
         names = [name for _, name, _ in stats.schema()]
-        values = [row["values"] for row in stats.rows() if row["row"] == PUBLISHER_ROW]
+        values = [row["values"] for row in stats.rows() if row["row"] == row_number]
         return dict(zip(names, values[0], strict=True)) if values else {}
 
     def close(self) -> None:
@@ -144,6 +147,15 @@ class PublisherProcess:
         assert self.link is not None
         del self._readers[seat]
         self.link.send({"type": "detach_reader", "seat": seat})
+
+    def attach_worker(self, seat: int, wake: int) -> int:
+        """Attach a worker's seat and a new uplink, both with its wake; returns the uplink."""
+        self._readers[seat] = wake
+        self._attach_reader(seat, wake)
+        uplink = len(self._uplinks) + 1
+        self._uplinks[uplink] = (self.memory.uplink(uplink), wake)
+        self._attach_uplink(uplink, self._uplinks[uplink])
+        return self._uplinks[uplink][0]
 
     def uplink(self) -> int:
         """A new, attached uplink's descriptor, for tests that write into it by hand."""

@@ -84,12 +84,19 @@ def test_wrong_requests_are_answered_and_the_connection_stays(gateway: Gateway) 
             ("scale", {"count": 5000}, "out_of_range"),
             ("drain", {"spread_s": -1}, "bad_arguments"),
             ("publish", {"channel": "unknown:a", "data": 1}, "unknown_channel"),
+            ("publish", {"channel": "public:a", "data": "x" * 65536}, "too_large"),
         ):
             with pytest.raises(ControlError) as caught:
                 control.call(verb, **args)
             assert caught.value.code == code
             assert caught.value.remedy
         assert control.call("status")["state"] == "serving"
+
+
+def test_a_request_above_the_bound_is_told_so_before_the_connection_ends(gateway: Gateway) -> None:
+    error = refusal(gateway, "publish", channel="public:a", data="x" * (8 << 20))
+    assert error.code == "protocol"
+    assert "the limit is 262144" in error.message
 
 
 def test_publishes_get_contiguous_offsets_of_one_epoch(gateway: Gateway) -> None:
@@ -331,12 +338,16 @@ def _lends(gateway: Gateway) -> bool:
     return False
 
 
-def test_uplinks_live_through_the_death_of_the_publisher(start_gateway: Start) -> None:
-    gateway = start_gateway({"workers": {"count": 1}})
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stuck"])
+def test_uplinks_live_through_the_end_of_the_publisher(
+    start_gateway: Start, how: signal.Signals
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "stall_timeout_s": 1}})
     with Producer(gateway.control_path) as producer:
         offsets = [producer.publish("public:p", n).offset for n in range(50)]
-        os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+        os.kill(gateway.status()["publisher"]["pid"], how)
         offsets += [producer.publish("public:p", n).offset for n in range(50)]
     assert offsets == list(range(1, 101))
     assert gateway.status()["publisher"]["restarts"] == 1
     assert gateway.totals()['process_deaths_total{process="publisher"}'] == 1
+    assert gateway.totals()["processes_stalled_total"] == (how == signal.SIGSTOP)

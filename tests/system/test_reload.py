@@ -84,6 +84,21 @@ def test_a_successor_that_cannot_start_calls_the_reload_off(start_gateway: Start
     assert gateway.status()["generation"] == before["generation"] + 1
 
 
+def test_a_reload_starts_a_worker_that_the_crash_loop_brake_holds_back(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "crash_loop_deaths": 2}})
+    for _ in range(2):
+        pid = wait_for(lambda: gateway.status()["workers"][0]["pid"], "a worker to be killed")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: gateway.status()["workers"][0]["pid"] != pid, "its death")
+    assert gateway.status()["workers"][0]["crash_loop"]
+    gateway.control("reload")
+    assert gateway.status()["state"] == "serving"
+    commands = [each.cmdline() for each in psutil.Process(gateway.pid).children()]
+    assert sum("workers" in command for command in commands) == 1
+
+
 def test_a_reload_takes_the_new_configuration(start_gateway: Start) -> None:
     gateway = start_gateway({"workers": {"count": 1}})
     change(gateway, "limits", headers_max=32)
@@ -209,7 +224,10 @@ def test_a_worker_that_dies_while_its_successor_starts_is_replaced_by_it(
         thread.start()
         wait_for(lambda: stopper.stopped, "the successor")
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: gateway.worker_pids() == [stopper.stopped[0]], "the successor in its place")
+    wait_for(
+        lambda: gateway.status()["workers"][0]["pid"] == stopper.stopped[0],
+        "the successor in its place",
+    )
     os.kill(stopper.stopped[0], signal.SIGCONT)
     thread.join(60)
     assert answers[0]["after"]["workers"] == [stopper.stopped[0]]
@@ -231,3 +249,37 @@ def test_a_stop_during_a_reload_ends_both(start_gateway: Start) -> None:
         thread.join(20)
     assert errors[0].code == "aborted"
     assert not any(child.is_running() for child in family)
+
+
+def test_counters_do_not_fall_when_the_process_that_counted_is_gone(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "restart_delay_min_s": 0.01}})
+    with Subscriber(gateway.websocket_url, "public:a") as subscriber:
+        for n in range(20):
+            gateway.publish("public:a", n)
+        subscriber.wait_for_offset("public:a", 20)
+        wait_for(lambda: gateway.totals()["deliveries_total"] >= 20, "twenty deliveries")
+        before = gateway.totals()
+        os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+        os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+    wait_for(lambda: gateway.status()["state"] == "serving", "everything in its place again")
+    gateway.control("reload")
+    after = gateway.totals()
+    fell = {
+        name: (before[name], after[name])
+        for name in before
+        if "_total" in name and after[name] < before[name]
+    }
+    assert fell == {}
+    assert after['connections{transport="websocket"}'] == 0, "a gauge ends with its process"
+
+
+def test_a_stop_closes_every_client_with_the_code_to_reconnect(start_gateway: Start) -> None:
+    gateway = start_gateway({"stop": {"spread_s": 0.3}})
+    with contextlib.ExitStack() as stack:
+        subscribers = [
+            stack.enter_context(Subscriber(gateway.websocket_url, "public:a")) for _ in range(10)
+        ]
+        assert gateway.stop() == 0
+        for subscriber in subscribers:
+            wait_for(lambda each=subscriber: each.disconnects, "the disconnect push")
+            assert [push["code"] for push in subscriber.disconnects] == [3001]

@@ -35,7 +35,7 @@ pub fn random() -> Result<u64, SegmentError> {
     let mut bytes = [0_u8; 8];
     // SAFETY: the kernel writes at most `bytes.len()` bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    // Up to 256 bytes come whole and without EINTR once the generator is initialised (getrandom(2)).
+    // Up to 256 bytes come whole and without EINTR once the generator is ready (getrandom(2)).
     if got != bytes.len() as isize {
         return Err(SegmentError::system("getrandom"));
     }

@@ -1,7 +1,7 @@
-//! JSON text on its way through the gateway: checked once, at the producer, and stripped of white space.
+//! JSON text on its way through the gateway: checked once, at the producer, and made compact.
 //!
-//! Publications carry JSON as text. Nothing behind the producer parses it again, so what enters here
-//! must be valid (RFC 8259) and should be small.
+//! Publications carry JSON as text. Nothing behind the producer parses it again, so what enters
+//! here must be valid (RFC 8259) and should be small.
 
 use serde::de::IgnoredAny;
 

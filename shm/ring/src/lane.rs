@@ -1,8 +1,8 @@
 //! A lane: a byte ring with one producer and one consumer, in shared memory.
 //!
-//! Each side owns one position. The producer keeps a copy of the consumer's and looks again only when
-//! that copy says full; the consumer looks once for each batch: the lines of the two words rarely
-//! travel between cores.
+//! Each side owns one position. The producer keeps a copy of the consumer's and looks again only
+//! when that copy says full; the consumer looks once for each batch: the lines of the two words
+//! rarely travel between cores.
 //!
 //! The consumer believes nothing of the producer: every length is checked on a private copy.
 

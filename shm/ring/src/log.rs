@@ -13,12 +13,14 @@
 //! The writer waits for slow readers within a budget (liveness), then evicts them; a reader that is
 //! evicted or not yet known to the writer still never believes an overwritten byte (safety).
 
+mod batch;
 mod reader;
 mod writer;
 
 pub use crate::ring::Record;
+pub use batch::{Batch, Prepared};
 pub use reader::LogReader;
-pub use writer::{Batch, LogWriter, Prepared};
+pub use writer::LogWriter;
 
 use crate::error::{LapCause, Lapped, SegmentError};
 use crate::layout::{self, HEADER_BYTES, Kind, LINE, Owner};
@@ -32,8 +34,8 @@ const TAIL_AT: usize = PREPARED_AT + LINE;
 const ANSWERED_AT: usize = TAIL_AT + LINE;
 const SEATS_AT: usize = ANSWERED_AT + LINE;
 
-/// A seat: a line that its reader writes all the time, one that it writes seldom and that the writer
-/// looks at all the time, and one that the writer writes about it.
+/// A seat: a line that its reader writes all the time, one that it writes seldom and that the
+/// writer looks at all the time, and one that the writer writes about it.
 const SEAT_BYTES: usize = 3 * LINE;
 const CURSOR: usize = 0;
 const JOINED: usize = LINE;
@@ -66,8 +68,9 @@ const fn seat_at(seat: u32) -> usize {
     SEATS_AT + seat as usize * SEAT_BYTES
 }
 
-/// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a power
-/// of two) with `readers` seats, its first record to be at position `start` (a multiple of 16).
+/// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a
+/// power of two) with `readers` seats, its first record to be at position `start` (a multiple of
+/// 16).
 ///
 /// # Errors
 /// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.
@@ -148,7 +151,7 @@ impl LogView {
     /// Position after the last committed record.
     #[inline]
     pub fn tail(&self) -> u64 {
-        // SYNC: pairs with log/writer.rs::Prepared::commit
+        // SYNC: pairs with log/batch.rs::Prepared::commit
         self.region().word(TAIL_AT).load(Ordering::Acquire)
     }
 
@@ -181,8 +184,8 @@ impl LogView {
         kind
     }
 
-    /// Shows at most `records_max` committed records from `position` on, which it moves behind them;
-    /// returns their number. For readers without a seat: nobody waits for them.
+    /// Shows at most `records_max` committed records from `position` on, which it moves behind
+    /// them; returns their number. For readers without a seat: nobody waits for them.
     ///
     /// # Errors
     /// [`Lapped`]: the record at `position` is gone.

@@ -11,8 +11,8 @@
 //!    channel (UTF-8), tags (a JSON object, or nothing), data
 //! ```
 //!
-//! Little-endian. The record holds all that its channel's entry in the table holds, so that the table
-//! can be brought up to date from the log after a crash.
+//! Little-endian. The record holds all that its channel's entry in the table holds, so that the
+//! table can be brought up to date from the log after a crash.
 
 use crate::channels::ChannelKey;
 

@@ -1,7 +1,8 @@
 //! A region: a run of 64-bit words that several processes (or, in tests, several threads) share.
 //!
 //! Shared memory is never seen as `&[u8]` or `&mut`: the peer may write at any instant, so every
-//! access is an atomic one (C11 5.1.2.4 calls anything else a data race). Whoever reads makes a private copy.
+//! access is an atomic one (C11 5.1.2.4 calls anything else a data race). Whoever reads makes
+//! a private copy.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -232,6 +233,16 @@ mod tests {
                 "{offset} {count}"
             );
         }
+    }
+
+    #[test]
+    fn what_has_no_bytes_is_not_mapped() {
+        use std::os::fd::AsFd;
+        let nothing = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(
+            Region::map(nothing.as_fd()).unwrap_err().code(),
+            "segment_length"
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A byte ring: records in a power-of-two run of bytes, at positions that only grow.
 //!
 //! A position counts bytes from the birth of the ring and wraps at 2^64; its place in the ring is
-//! `position % capacity`. A record is a header word (payload bytes, kind), the payload, and zeros up
-//! to a multiple of [`ALIGN`]; it never crosses the end of the ring: a padding record fills what is
-//! left there. This module knows bytes only; who may read what, and when, is the business of the
+//! `position % capacity`. A record is a header word (payload bytes, kind), the payload, and zeros
+//! up to a multiple of [`ALIGN`]; it never crosses the end of the ring: a padding record fills what
+//! is left there. This module knows bytes only; who may read what, and when, is the business of the
 //! log and of the lanes.
 
 use std::ops::ControlFlow;
@@ -266,7 +266,8 @@ impl Walk {
     }
 
     /// Copies the next run of records that ends at or before `run_end` and shows at most
-    /// `records_max` of them, until `each` breaks (that record counts as not taken). Returns the number taken.
+    /// `records_max` of them, until `each` breaks (that record counts as not taken). Returns the
+    /// number taken.
     ///
     /// `is_valid(position)` tells, after the copy, whether nothing from `position` on can have been
     /// overwritten; before that, nothing copied is believed, lengths included.

@@ -1,5 +1,5 @@
-//! The publisher's loop: it takes requests from all uplinks, gives each its place in its channel, and
-//! is the only one to write the log and the channel table.
+//! The publisher's loop: it takes requests from all uplinks, gives each its place in its channel,
+//! and is the only one to write the log and the channel table.
 //!
 //! One turn makes one batch, in this order:
 //!
@@ -10,9 +10,9 @@
 //! 5. answer the producers, then let go of their requests;
 //! 6. move the log's *answered* mark.
 //!
-//! It may be killed after any store. The next publisher redoes 3 and 4 for a prepared batch. Requests
-//! that were appended but not let go of come again: what lies behind the answered mark tells which,
-//! and they are only answered. So every request is published once, whether or not it was answered.
+//! It may be killed after any store. The next publisher redoes 3 and 4 for a prepared batch.
+//! Requests that were appended but not let go of come again: what lies behind the answered mark
+//! tells which, and they are only answered. So every request is published once.
 
 mod draft;
 mod idempotency;

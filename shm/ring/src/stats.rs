@@ -11,10 +11,13 @@
 //!
 //! A row has one writer, the process that claimed it. A row without a pid is free.
 
+mod row;
+
+pub use row::{Index, Row};
+
 use crate::error::SegmentError;
-use crate::host;
 use crate::layout::{self, HEADER_BYTES, Kind as SegmentKind, LINE, Owner};
-use crate::region::{Claim, Region, WORD};
+use crate::region::{Region, WORD};
 use crate::sync::{Ordering, fence};
 
 const FOLDS_AT: usize = HEADER_BYTES;
@@ -40,7 +43,7 @@ const COUNT: usize = BUCKETS + 1;
 pub const ROWS_MAX: u64 = 16_384;
 pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
 
-/// A consistent snapshot is tried for again while the supervisor folds a row, which takes microseconds.
+/// A snapshot is tried for again while the supervisor folds a row, which takes microseconds.
 const SNAPSHOTS_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,12 +349,12 @@ impl Stats {
     pub fn rows(&self) -> Vec<RowSnapshot> {
         let mut rows = Vec::new();
         for _ in 0..SNAPSHOTS_MAX {
-            // SYNC: pairs with stats.rs::fold (both stores of `folds`)
+            // SYNC: pairs with stats/row.rs::Row::fold (both stores of `folds`)
             let before = self.region.word(FOLDS_AT).load(Ordering::Acquire);
             rows = (0..self.layout.rows)
                 .filter_map(|row| self.snapshot(row))
                 .collect();
-            // SYNC: pairs with the release fence in stats.rs::fold
+            // SYNC: pairs with the release fence in stats/row.rs::Row::fold
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && self.region.load(FOLDS_AT) == before {
                 return rows;
@@ -371,7 +374,7 @@ impl Stats {
     fn snapshot(&self, row: usize) -> Option<RowSnapshot> {
         let at = self.layout.row_at(row);
         let word = |offset: usize| self.region.load(at + offset);
-        // SYNC: pairs with stats.rs::claim (pid)
+        // SYNC: pairs with stats/row.rs::Row::claim
         let pid = self.region.word(at + PID_AT).load(Ordering::Acquire);
         if pid == 0 {
             return None;
@@ -404,161 +407,6 @@ impl Stats {
     }
 }
 
-/// One process's own row.
-#[derive(Debug)]
-pub struct Row {
-    stats: Stats,
-    at: usize,
-    _claim: Claim,
-}
-
-/// Names a value of a row: got once from [`Row::index_of`], used for each count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Index(usize);
-
-impl Row {
-    /// Takes `row` for this process and zeroes it.
-    ///
-    /// # Errors
-    /// As [`Stats::attach`]; [`SegmentError::Parameter`] for a row that is not there;
-    /// [`SegmentError::Claimed`] where this process has it already.
-    pub fn claim(
-        region: Region,
-        row: u32,
-        role: Role,
-        slot: u64,
-        generation: u64,
-    ) -> Result<Self, SegmentError> {
-        let stats = Stats::attach(region)?;
-        if row as usize >= stats.layout.rows {
-            return Err(SegmentError::Parameter {
-                name: "row",
-                value: u64::from(row),
-                rule: "it must be below the number of rows",
-            });
-        }
-        let at = stats.layout.row_at(row as usize);
-        let claim = stats.region.claim(at)?;
-        let (pid, start) = host::own_identity()?;
-        stats.free(at);
-        let identity = [(START_AT, start), (ROLE_AT, role as u64), (SLOT_AT, slot)];
-        for (offset, value) in identity.into_iter().chain([(GENERATION_AT, generation)]) {
-            stats.region.store(at + offset, value);
-        }
-        // SYNC: pairs with stats.rs::snapshot
-        stats.region.word(at + PID_AT).store(pid, Ordering::Release);
-        Ok(Self {
-            stats,
-            at,
-            _claim: claim,
-        })
-    }
-
-    /// The value called `name`, labels included.
-    #[must_use]
-    pub fn index_of(&self, name: &str) -> Option<Index> {
-        let line = self
-            .stats
-            .schema
-            .iter()
-            .position(|line| line.name == name)?;
-        Some(Index(self.at + self.stats.places[line]))
-    }
-
-    /// The value of a metric that this process declares.
-    ///
-    /// # Errors
-    /// [`SegmentError::Parameter`] where the segment was made for another set of metrics.
-    pub fn require(&self, name: &'static str) -> Result<Index, SegmentError> {
-        self.index_of(name).ok_or(SegmentError::Parameter {
-            name,
-            value: 0,
-            rule: "the statistics segment must have this metric; restart the whole instance",
-        })
-    }
-
-    #[inline]
-    pub fn add(&self, index: Index, amount: u64) {
-        let word = self.stats.region.word(index.0);
-        // One writer: no read-modify-write is needed. Counters wrap like any u64.
-        word.store(
-            word.load(Ordering::Relaxed).wrapping_add(amount),
-            Ordering::Relaxed,
-        );
-    }
-
-    #[inline]
-    pub fn set(&self, index: Index, value: u64) {
-        self.stats.region.store(index.0, value);
-    }
-
-    /// Counts `value` in a histogram.
-    #[inline]
-    pub fn record(&self, index: Index, value: u64) {
-        self.add(Index(index.0 + bucket_of(value) * WORD), 1);
-        self.add(Index(index.0 + SUM * WORD), value);
-        self.add(Index(index.0 + COUNT * WORD), 1);
-    }
-
-    /// Says that this process makes progress.
-    #[inline]
-    pub fn heartbeat(&self) {
-        self.stats
-            .region
-            .store(self.at + HEARTBEAT_AT, host::monotonic_ns());
-    }
-
-    /// One of [`state`].
-    pub fn set_state(&self, state: u64) {
-        self.stats.region.store(self.at + STATE_AT, state);
-    }
-
-    /// Adds the counters and histograms of a dead process's row to this one and frees that row.
-    /// Gauges end with their process. For the supervisor alone, which knows of deaths for certain.
-    ///
-    /// # Errors
-    /// [`SegmentError::Parameter`] for a row that is not there, or this one.
-    pub fn fold(&self, row: u32) -> Result<(), SegmentError> {
-        let dead = self.stats.layout.row_at(row as usize);
-        if row as usize >= self.stats.layout.rows || dead == self.at {
-            return Err(SegmentError::Parameter {
-                name: "row",
-                value: u64::from(row),
-                rule: "it must be another row of the segment",
-            });
-        }
-        let region = &self.stats.region;
-        let folds = region.load(FOLDS_AT);
-        region.store(FOLDS_AT, folds + 1);
-        // SYNC: pairs with the acquire fence in stats.rs::rows
-        fence(Ordering::Release);
-        for (line, place) in self.stats.schema.iter().zip(&self.stats.places) {
-            let words = if line.kind == Kind::Gauge {
-                0
-            } else {
-                line.kind.words()
-            };
-            for word in 0..words {
-                let offset = place + word * WORD;
-                self.add(Index(self.at + offset), region.load(dead + offset));
-            }
-        }
-        self.stats.free(dead);
-        // SYNC: pairs with stats.rs::rows
-        region.word(FOLDS_AT).store(folds + 2, Ordering::Release);
-        Ok(())
-    }
-}
-
-impl Stats {
-    /// Zeroes a row: from its pid on, so that nobody takes it for a live one half-way.
-    fn free(&self, at: usize) {
-        for offset in (0..self.layout.row_bytes).step_by(WORD) {
-            self.region.store(at + offset, 0);
-        }
-    }
-}
-
 /// The bucket that counts `value`: exact below 4, then four an octave.
 #[must_use]
 pub fn bucket_of(value: u64) -> usize {
@@ -581,168 +429,4 @@ pub fn bucket_bound(bucket: usize) -> Option<u64> {
     }
     let (octave, quarter) = (bucket / 4 + 1, bucket as u64 % 4);
     Some((1 << octave) + ((quarter + 1) << (octave - 2)) - 1)
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    const OWNER: Owner = Owner {
-        generation: 1,
-        pid: 1,
-        start: 1,
-    };
-
-    const METRICS: [Metric; 3] = [
-        Metric {
-            kind: Kind::Counter,
-            name: "things_total{kind=\"a b\"}",
-            help: "Things.",
-        },
-        Metric {
-            kind: Kind::Histogram,
-            name: "wait_microseconds",
-            help: "Wait.",
-        },
-        Metric {
-            kind: Kind::Gauge,
-            name: "connections",
-            help: "Now.",
-        },
-    ];
-
-    fn segment() -> Region {
-        let schema: Vec<SchemaLine> = METRICS.iter().map(SchemaLine::from).collect();
-        let region = Region::heap(segment_bytes(&schema, 3).unwrap());
-        format(&region, &schema, 3, OWNER).unwrap();
-        region
-    }
-
-    fn counted(region: &Region, row: u32) -> Row {
-        let row = Row::claim(region.clone(), row, Role::Worker, 7, 2).unwrap();
-        row.add(row.index_of(METRICS[0].name).unwrap(), 5);
-        row.record(row.index_of(METRICS[1].name).unwrap(), 100);
-        row.set(row.index_of(METRICS[2].name).unwrap(), 9);
-        row
-    }
-
-    #[test]
-    fn buckets_meet_without_gap_or_overlap() {
-        let bounds: Vec<u64> = (0..BUCKETS).map_while(bucket_bound).collect();
-        assert_eq!(bounds.len(), BUCKETS - 1);
-        for (bucket, bound) in bounds.iter().enumerate() {
-            assert_eq!(bucket_of(*bound), bucket);
-            assert_eq!(bucket_of(bound + 1), bucket + 1);
-        }
-        assert_eq!(bucket_of(131_072), BUCKETS - 1);
-        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
-    }
-
-    #[test]
-    fn what_a_process_counts_is_read_by_others() {
-        let region = segment();
-        let row = counted(&region, 1);
-        row.heartbeat();
-        let rows = Stats::attach(region).unwrap().rows();
-        assert_eq!(rows.len(), 1);
-        let identity = rows[0].identity;
-        assert_eq!((rows[0].row, identity.slot, identity.generation), (1, 7, 2));
-        assert_eq!(
-            (identity.pid, identity.role),
-            (u64::from(std::process::id()), 3)
-        );
-        assert!(identity.heartbeat_ns > 0);
-        assert_eq!(rows[0].values[0], Value::Number(5));
-        assert_eq!(rows[0].values[2], Value::Number(9));
-        let Value::Histogram {
-            buckets,
-            sum,
-            count,
-        } = &rows[0].values[1]
-        else {
-            panic!("the schema says a histogram");
-        };
-        assert_eq!((buckets[bucket_of(100)], *sum, *count), (1, 100, 1));
-    }
-
-    #[test]
-    fn a_dead_process_keeps_its_counts_and_loses_its_gauges() {
-        let region = segment();
-        let supervisor = Row::claim(region.clone(), 0, Role::Supervisor, 0, 1).unwrap();
-        drop(counted(&region, 2));
-        supervisor.fold(2).unwrap();
-        let rows = Stats::attach(region.clone()).unwrap().rows();
-        assert_eq!(rows.len(), 1);
-        assert_eq!(rows[0].values[0], Value::Number(5));
-        assert!(matches!(
-            &rows[0].values[1],
-            Value::Histogram {
-                sum: 100,
-                count: 1,
-                ..
-            }
-        ));
-        assert_eq!(rows[0].values[2], Value::Number(0));
-        drop(counted(&region, 2));
-        supervisor.fold(2).unwrap();
-        assert_eq!(
-            Stats::attach(region).unwrap().rows()[0].values[0],
-            Value::Number(10)
-        );
-    }
-
-    #[test]
-    fn a_sum_over_rows_never_falls_while_rows_are_folded() {
-        let region = segment();
-        let supervisor = Row::claim(region.clone(), 0, Role::Supervisor, 0, 1).unwrap();
-        let reader = Stats::attach(region.clone()).unwrap();
-        let done = std::sync::Mutex::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for _ in 0..2_000 {
-                    drop(counted(&region, 1));
-                    supervisor.fold(1).unwrap();
-                }
-                *done.lock().unwrap() = true;
-            });
-            let mut last = 0;
-            while !*done.lock().unwrap() {
-                let sum = reader
-                    .rows()
-                    .iter()
-                    .fold(0, |sum, row| match row.values[0] {
-                        Value::Number(value) => sum + value,
-                        Value::Histogram { .. } => panic!("the schema says a counter"),
-                    });
-                assert!(sum >= last, "{sum} after {last}");
-                last = sum;
-            }
-        });
-    }
-
-    #[test]
-    fn rows_and_metrics_that_are_not_there_are_refused() {
-        let region = segment();
-        let claim = |row| Row::claim(region.clone(), row, Role::Api, 0, 0);
-        assert_eq!(claim(3).unwrap_err().code(), "segment_parameter");
-        let row = claim(1).unwrap();
-        assert_eq!(claim(1).unwrap_err().code(), "segment_claimed");
-        assert!(row.index_of("things_total").is_none());
-        assert_eq!(row.fold(1).unwrap_err().code(), "segment_parameter");
-        assert_eq!(row.fold(3).unwrap_err().code(), "segment_parameter");
-    }
-
-    #[test]
-    fn a_schema_that_cannot_be_read_back_is_refused() {
-        let line = |name: &str, help: &str| SchemaLine {
-            kind: Kind::Counter,
-            name: name.into(),
-            help: help.into(),
-        };
-        for wrong in [line("a\tb", ""), line("a", "b\nc")] {
-            let schema = [wrong];
-            let region = Region::heap(segment_bytes(&schema, 1).unwrap());
-            assert!(format(&region, &schema, 1, OWNER).is_err(), "{schema:?}");
-        }
-    }
 }

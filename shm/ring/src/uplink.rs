@@ -1,4 +1,5 @@
-//! An uplink: requests of one producer to the publisher, and its replies, in a segment of their own.
+//! An uplink: requests of one producer to the publisher, and its replies, in a segment of their
+//! own.
 //!
 //! ```text
 //! request   id u64, idempotency u128, flags u32, channel bytes u32, tags bytes u32, 0 u32,
@@ -6,10 +7,10 @@
 //! reply     id u64, status u32, epoch u32, offset u64
 //! ```
 //!
-//! The consumer (publisher) reads requests, pushes replies and only then releases the requests: if it
-//! dies in between, its successor finds them again, and a reply may come twice. The producer drops
-//! the second. It never has more requests waiting for replies than half the reply ring holds, so that
-//! both find room.
+//! The consumer (publisher) reads requests, pushes replies and only then releases the requests: if
+//! it dies in between, its successor finds them again, and a reply may come twice. The producer
+//! drops the second. It never has more requests waiting for replies than half the reply ring holds,
+//! so that both find room.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;

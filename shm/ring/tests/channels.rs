@@ -320,7 +320,7 @@ fn readers_never_see_a_torn_entry() {
             };
             let key = writer
                 .table()
-                .key(&names[(batch * 2_654_435_761 >> 7) as usize % 150]);
+                .key(&names[((batch * 2_654_435_761) >> 7) as usize % 150]);
             let place = writer.place(key, horizon).unwrap();
             writer.advance(place, place.offset << 32);
             writer.store();

@@ -1,8 +1,8 @@
 //! Real processes, killed with SIGKILL at random points; whoever comes after has to find the shared
 //! memory usable and consistent.
 //!
-//! A role runs in a child: this binary once more, told by [`ROLE`] what to be, with the shared memory
-//! as an inherited descriptor.
+//! A role runs in a child: this binary once more, told by [`ROLE`] what to be, with the shared
+//! memory as an inherited descriptor.
 #![cfg(not(loom))]
 
 mod support;
@@ -96,8 +96,8 @@ impl Victim {
         assert!(self.ready.wait(PATIENCE), "the child does not begin");
     }
 
-    /// Lets it live until `deeds` says that it has done enough, a number to be chosen at random, and
-    /// for a random moment.
+    /// Lets it live until `deeds` says that it has done enough, a number to be chosen at random,
+    /// and for a random moment.
     fn live(&self, random: &mut Random, mut deeds: impl FnMut() -> u64) {
         let enough = deeds() + 1 + random.below(DEEDS_MAX) as u64;
         until("deeds of a child", || deeds() >= enough);

@@ -1,5 +1,6 @@
 //! Every interleaving, and every reordering that the memory model allows, of a few steps:
-//! `RUSTFLAGS="--cfg loom" cargo test -p tidegate-ring --test loom --release --target-dir target/loom`
+//! `RUSTFLAGS="--cfg loom" cargo test -p tidegate-ring --test loom --release
+//! --target-dir target/loom`
 //!
 //! What the tests stand on, tried by taking it away: see the note at each test.
 #![cfg(loom)]

@@ -1,5 +1,5 @@
 //! The channel table under the model checker: every interleaving of a reader with a publisher.
-//! `RUSTFLAGS="--cfg loom" cargo test -p tidegate-ring --test loom_channels --release --target-dir target/loom`
+//! Run as `tests/loom.rs` is.
 #![cfg(loom)]
 
 use loom::thread;

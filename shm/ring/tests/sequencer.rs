@@ -270,11 +270,14 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
         assert_eq!(offsets, (first..=top).collect::<Vec<_>>());
         assert_eq!(since(top), Some(Vec::new()));
         assert_eq!(since(top + 1), None, "that is the future");
+        if id % 20 != 0 {
+            continue;
+        }
         let unlimited = history(&view, key, 0, table.top(key).unwrap(), usize::MAX);
         lost_before += u64::from(unlimited.is_none());
         assert!(unlimited.is_none_or(|payloads| payloads.len() as u64 == top));
     }
-    assert!(lost_before > 500, "the log was overwritten many times");
+    assert!(lost_before > 25, "the log was overwritten many times");
     assert_eq!(since(0), None, "more than the limit");
     let mut top = table.top(key).unwrap();
     top.last_position = NO_PREVIOUS;

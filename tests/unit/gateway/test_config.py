@@ -238,6 +238,13 @@ def test_what_the_remedy_says_is_accepted(tmp_path: Path) -> None:
     assert loaded(text, tmp_path).limits.queue_soft_bytes == soft
 
 
+def test_what_is_left_to_the_gateway_is_shown_resolved() -> None:
+    shown = effective(loaded(), HOST)
+    assert shown["workers.count"] == {"value": 0, "origin": "default", "resolved": 4}
+    assert shown["limits.connections_max"]["resolved"] == 16 * GIB // (262144 * 4)
+    assert "resolved" not in effective(loaded(flags={"workers.count": 4}), HOST)["workers.count"]
+
+
 def test_two_ports_may_both_be_any_port(tmp_path: Path) -> None:
     config = loaded("[client]\nhttp_port = 0\ntcp_port = 0\n[api]\nport = 0\n", tmp_path)
     assert (config.client.http_port, config.client.tcp_port, config.api.port) == (0, 0, 0)

@@ -7,7 +7,8 @@ use crate::protocol::close::{self, Close};
 use crate::protocol::http::{self, HttpReject};
 
 macro_rules! table {
-    ($kind:ident, $rows:ident: $($variant:ident = $metric:ident, $name:literal, $help:literal;)*) => {
+    ($kind:ident, $rows:ident:
+     $($variant:ident = $metric:ident, $name:literal, $help:literal;)*) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $kind {
             $($variant,)*
@@ -37,7 +38,7 @@ table! { Count, COUNTS:
     CloseTimeouts = Counter, "close_timeouts_total",
         "peers that did not answer a close within limits.close_timeout_s";
     ReceivedText = Counter, r#"received_total{kind="text"}"#,
-        "WebSocket messages received";
+        "WebSocket data frames received";
     ReceivedControl = Counter, r#"received_total{kind="control"}"#,
         "WebSocket control frames received";
     ReceivedFrames = Counter, r#"received_total{kind="frame"}"#,

@@ -59,7 +59,6 @@ impl From<NamespaceAttributes> for Namespace {
 #[derive(FromPyObject)]
 struct Attributes {
     version: String,
-    node: String,
     slot: u32,
     generation: u64,
     seat: u32,
@@ -95,7 +94,6 @@ impl TryFrom<Attributes> for Settings {
     fn try_from(from: Attributes) -> PyResult<Self> {
         Ok(Self {
             version: from.version,
-            node: from.node,
             slot: from.slot,
             generation: from.generation,
             seat: from.seat,

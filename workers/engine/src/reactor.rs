@@ -163,6 +163,8 @@ impl Reactor {
         self.sessions.uplink.ring();
         self.drain_log()?;
         self.sessions.fan_out();
+        // What clients learn by the flush, the statistics have said before.
+        self.sessions.show_metrics();
         self.sessions.flush();
         self.timers();
         let busy_us = (host::monotonic_ns() - began_ns) / 1000;

@@ -17,8 +17,6 @@ pub struct Namespace {
 pub struct Settings {
     /// Version of the gateway, as clients see it in the connect reply.
     pub version: String,
-    /// UUID of the gateway, as clients see it.
-    pub node: String,
     pub slot: u32,
     pub generation: u64,
     /// This worker's reader seat in the log.
@@ -75,7 +73,6 @@ pub(crate) mod tests {
         };
         Settings {
             version: "0.1.0".to_string(),
-            node: "8d7c1a52-7f0e-4d0b-9a60-0a2f4f6a7a11".to_string(),
             slot: 0,
             generation: 1,
             seat: 0,

@@ -1,21 +1,15 @@
-//! The log's writer: reserve, write, prepare, commit; wait for readers, evict those that lag.
+//! The log's writer: takes over, reserves room, waits for readers, evicts those that lag.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{
-    ANSWERED_AT, CURSOR, EVICTED, INTENT_AT, JOINED, LogView, PREPARED_AT, SLEEPING, TAIL_AT,
-    seat_at,
-};
+use super::batch::{BATCH_SHARE, Batch, Prepared};
+use super::{ANSWERED_AT, CURSOR, EVICTED, INTENT_AT, JOINED, LogView, PREPARED_AT, seat_at};
 use crate::error::{LogError, SegmentError};
 use crate::region::{Claim, Region};
-use crate::ring::{ALIGN, Record, Ring, Walk};
+use crate::ring::{ALIGN, Record, Walk};
 use crate::sync::{Ordering, fence};
-use crate::wake::{self, Waker};
-
-/// A batch takes at most this part of the ring, so that a reader that has all that is committed is
-/// never in its way, and that what was not answered yet is always there to redo.
-const BATCH_SHARE: u64 = 4;
+use crate::wake::Waker;
 
 /// The intent runs ahead of the batch by this part of the ring at most (history is shorter by so
 /// much) ...
@@ -37,16 +31,16 @@ const STALL_DOZE: Duration = Duration::from_micros(50);
 /// The only writer of a log.
 #[derive(Debug)]
 pub struct LogWriter {
-    view: LogView,
-    tail: u64,
-    prepared: u64,
+    pub(super) view: LogView,
+    pub(super) tail: u64,
+    pub(super) prepared: u64,
     /// As last stored; never lowered.
     intent: u64,
     /// Up to here the words may be written: covered by the intent, waited for by the gate.
-    reserved: u64,
+    pub(super) reserved: u64,
     /// Up to here the readers allow it, as last measured.
     limit: u64,
-    seats: Vec<Option<Waker>>,
+    pub(super) seats: Vec<Option<Waker>>,
     lag_budget: Duration,
     stalled: Duration,
     stalled_total: Duration,
@@ -64,7 +58,7 @@ impl LogWriter {
     pub fn open(region: Region, lag_budget: Duration) -> Result<LogWriter, SegmentError> {
         let view = LogView::attach(&region)?;
         let claim = region.claim(INTENT_AT)?;
-        // SYNC: pairs with log/writer.rs::Batch::prepare of the writer before.
+        // SYNC: pairs with log/batch.rs::Batch::prepare of the writer before.
         let prepared = region.word(PREPARED_AT).load(Ordering::Acquire);
         let (tail, intent) = (view.tail(), region.load(INTENT_AT));
         let [batch, reach] = [prepared, intent].map(|position| position.wrapping_sub(tail));
@@ -145,16 +139,13 @@ impl LogWriter {
         if self.prepared != self.tail {
             return Err(LogError::Uncommitted);
         }
-        Ok(Batch {
-            end: self.tail,
-            writer: self,
-        })
+        Ok(Batch::new(self))
     }
 
     /// The batch that was prepared but not committed, if there is one: by a writer that died, or by
     /// this one if it dropped its [`Prepared`].
     pub fn redo(&mut self) -> Option<Prepared<'_>> {
-        (self.prepared != self.tail).then_some(Prepared { writer: self })
+        (self.prepared != self.tail).then_some(Prepared::new(self))
     }
 
     /// Says that the producers of all that is committed were answered.
@@ -165,7 +156,8 @@ impl LogWriter {
             .store(self.tail, Ordering::Release);
     }
 
-    /// Shows the committed records since the last [`LogWriter::set_answered`]; returns their number.
+    /// Shows the committed records since the last [`LogWriter::set_answered`]; returns their
+    /// number.
     ///
     /// # Errors
     /// [`LogError::Corrupt`] if they are not there.
@@ -176,7 +168,7 @@ impl LogWriter {
     }
 
     /// Shows own records; nobody can overwrite them meanwhile.
-    fn walk(
+    pub(super) fn walk(
         &self,
         from: u64,
         end: u64,
@@ -196,13 +188,13 @@ impl LogWriter {
         Ok(taken)
     }
 
-    fn region(&self) -> &Region {
+    pub(super) fn region(&self) -> &Region {
         self.view.region()
     }
 
     /// Makes the words before `end` writable.
     #[inline(never)]
-    fn reserve(&mut self, end: u64) {
+    pub(super) fn reserve(&mut self, end: u64) {
         let needed = end.wrapping_sub(self.tail);
         if self.limit.wrapping_sub(self.tail) < needed {
             self.wait_for_readers(needed);
@@ -300,109 +292,5 @@ impl LogWriter {
     fn mark_evicted(&self, seat_at: usize) {
         self.region()
             .store(seat_at + EVICTED, self.region().load(seat_at + JOINED));
-    }
-}
-
-/// Records on their way into the log.
-#[derive(Debug)]
-pub struct Batch<'a> {
-    writer: &'a mut LogWriter,
-    end: u64,
-}
-
-impl<'a> Batch<'a> {
-    /// Appends a record of a `kind` (not 0) whose payload is the parts joined; returns its
-    /// position. May wait for readers, for the lag budget at most.
-    ///
-    /// # Errors
-    /// [`LogError::TooLarge`]; [`LogError::BatchFull`]: commit, then push it to the next batch.
-    #[inline]
-    pub fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Result<u64, LogError> {
-        let ring = &self.writer.view.ring;
-        let payload_bytes = parts.iter().map(|part| part.len()).sum();
-        if payload_bytes > ring.payload_bytes_max() {
-            let bytes_max = ring.payload_bytes_max();
-            return Err(LogError::TooLarge {
-                bytes: payload_bytes,
-                bytes_max,
-            });
-        }
-        let bytes = Ring::record_bytes(payload_bytes);
-        let begin = ring.begin(self.end, bytes);
-        let end = begin.wrapping_add(bytes as u64);
-        let needed = end.wrapping_sub(self.writer.tail);
-        if needed > ring.capacity() / BATCH_SHARE {
-            return Err(LogError::BatchFull);
-        }
-        if needed > self.writer.reserved.wrapping_sub(self.writer.tail) {
-            self.writer.reserve(end);
-        }
-        self.writer
-            .view
-            .ring
-            .put(self.end, begin, kind, parts, payload_bytes);
-        self.end = end;
-        Ok(begin)
-    }
-
-    /// Position after the last record pushed.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// Whether nothing was pushed.
-    pub fn is_empty(&self) -> bool {
-        self.end == self.writer.tail
-    }
-
-    /// Ends the batch: from here on a crash does not lose it, the next writer will redo it.
-    #[inline]
-    pub fn prepare(self) -> Prepared<'a> {
-        self.writer.prepared = self.end;
-        // SYNC: pairs with log/writer.rs::LogWriter::open of the writer after.
-        self.writer
-            .region()
-            .word(PREPARED_AT)
-            .store(self.end, Ordering::Release);
-        Prepared {
-            writer: self.writer,
-        }
-    }
-}
-
-/// A batch that is written whole, but not committed: the moment to bring tables up to date.
-#[derive(Debug)]
-pub struct Prepared<'a> {
-    writer: &'a mut LogWriter,
-}
-
-impl Prepared<'_> {
-    /// Shows the records of the batch; returns their number.
-    ///
-    /// # Errors
-    /// [`LogError::Corrupt`] if they are not there.
-    pub fn records(&self, each: impl FnMut(Record<'_>)) -> Result<usize, LogError> {
-        self.writer
-            .walk(self.writer.tail, self.writer.prepared, each)
-    }
-
-    /// Lets the readers have the batch; `wake` is called with the seat of each one that sleeps.
-    #[inline]
-    pub fn commit(self, mut wake: impl FnMut(u32)) {
-        let writer = self.writer;
-        if writer.tail == writer.prepared {
-            return;
-        }
-        writer.tail = writer.prepared;
-        let region = writer.view.region();
-        // SYNC: pairs with log.rs::LogView::tail
-        region.word(TAIL_AT).store(writer.tail, Ordering::Release);
-        wake::announce();
-        for (seat, waker) in (0u32..).zip(&mut writer.seats) {
-            let Some(waker) = waker else { continue };
-            if waker.must_wake(region.word(seat_at(seat) + SLEEPING)) {
-                wake(seat);
-            }
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! What was published lately with an idempotency key: a repeated publish gets the first one's answer.
+//! What was published lately with an idempotency key: a repeat gets the first one's answer.
 
 use std::collections::{HashMap, VecDeque};
 

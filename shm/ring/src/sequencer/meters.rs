@@ -63,7 +63,7 @@ meters! {
     batch_publications: histogram("log_batch_publications", "Publications of a commit."),
     batch_time: histogram("log_batch_microseconds", "From taking a batch to its commit."),
     readers: gauge("log_readers", "Readers that the log's writer waits for."),
-    evictions: counter("log_reader_evictions_total", "Readers that lagged for longer than allowed."),
+    evictions: counter("log_reader_evictions_total", "Readers that lagged for too long."),
     stalls: counter("log_stalls_total", "Times that a batch waited for a lagging reader."),
     stall_time: counter("log_stall_microseconds_total", "Time spent waiting for lagging readers."),
     reader_wakes: counter("log_reader_wakes_total", "Eventfd writes for sleeping readers."),
@@ -80,6 +80,6 @@ meters! {
     channel_evictions: counter("channel_evictions_total", "Channels forgotten for want of room."),
     keys: gauge("idempotency_keys", "Idempotency keys that are remembered."),
     keys_dropped: counter("idempotency_keys_dropped_total", "Keys forgotten before their time."),
-    redone: counter("publisher_redone_total", "Publications of a killed publisher, committed."),
-    answered_again: counter("publisher_answered_again_total", "Answers of a killed publisher, given."),
+    redone: counter("publisher_redone_total", "Publications of a dead publisher, committed."),
+    answered_again: counter("publisher_answered_again_total", "Answers a dead publisher owed."),
 }

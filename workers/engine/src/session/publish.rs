@@ -200,6 +200,7 @@ impl Sessions {
         if !tags.is_empty() {
             json::compact_object(tags.as_bytes(), &mut compact_tags).map_err(|_| BAD_REQUEST)?;
         }
+        // Hashed otherwise than backends' keys are: no client can use up a key of theirs.
         let idempotency = match idempotency_key {
             "" => 0,
             key => self

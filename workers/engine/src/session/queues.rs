@@ -87,15 +87,10 @@ impl Sessions {
 
     /// Sends what this turn has put into queues: one system call for each connection at most.
     pub fn flush(&mut self) {
-        let mut again = Vec::new();
-        for index in std::mem::take(&mut self.to_flush) {
-            if self.flush_one(index) {
-                again.push(index);
-            }
-        }
-        for index in again {
-            self.mark_to_flush(index);
-        }
+        let mut list = std::mem::take(&mut self.to_flush);
+        list.retain(|index| self.flush_one(*index));
+        list.append(&mut self.to_flush);
+        self.to_flush = list;
         self.record_latency();
     }
 
@@ -124,13 +119,19 @@ impl Sessions {
         }
         match result {
             Ok((sent, state)) => {
-                self.metrics.add(Count::Sends, 1);
+                connection.flags.set(Flags::TO_FLUSH, state == Flush::More);
+                connection
+                    .flags
+                    .set(Flags::BLOCKED, state == Flush::Blocked);
+                let has_said_all = left == 0 && connection.phase == Phase::Closing;
+                let was_blocked = state == Flush::Blocked;
+                // Without anything to send there was no system call.
+                let was_called = sent > 0 || was_blocked;
+                self.metrics.add(Count::Sends, usize::from(was_called));
                 self.metrics.add(Count::SentBytes, sent);
-                if state == Flush::Blocked {
-                    connection.flags.set(Flags::BLOCKED, true);
-                    self.metrics.add(Count::SendsBlocked, 1);
-                }
-                if left == 0 && connection.phase == Phase::Closing {
+                self.metrics
+                    .add(Count::SendsBlocked, usize::from(was_blocked));
+                if has_said_all {
                     self.said_goodbye(index);
                 }
                 state == Flush::More

@@ -157,6 +157,22 @@ impl Binary {
         (payload[2], payload)
     }
 
+    /// As [`Binary::next_message`], for offsets of any length: their varint is returned.
+    pub fn next_data(&mut self) -> (u8, Vec<u8>, Vec<u8>) {
+        let (kind, payload) = self.next();
+        assert_eq!((kind, payload[0]), (Kind::Data, 0), "{payload:?}");
+        let end = 2 + payload[2..]
+            .iter()
+            .position(|byte| byte & 0x80 == 0)
+            .unwrap();
+        self.send(Kind::Ack, &[]);
+        (
+            payload[1],
+            payload[2..=end].to_vec(),
+            payload[end + 2..].to_vec(),
+        )
+    }
+
     /// The next DATA frame that holds a whole message: alias, offset, data.
     pub fn next_message(&mut self) -> (u8, u8, Vec<u8>) {
         let (kind, payload) = self.next();

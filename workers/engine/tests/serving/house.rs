@@ -57,7 +57,6 @@ pub fn settings() -> Settings {
     let long = Duration::from_secs(60);
     Settings {
         version: "0.1.0".to_string(),
-        node: "8d7c1a52-7f0e-4d0b-9a60-0a2f4f6a7a11".to_string(),
         slot: 0,
         generation: 1,
         seat: 0,

@@ -125,7 +125,8 @@ fn the_query_may_carry_the_connect_request() {
     let mut stream = connect(house.http);
     stream
         .write_all(
-            b"GET /connection/uni_websocket?cf_connect=%7B%22subs%22%3A%7B%22public%3Aa%22%3A%7B%7D%7D%7D \
+            b"GET /connection/uni_websocket?cf_connect=%7B%22subs%22%3A\
+              %7B%22public%3Aa%22%3A%7B%7D%7D%7D \
               HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
               Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
         )

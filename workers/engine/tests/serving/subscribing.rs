@@ -242,3 +242,57 @@ fn no_wakeup_is_missed() {
     });
     assert_eq!(house.count(r#"missed_wakeups_total{process="worker"}"#), 0);
 }
+
+/// Clients come, go, subscribe and leave in an order from a fixed seed; after every few steps each
+/// channel's message has to reach exactly those whom a plain list says.
+#[test]
+fn the_hub_agrees_with_a_plain_list_whatever_the_order() {
+    const CHANNELS: [&str; 5] = ["public:0", "public:1", "public:2", "public:3", "public:4"];
+    let mut state = 0x2545_F491_4F6C_DD1D_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let mut house = House::open();
+    let fresh = |house: &House| (Binary::connect(house, 60_000, false), Vec::new());
+    let mut clients: Vec<(Binary, Vec<(usize, u8)>)> = (0..6).map(|_| fresh(&house)).collect();
+    let mut deliveries = 0;
+    for step in 0..400 {
+        let (who, channel) = (random(clients.len()), random(CHANNELS.len()));
+        let (client, held) = &mut clients[who];
+        let place = held.iter().position(|(held, _)| *held == channel);
+        match (random(12), place) {
+            (0, _) => {
+                let left: usize = clients.iter().map(|(_, held)| held.len()).sum();
+                let left = left - clients[who].1.len();
+                clients[who] = fresh(&house);
+                house.wait_for_count("subscriptions", left as u64);
+            }
+            (_, Some(place)) => {
+                let (_, alias) = held.swap_remove(place);
+                client.send(Kind::Unsubscribe, &[1, alias]);
+                assert_eq!(client.next().0, Kind::Unsubscribed);
+            }
+            (_, None) if held.len() < 4 => {
+                held.push((channel, client.subscribe(CHANNELS[channel]).0))
+            }
+            (_, None) => {}
+        }
+        if step % 5 > 0 {
+            continue;
+        }
+        for (channel, name) in CHANNELS.iter().enumerate() {
+            house.publish(name, &step.to_string());
+            for (client, held) in &mut clients {
+                if let Some((_, alias)) = held.iter().find(|(held, _)| *held == channel) {
+                    let (got, _, data) = client.next_data();
+                    assert_eq!((got, data), (*alias, step.to_string().into_bytes()));
+                    deliveries += 1;
+                }
+            }
+        }
+        house.wait_for_count("deliveries_total", deliveries);
+    }
+}
