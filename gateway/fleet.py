@@ -40,7 +40,9 @@ class Pulse:
 
 
 class Fleet:
-    """Starts, counts and describes the processes. Operations on them are in `operations.py`."""
+    """Starts, counts and describes the processes. What verbs do to them is in `reload.py`
+    and `scaling.py`.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime

@@ -1,7 +1,7 @@
-"""Moving connections: into a successor, out of a slot that goes, and from the full to the empty.
+"""Steps by which connections move: into a successor, and out of a slot that goes.
 
-Each is a part of a verb (`operations.py`) and tells how many connections it moved, and what became
-of the others. No client can tell that it was moved, save by a pause.
+Each is a part of a verb (`reload.py`, `scaling.py`) and tells what became of the connections. No
+client can tell that its connection was moved, save by a pause.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.balance import next_move, shares, skew_percent
+from gateway.balance import shares
 from gateway.children import State
 from gateway.errors import ChildError
 from gateway.fleet import Fleet
 from gateway.handoff import ALL, Handoff
 from gateway.processes import Worker
 from gateway.slot import Slot
-from gateway.steps import Condition, Report, Steps
+from gateway.steps import Condition, Report
 
 
 @dataclass(slots=True)
@@ -187,54 +187,6 @@ def _share_out(
                 fleet, worker, receiver, progress, count=count, drain_queue=True
             )
             moved.count(handoff)
-
-
-def rebalance(fleet: Fleet, report: Report) -> Steps:
-    """Moves connections until the fullest and the emptiest worker differ by 5 % at most.
-
-    Raises ChildError where one dies or refuses; what was moved by then stays where it is.
-    """
-    workers = serving_workers(fleet)
-    # Counted on from here: gauges are shown once a turn, and may be behind a move.
-    loads = serving_loads(fleet)
-    before = list(loads)
-    moved, pause_us = 0, 0
-    for done in range(len(workers)):
-        move = next_move(loads)
-        if move is None:
-            break
-        giver, receiver, count = move
-        phase = {
-            "phase": f"slot {workers[giver].slot} to slot {workers[receiver].slot}",
-            "done": done,
-            "total": len(workers),
-        }
-        handoff = yield from hand_over(
-            fleet,
-            workers[giver],
-            workers[receiver],
-            Progress(report, phase),
-            count=count,
-            keep_accepting=True,
-        )
-        moved += handoff.moved
-        pause_us = max(pause_us, handoff.pause_us["max"])
-        if handoff.problem:
-            raise ChildError(
-                f"rebalance: {handoff.problem}, after {moved} connections had moved",
-                remedy="see the log; every connection that is left is served",
-                code="handoff_failed",
-            )
-        if not handoff.moved:
-            break
-        loads[giver] -= handoff.moved
-        loads[receiver] += handoff.moved
-    return {
-        "before": {"connections": before, "skew_percent": round(skew_percent(before), 1)},
-        "after": {"connections": loads, "skew_percent": round(skew_percent(loads), 1)},
-        "moved": moved,
-        "pause_max_us": pause_us,
-    }
 
 
 def serving_workers(fleet: Fleet) -> list[Worker]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from gateway import moves, operations
+from gateway import reload, scaling
 from gateway.config import effective
 from gateway.control.peers import Level
 from gateway.control.publishing import Publishing
@@ -198,7 +198,7 @@ class Verbs:
 
         def steps(report: Report) -> Steps:
             try:
-                result = yield from operations.reload(self._fleet, report, spread_s)
+                result = yield from reload.reload(self._fleet, report, spread_s)
             except TidegateError:
                 row.add('reloads_total{result="failed"}')
                 raise
@@ -218,7 +218,7 @@ class Verbs:
         """Starts a change of the number of slots. Raises ControlError if that cannot be now."""
 
         def steps(report: Report) -> Steps:
-            return operations.scale(self._fleet, report, count, self._slots_max)
+            return scaling.scale(self._fleet, report, count, self._slots_max)
 
         self.begin(f"scale to {count}", requester, steps, request)
 
@@ -229,14 +229,14 @@ class Verbs:
     def rebalance(self, requester: str, request: Request | None) -> None:
         """Starts to even out the slots. Raises ControlError if that cannot be now."""
         self.begin(
-            "rebalance", requester, lambda report: moves.rebalance(self._fleet, report), request
+            "rebalance", requester, lambda report: scaling.rebalance(self._fleet, report), request
         )
 
     def _drain(self, request: Request) -> None:
         spread_s = _arguments(request, SpreadArguments).spread_s
 
         def steps(report: Report) -> Steps:
-            return operations.drain(self._fleet, report, spread_s)
+            return scaling.drain(self._fleet, report, spread_s)
 
         self.begin("drain", str(request.peer), steps, request)
 
