@@ -34,6 +34,8 @@ class State(Enum):
     STARTING = "starting"
     """Exec'ed and told what to do; it has not said `ready` yet."""
     SERVING = "serving"
+    STANDBY = "standby"
+    """Replaced on probation: without clients, and ready to take them back."""
     DRAINING = "draining"
     """It closes its connections, or finishes its requests, and then ends by itself."""
     KILLED = "killed"

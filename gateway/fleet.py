@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.canary import Canary
 from gateway.children import Child, State
 from gateway.config import Config, worker_count
 from gateway.handoff import Handoffs
@@ -50,6 +51,8 @@ class Fleet:
         self.wanted = worker_count(runtime.config, runtime.host)
         """How many slots there are to be, also while they are drained."""
         self.handoffs = Handoffs(runtime)
+        self.canary: Canary | None = None
+        """Slots on probation, if there are any."""
         self._leaving: list[Slot] = []
         self._publisher_generation = 0
         self._pulses: dict[int, Pulse] = {}
@@ -83,6 +86,8 @@ class Fleet:
     def remove_slot(self, spread_s: float) -> Slot:
         """Takes the last slot out and retires its worker, which closes its connections."""
         slot = self.take_out_slot()
+        if slot.service.standby is not None:
+            self.retire_worker(slot.service.standby, spread_s)
         if (worker := slot.service.retire()) is not None:
             self.retire_worker(worker, spread_s, "leave")
         return slot
@@ -146,6 +151,11 @@ class Fleet:
         for service in self.services:
             service.restarts.policy = self.runtime.restart_policy
 
+    def restore(self, config: Config, generation: int) -> None:
+        """Takes back a configuration that did not come into force everywhere."""
+        self.runtime.generation = generation
+        self.use_config(config)
+
     # ---- how they fare
 
     def describe(self) -> dict[str, Any]:
@@ -155,6 +165,7 @@ class Fleet:
             "workers": [slot.describe(connections) for slot in self.slots],
             "publisher": _describe(self.publisher),
             "api": _describe(self.api),
+            "canary": self.canary.describe(self) if self.canary else None,
         }
 
     def pids(self) -> dict[str, Any]:

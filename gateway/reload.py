@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from gateway.canary import Canary, figures_by_pid
 from gateway.config import Config, differing_keys, reread
 from gateway.errors import ConfigError, ControlError, TidegateError
 from gateway.fleet import Fleet
 from gateway.moves import Moved
+from gateway.processes import Worker
 from gateway.replacing import replace, replace_publisher, replace_worker, start_slot
 from gateway.steps import Report, Steps
 
@@ -27,22 +29,101 @@ FIXED_KEYS = frozenset(
 """What listeners and segments were made with: a reload keeps both."""
 
 
-def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:
+def reload(
+    fleet: Fleet, report: Report, spread_s: float | None = None, canary: int | None = None
+) -> Steps:
     """Replaces every process by one of the code and configuration that are there now.
 
     Workers first, one slot at a time: if the first successor cannot start, nothing has changed.
     Then the publisher, whose rings wait for it; then the API, whose predecessor serves meanwhile.
+
+    With `canary`, only the workers of so many slots, until `promote` or `roll_back`.
     """
-    before = fleet.pids()
-    config_before, generation_before = fleet.runtime.config, fleet.runtime.generation
+    _check_canary(fleet, canary)
+    probation = Canary(fleet.runtime.config, fleet.runtime.generation)
     changed = _take_new_config(fleet)
+    if canary is None:
+        return (yield from _replace_all(fleet, report, spread_s, probation, changed))
+    if not fleet.runtime.config.reload.handoff:
+        fleet.restore(probation.config_before, probation.generation_before)
+        raise ControlError(
+            "a canary needs reload.handoff = true: a rollback moves its clients back",
+            remedy="allow it and reload again, or reload without --canary",
+            code="canary",
+        )
+    return (yield from _begin_canary(fleet, report, probation, canary, changed))
+
+
+def promote(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:
+    """Ends the probation: the slots on it are right, and all other processes are replaced too.
+
+    By what is installed now: what has changed since the canary began comes into force unseen.
+    """
+    canary = _canary(fleet)
+    changed = differing_keys(canary.config_before, fleet.runtime.config)
+    return (yield from _replace_all(fleet, report, spread_s, canary, changed))
+
+
+def roll_back(fleet: Fleet, report: Report) -> Steps:
+    """Ends the probation: the predecessors of the slots on it get their clients back.
+
+    Raises ChildError where one of them is dead; the slots that are left stay on probation.
+    """
+    canary = _canary(fleet)
+    before = fleet.pids()
+    slots = [slot for slot in fleet.slots if canary.on_probation(slot)]
+    moved: list[Moved] = []
+    for index, slot in enumerate(slots):
+        phase = {"phase": f"slot {slot.number} back", "done": index, "total": len(slots)}
+        moved.append((yield from replace_worker(fleet, slot, 0.0, report, phase, recall=True)))
+    fleet.canary = None
+    fleet.restore(canary.config_before, canary.generation_before)
+    return {"before": before, "after": fleet.pids(), "slots": [each.as_map() for each in moved]}
+
+
+def _begin_canary(
+    fleet: Fleet, report: Report, probation: Canary, count: int, changed: list[str]
+) -> Steps:
+    before = fleet.pids()
+    probation.figures_before = figures_by_pid(fleet)
+    fleet.canary = probation
+    moved: list[Moved] = []
+    try:
+        for index, slot in enumerate(fleet.slots[:count]):
+            phase = {"phase": f"slot {slot.number}", "done": index, "total": count}
+            moved.append((yield from replace_worker(fleet, slot, 0.0, report, phase, keep=True)))
+            if isinstance(worker := slot.service.current, Worker):
+                probation.workers.append(worker)
+    except TidegateError:
+        if probation.workers:
+            yield from roll_back(fleet, report)
+        fleet.canary = None
+        fleet.restore(probation.config_before, probation.generation_before)
+        raise
+    return {
+        "before": before,
+        "after": fleet.pids(),
+        "changed": changed,
+        "slots": [each.as_map() for each in moved],
+    }
+
+
+def _replace_all(
+    fleet: Fleet, report: Report, spread_s: float | None, probation: Canary, changed: list[str]
+) -> Steps:
+    """Replaces whatever is not on probation, which ends; goes back to what was where that fails."""
+    before = fleet.pids()
     spread = fleet.runtime.config.reload.spread_s if spread_s is None else spread_s
     total = max(len(fleet.slots), fleet.wanted) + 2
-    slots: list[Moved] = []
+    moved: list[Moved] = []
+    fleet.canary = None
     try:
         for index, slot in enumerate(list(fleet.slots)):
             phase = {"phase": f"slot {slot.number}", "done": index, "total": total}
-            slots.append((yield from replace_worker(fleet, slot, spread, report, phase)))
+            if not probation.on_probation(slot):
+                moved.append((yield from replace_worker(fleet, slot, spread, report, phase)))
+            elif (standby := slot.service.dismiss()) is not None:
+                fleet.retire_worker(standby, spread)
         for number in range(len(fleet.slots), fleet.wanted):
             report({"phase": f"slot {number}", "done": number, "total": total})
             yield from start_slot(fleet)
@@ -53,10 +134,9 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         yield from replace(fleet.api, lambda api: fleet.tell_to_stop(api, timeout_s), "the API")
     except TidegateError as error:
         # Who starts from now on, after a death, starts as those that are still there did.
-        fleet.runtime.generation = generation_before
-        fleet.use_config(config_before)
-        if slots:
-            replaced = ", ".join(f"slot {each.slot}" for each in slots)
+        fleet.restore(probation.config_before, probation.generation_before)
+        if moved:
+            replaced = ", ".join(f"slot {each.slot}" for each in moved)
             error.message += f" (replaced before that: {replaced})"
         raise
     report({"phase": "done", "done": total, "total": total})
@@ -64,8 +144,34 @@ def reload(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps
         "before": before,
         "after": fleet.pids(),
         "changed": changed,
-        "slots": [each.as_map() for each in slots],
+        "slots": [each.as_map() for each in moved],
     }
+
+
+def _check_canary(fleet: Fleet, count: int | None) -> None:
+    if fleet.canary is not None:
+        numbers = [slot.number for slot in fleet.slots if fleet.canary.on_probation(slot)]
+        raise ControlError(
+            f"a canary is under way (slots {', '.join(map(str, numbers)) or 'none any more'})",
+            remedy="end it first: `tidegate reload --promote` or `tidegate reload --rollback`",
+            code="canary",
+        )
+    if count is not None and not 1 <= count <= len(fleet.slots):
+        raise ControlError(
+            f"a canary of {count}: there are {len(fleet.slots)} slots",
+            remedy="give a number of slots from 1 on",
+            code="out_of_range",
+        )
+
+
+def _canary(fleet: Fleet) -> Canary:
+    if fleet.canary is None:
+        raise ControlError(
+            "no canary is under way",
+            remedy="`tidegate reload --canary K` begins one",
+            code="canary",
+        )
+    return fleet.canary
 
 
 def _take_new_config(fleet: Fleet) -> list[str]:

@@ -17,18 +17,36 @@ from gateway.steps import Condition, Report
 
 
 def replace_worker(
-    fleet: Fleet, slot: Slot, spread_s: float, report: Report, phase: dict[str, Any]
+    fleet: Fleet,
+    slot: Slot,
+    spread_s: float,
+    report: Report,
+    phase: dict[str, Any],
+    *,
+    keep: bool = False,
+    recall: bool = False,
 ) -> Generator[Condition, None, Moved]:
-    """A slot's successor takes the connections over; what cannot move is closed over `spread_s`."""
+    """A slot's successor takes the connections over; what cannot move is closed over `spread_s`.
+
+    With `keep` the predecessor stands by; with `recall` the one that does is the successor.
+    """
     report(phase)
     moved = Moved(slot.number)
     predecessor = slot.service.current
+
+    def retire(worker: Child) -> None:
+        if keep:
+            slot.service.keep(worker)
+        else:
+            fleet.retire_worker(worker, spread_s)
+
     handoff = fleet.runtime.config.reload.handoff
     yield from replace(
         slot.service,
-        lambda worker: fleet.retire_worker(worker, spread_s),
+        retire,
         slot.service.name,
-        into_successor(fleet, slot, moved, Progress(report, phase)) if handoff else None,
+        move=into_successor(fleet, slot, moved, Progress(report, phase)) if handoff else None,
+        start=slot.service.recall if recall else slot.service.start_successor,
     )
     if isinstance(predecessor, Worker):
         moved.closed, moved.lost = predecessor.closed, moved.lost + predecessor.connections_lost
@@ -39,14 +57,16 @@ def replace(
     service: Service,
     retire: Callable[[Child], None],
     what: str,
+    *,
     move: Generator[Condition, None, None] | None = None,
+    start: Callable[[], Child] | None = None,
 ) -> Generator[Condition, None, None]:
     """Starts a successor, waits until it serves, and only then retires its predecessor.
 
-    `move` comes in between, while both serve.
+    `move` comes in between, while both serve. `start` brings another successor than a new process.
     """
     with _named(what):
-        successor = service.start_successor()
+        successor = (start or service.start_successor)()
     try:
         yield lambda: successor.state is not State.STARTING
     except GeneratorExit:
@@ -64,7 +84,7 @@ def replace(
         predecessor = service.promote()
         if predecessor is not None:
             retire(predecessor)
-            yield lambda: not predecessor.alive
+            yield lambda: predecessor not in service.retiring
 
 
 def replace_publisher(fleet: Fleet) -> Generator[Condition, None, None]:

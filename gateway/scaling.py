@@ -25,6 +25,12 @@ def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
             remedy="for more, set workers.count and restart: the log's seats are made at start",
             code="out_of_range",
         )
+    if fleet.canary is not None:
+        raise ControlError(
+            "a canary is under way",
+            remedy="end it first: `tidegate reload --promote` or `tidegate reload --rollback`",
+            code="canary",
+        )
     before = {"workers": len(fleet.slots)}
     steps = abs(count - len(fleet.slots))
     fleet.wanted = count
@@ -57,6 +63,7 @@ def drain(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:
     spread = fleet.runtime.config.stop.spread_s if spread_s is None else spread_s
     connections = fleet.connections()
     before = {"workers": len(fleet.slots), "connections": connections}
+    fleet.canary = None
     services = [fleet.remove_slot(spread).service for _ in list(fleet.slots)]
 
     def progress() -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.children import Child, State
-from gateway.errors import TidegateError
+from gateway.errors import ChildError, TidegateError
 from gateway.loop import Loop, Timer
 from gateway.restarts import RestartPolicy, Restarts
 
@@ -44,6 +44,8 @@ class Service:
         """The process that serves, or is on its way to."""
         self.successor: Child | None = None
         """Starting beside the current one, to replace it."""
+        self.standby: Child | None = None
+        """Replaced by the current one on probation, and there to replace it in turn."""
         self.retiring: list[Child] = []
         """Told to end, not dead yet."""
         self.stopped = False
@@ -77,7 +79,7 @@ class Service:
     @property
     def children(self) -> list[Child]:
         """Every process of this service that is not dead."""
-        present = [self.current, self.successor, *self.retiring]
+        present = [self.current, self.successor, self.standby, *self.retiring]
         return [child for child in present if child is not None]
 
     def start(self) -> None:
@@ -105,6 +107,32 @@ class Service:
             self.retiring.append(before)
         return before
 
+    def keep(self, child: Child) -> None:
+        """A predecessor is not to end yet, but to stand by."""
+        self.retiring.remove(child)
+        self.standby = child
+        child.become(State.STANDBY)
+
+    def recall(self) -> Child:
+        """The process that stands by becomes the successor, and serves; returns it.
+
+        Raises ChildError where none stands by.
+        """
+        if self.standby is None:
+            raise ChildError(f"{self.name}: no process stands by", code="no_standby")
+        child, self.standby = self.standby, None
+        self.successor = child
+        child.become(State.SERVING)
+        child.send("resume")
+        return child
+
+    def dismiss(self) -> Child | None:
+        """Nobody needs to stand by any more; returns the one that did, yet to be told."""
+        child, self.standby = self.standby, None
+        if child is not None:
+            self.retiring.append(child)
+        return child
+
     def discard_successor(self) -> None:
         """The replacement is called off: the current process goes on."""
         if self.successor is not None:
@@ -125,6 +153,7 @@ class Service:
     def retire(self) -> Child | None:
         """No process is wanted any more; returns the one to be told, if there is one."""
         self.stopped = True
+        self.dismiss()
         return self.vacate()
 
     # ---- what the children say
@@ -149,8 +178,12 @@ class Service:
             self.retiring.remove(child)
         elif child is self.successor:
             self.successor = None
+        elif child is self.standby:
+            self.standby = None
         elif child is self.current:
             self.current = None
+            if self.standby is not None and self.successor is None and not self.stopped:
+                self.recall()
         child.reclaim()
         self._on_death(child, asked)
         if asked:

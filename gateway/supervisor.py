@@ -234,7 +234,7 @@ class Supervisor:
     def _reload_if_asked(self) -> None:
         if self._reload_asked and not self._operations.closed and not self._operations.current:
             self._reload_asked = False
-            self._verbs.reload("signal SIGHUP", None, None)
+            self._verbs.reload("signal SIGHUP", None)
 
     def _reopen_logs(self) -> None:
         try:

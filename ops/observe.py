@@ -104,7 +104,22 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     endpoints = table(("ENDPOINT", "AT"), list(found["endpoints"].items()))
     totals = {name: value for name, value in found["totals"].items() if value}
     counted = table(("COUNTED", "TOTAL"), list(totals.items()))
-    return [head, "", endpoints, "", _workers_table(found["workers"]), "", counted]
+    parts = [head, "", endpoints, "", _workers_table(found["workers"]), "", counted]
+    if canary := found["canary"]:
+        parts[1:1] = ["", _canary_table(canary)]
+    return parts
+
+
+def _canary_table(canary: dict[str, Any]) -> Any:
+    """Both sides since the canary began."""
+    columns = ("CANARY", "WORKERS", "CONNECTIONS", "CLOSES", "ERRORS", "DELIVERIES", "MEAN LATENCY")
+    rows = []
+    for side in ("new", "old"):
+        figures = canary[side]
+        latency = figures["publish_to_flush_ms_mean"]
+        counts = [figures[column.lower()] for column in columns[1:-1]]
+        rows.append((side, *counts, "-" if latency is None else f"{latency:g} ms"))
+    return table(columns, rows)
 
 
 def _workers_table(workers: list[dict[str, Any]]) -> Any:

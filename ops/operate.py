@@ -11,20 +11,33 @@ from ops.output import Output, duration, table
 
 
 @click.command()
+@click.option("--canary", type=click.IntRange(min=1), metavar="K", help="Only K slots, for now.")
+@click.option("--promote", is_flag=True, help="End the canary: replace all other processes too.")
+@click.option("--rollback", is_flag=True, help="End the canary: go back to the old workers.")
 @instance_options(timeout_s=LONG_TIMEOUT_S)
-def reload(connect: Connect, output: Output) -> None:
+def reload(
+    connect: Connect, output: Output, canary: int | None, promote: bool, rollback: bool
+) -> None:
     """Replace all workers by new ones, and keep their connections.
 
     \b
-    Example:
+    Examples:
       tidegate reload
+      tidegate reload --canary 1     replace one worker, and compare in `tidegate status`
+      tidegate reload --promote      ... then all others
+      tidegate reload --rollback     ... or none: the clients go back to the old worker
 
     Reads the configuration again, then replaces one slot after the other by a process of the code
     that is installed now, which takes the connections over; no client can tell, save by a pause. A
     configuration that cannot be used changes nothing; its problems are told. A successor that fails
     ends the reload: its predecessor serves on, and the exit status is 2.
     """
-    _carry_out(connect, output, "reload")
+    if (canary is not None) + promote + rollback > 1:
+        raise click.UsageError("give one of --canary, --promote and --rollback")
+    if promote or rollback:
+        _carry_out(connect, output, "reload", end="promote" if promote else "rollback")
+    else:
+        _carry_out(connect, output, "reload", **({"canary": canary} if canary else {}))
 
 
 @click.command()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from shm._ring import Stats
 
 
-def totals(stats: Stats) -> dict[str, int]:
-    """Every metric by its name, labels included; a histogram as `<name>_sum` and `<name>_count`."""
+def totals(stats: Stats, only_row: int | None = None) -> dict[str, int]:
+    """Every metric by its name, labels included; a histogram as `<name>_sum` and `<name>_count`.
+
+    Over all processes, or of the one with that row.
+    """
     sums: dict[str, int] = {}
     schema = stats.schema()
     for row in stats.rows():
+        if only_row not in (None, row["row"]):
+            continue
         for (_, name, _), value in zip(schema, row["values"], strict=True):
             if isinstance(value, int):
                 sums[name] = sums.get(name, 0) + value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -43,6 +43,14 @@ class Arguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class SpreadArguments(Arguments, forbid_unknown_fields=True, frozen=True):
     spread_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+
+
+class ReloadArguments(Arguments, forbid_unknown_fields=True, frozen=True):
+    spread_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    canary: int | None = None
+    """Slots to replace on probation."""
+    end: Literal["promote", "rollback"] | None = None
+    """How a canary ends."""
 
 
 class ScaleArguments(Arguments, forbid_unknown_fields=True, frozen=True):
@@ -189,16 +197,27 @@ class Verbs:
     # ---- operating
 
     def _reload(self, request: Request) -> None:
-        spread_s = _arguments(request, SpreadArguments).spread_s
-        self.reload(str(request.peer), request, spread_s)
+        self.reload(str(request.peer), request, _arguments(request, ReloadArguments))
 
-    def reload(self, requester: str, request: Request | None, spread_s: float | None) -> None:
+    def reload(
+        self,
+        requester: str,
+        request: Request | None,
+        arguments: ReloadArguments = ReloadArguments(),  # noqa: B008 (frozen)
+    ) -> None:
         """Starts a reload, counted by how it ends. Raises ControlError if that cannot be now."""
         row = self._runtime.memory.row
 
         def steps(report: Report) -> Steps:
             try:
-                result = yield from reload.reload(self._fleet, report, spread_s)
+                if arguments.end == "promote":
+                    result = yield from reload.promote(self._fleet, report, arguments.spread_s)
+                elif arguments.end == "rollback":
+                    result = yield from reload.roll_back(self._fleet, report)
+                else:
+                    result = yield from reload.reload(
+                        self._fleet, report, arguments.spread_s, arguments.canary
+                    )
             except TidegateError:
                 row.add('reloads_total{result="failed"}')
                 raise
