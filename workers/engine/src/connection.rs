@@ -3,6 +3,8 @@
 
 use std::os::fd::OwnedFd;
 
+use tidegate_ring::host;
+
 use crate::hub::{Format, Subscription};
 use crate::outbox::Outbox;
 use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
@@ -48,39 +50,41 @@ pub enum Subscriptions {
     Many(Box<Vec<Subscription>>),
 }
 
-/// Facts about a connection that are either true or not, in one byte.
+/// Facts about a connection that are either true or not.
 #[derive(Default, Clone, Copy)]
-pub struct Flags(u8);
+pub struct Flags(u16);
 
 impl Flags {
     /// In the list of connections to flush at the end of this turn.
-    pub const TO_FLUSH: u8 = 1;
+    pub const TO_FLUSH: u16 = 1;
     /// In the list of connections that have more to read than one turn gives them.
-    pub const TO_READ: u8 = 1 << 1;
+    pub const TO_READ: u16 = 1 << 1;
     /// The socket takes no more: epoll will say when it does.
-    pub const BLOCKED: u8 = 1 << 2;
+    pub const BLOCKED: u16 = 1 << 2;
     /// Pinged, and not heard of since.
-    pub const PINGED: u8 = 1 << 3;
+    pub const PINGED: u16 = 1 << 3;
     /// Nothing that the peer says matters any more: to be read and forgotten until it hangs up,
     /// so that unread bytes do not make the kernel reset the connection under our last words.
-    pub const DEAF: u8 = 1 << 4;
+    pub const DEAF: u16 = 1 << 4;
     /// To be hung up on as soon as the outbox is empty: both sides have said goodbye.
-    pub const HANG_UP: u8 = 1 << 5;
+    pub const HANG_UP: u16 = 1 << 5;
     /// Over `connections_max`, and only kept to be told so.
-    pub const REFUSED: u8 = 1 << 6;
+    pub const REFUSED: u16 = 1 << 6;
     /// The peer sends no more: what is left is to be read to its end.
-    pub const ENDED: u8 = 1 << 7;
+    pub const ENDED: u16 = 1 << 7;
+    /// Not read from: it waits for an answer of the publisher, to be handed over then.
+    pub const HELD: u16 = 1 << 8;
 
-    pub fn has(self, flag: u8) -> bool {
+    pub fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
     }
 
-    pub fn set(&mut self, flag: u8, on: bool) {
+    pub fn set(&mut self, flag: u16, on: bool) {
         if on { self.0 |= flag } else { self.0 &= !flag }
     }
 
     /// Sets `flag`; whether it was unset before.
-    pub fn raise(&mut self, flag: u8) -> bool {
+    pub fn raise(&mut self, flag: u16) -> bool {
         let news = !self.has(flag);
         self.0 |= flag;
         news
@@ -105,6 +109,8 @@ pub struct Connection {
     pub input: Option<Box<Vec<u8>>>,
     /// UUID that the client and its logs know the connection by; drawn when it opens.
     pub client: [u8; 16],
+    /// When it was accepted, by this process or one before it, ms since 1970.
+    pub connected_ms: u64,
 }
 
 // A million of these are kept: what is added here is added a million times.
@@ -125,6 +131,7 @@ impl Connection {
             subscriptions: Subscriptions::None,
             input: None,
             client: [0; 16],
+            connected_ms: host::wall_clock_ms(),
         }
     }
 

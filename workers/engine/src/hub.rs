@@ -9,8 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use tidegate_ring::channels::ChannelKey;
 
-/// Number of a channel within this worker; the alias that TCP clients see. Reused when nobody is
-/// subscribed any more.
+/// Number of a channel within this worker. Reused when nobody is subscribed any more.
 pub type ChannelId = u32;
 
 /// One subscription, as the channel sees it.

@@ -6,6 +6,7 @@
 
 pub mod connection;
 pub mod error;
+pub mod handoff;
 pub mod hub;
 pub mod metrics;
 pub mod outbox;

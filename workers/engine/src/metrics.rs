@@ -85,6 +85,20 @@ table! { Count, COUNTS:
         "channels made whole from history after a lap";
     ResyncsLost = Counter, r#"resyncs_total{result="lost"}"#,
         "channels whose subscribers were closed after a lap or gap";
+    HandoffMoved = Counter, "handoff_moved_total",
+        "connections that another worker has taken over";
+    HandoffAdopted = Counter, "handoff_adopted_total",
+        "connections taken over from another worker";
+    HandoffRefusedFull = Counter, r#"handoff_refused_total{reason="connections_max"}"#,
+        "connections not taken over because limits.connections_max was reached";
+    HandoffRefusedDescriptors = Counter, r#"handoff_refused_total{reason="descriptors"}"#,
+        "connections not taken over for want of descriptors";
+    HandoffRefusedMalformed = Counter, r#"handoff_refused_total{reason="malformed"}"#,
+        "connections not taken over because their batch was not what it said";
+    HandoffTakenBack = Counter, "handoff_taken_back_total",
+        "connections taken back because the other worker did not take them over";
+    HandoffLost = Counter, "handoff_lost_total",
+        "connections closed in a hand-off because the kernel did not let them be watched";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found records or replies that nobody woke us for; must be 0";
 }
@@ -92,6 +106,8 @@ table! { Count, COUNTS:
 table! { Histogram, HISTOGRAMS:
     PublishToFlushMs = Histogram, "publish_to_flush_ms",
         "milliseconds from a publication's place in the log to the end of its sends here";
+    HandoffPauseUs = Histogram, "handoff_pause_us",
+        "microseconds that a connection was served by nobody while it was taken over";
     TurnUs = Histogram, "turn_us", "microseconds that a turn of the reactor was busy";
 }
 

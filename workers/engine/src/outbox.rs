@@ -99,6 +99,13 @@ impl Outbox {
         }
     }
 
+    /// Every frame in order; of the first, a part may be sent.
+    pub fn frames(&self) -> impl Iterator<Item = &Rc<Frame>> {
+        self.head
+            .iter()
+            .chain(self.rest.iter().flat_map(|rest| rest.iter()))
+    }
+
     /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
     /// must begin at a frame's end. Returns how many were dropped.
     pub fn drop_unsent(&mut self) -> usize {

@@ -13,6 +13,7 @@ use pyo3::types::PyDict;
 use tidegate_ring::region::Region;
 
 use crate::error::EngineError;
+use crate::handoff::{self, Order};
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
@@ -207,16 +208,18 @@ impl Engine {
 
     fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
         let fields = PyDict::new(py);
+        let set = |name, value| fields.set_item(name, value);
         let name = match detached(py, &mut self.0, Reactor::run)? {
             Report::Link => "link",
             Report::Draining { remaining } => {
-                fields.set_item("remaining", remaining)?;
+                set("remaining", remaining)?;
                 "draining"
             }
             Report::Drained { closed } => {
-                fields.set_item("closed", closed)?;
+                set("closed", closed)?;
                 "drained"
             }
+            Report::Handoff(report) => handoff_fields(&report, &fields)?,
         };
         Ok((name, fields))
     }
@@ -230,16 +233,23 @@ impl Engine {
         keep_accepting: bool,
         drain_queue: bool,
     ) -> PyResult<()> {
-        let _ = (duplicate(fd)?, id, count, keep_accepting, drain_queue);
-        Err(PyValueError::new_err("connections cannot be moved yet"))
+        let order = Order {
+            id,
+            count: usize::try_from(count).ok(),
+        };
+        let socket = duplicate(fd)?;
+        self.0.hand_over(socket, order, keep_accepting, drain_queue);
+        Ok(())
     }
 
     fn adopt(&mut self, fd: RawFd, id: u64) -> PyResult<()> {
-        let _ = (duplicate(fd)?, id);
-        Err(PyValueError::new_err("connections cannot be moved yet"))
+        self.0.adopt(duplicate(fd)?, id);
+        Ok(())
     }
 
-    fn resume(&mut self) {}
+    fn resume(&mut self) -> PyResult<()> {
+        Ok(self.0.resume()?)
+    }
 
     #[pyo3(signature = (spread_s, code, *, accept_first))]
     fn drain(&mut self, spread_s: f64, code: u16, accept_first: bool) -> PyResult<()> {
@@ -255,6 +265,40 @@ impl Engine {
     fn stop(&mut self, py: Python<'_>, patience_s: f64) -> PyResult<usize> {
         let patience = seconds("patience_s", patience_s)?;
         Ok(detached(py, &mut self.0, |reactor| reactor.stop(patience))?)
+    }
+}
+
+/// Sets what a report says; returns what it is called.
+fn handoff_fields(report: &handoff::Report, fields: &Bound<'_, PyDict>) -> PyResult<&'static str> {
+    match *report {
+        handoff::Report::Moving {
+            id,
+            moved,
+            remaining,
+        } => {
+            fields.set_item("id", id)?;
+            fields.set_item("moved", moved)?;
+            fields.set_item("remaining", remaining)?;
+            Ok("moving")
+        }
+        handoff::Report::HandedOver(over) => {
+            fields.set_item("id", over.id)?;
+            fields.set_item("moved", over.moved)?;
+            fields.set_item("kept", over.kept)?;
+            fields.set_item("lost", over.lost)?;
+            fields.set_item("reason", over.reason)?;
+            Ok("handed_over")
+        }
+        handoff::Report::Adopted(adopted) => {
+            fields.set_item("id", adopted.id)?;
+            fields.set_item("count", adopted.count)?;
+            fields.set_item("refused", adopted.refused)?;
+            fields.set_item("reason", adopted.reason)?;
+            fields.set_item("pause_us_p50", adopted.pause_us_p50)?;
+            fields.set_item("pause_us_p99", adopted.pause_us_p99)?;
+            fields.set_item("pause_us_max", adopted.pause_us_max)?;
+            Ok("adopted")
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod door;
 mod input;
+mod moving;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tidegate_ring::wake::Bell;
 use self::door::Door;
 use crate::connection::Flags;
 use crate::error::EngineError;
+use crate::handoff::{self, Handoffs};
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
@@ -72,6 +74,8 @@ pub enum Report {
     Draining { remaining: usize },
     /// All are closed; so many were.
     Drained { closed: usize },
+    /// There is news of a hand-off.
+    Handoff(handoff::Report),
 }
 
 pub struct Reactor {
@@ -89,6 +93,7 @@ pub struct Reactor {
     link_is_ready: bool,
     pacing: Option<Pacing>,
     reported_ns: u64,
+    handoffs: Handoffs,
 }
 
 impl Reactor {
@@ -131,6 +136,7 @@ impl Reactor {
             link_is_ready: false,
             pacing: None,
             reported_ns: 0,
+            handoffs: Handoffs::default(),
         })
     }
 
@@ -143,6 +149,9 @@ impl Reactor {
             self.turn()?;
             if std::mem::take(&mut self.link_is_ready) {
                 return Ok(Report::Link);
+            }
+            if let Some(report) = self.handoff_report() {
+                return Ok(Report::Handoff(report));
             }
             if let Some(report) = self.drain_report() {
                 return Ok(report);
@@ -166,6 +175,7 @@ impl Reactor {
         // What clients learn by the flush, the statistics have said before.
         self.sessions.show_metrics();
         self.sessions.flush();
+        self.hand_off();
         self.timers();
         let busy_us = (host::monotonic_ns() - began_ns) / 1000;
         self.sessions.metrics.record(Histogram::TurnUs, busy_us);
@@ -177,15 +187,9 @@ impl Reactor {
     /// that wait in the listeners' queues are accepted first, as nobody else will.
     pub fn drain(&mut self, spread: Duration, close: Close, leave: bool) {
         if leave {
-            self.door.look_again();
-            while let Some((socket, transport)) = self.door.next(&mut self.sessions.metrics) {
-                self.admit(socket, transport);
-            }
+            self.accept_waiting();
         }
-        for listener in self.door.shut() {
-            // Fails only for what is not watched any more: this drain is not the first.
-            let _ = self.epoll.remove(listener);
-        }
+        self.shut_the_door();
         self.sessions.metrics.set_state(state::DRAINING);
         let mut tokens: Vec<Token> = self.sessions.connections.tokens().collect();
         // In a random order: neighbours in time of arrival are not neighbours in time of return.
@@ -241,7 +245,8 @@ impl Reactor {
 
     /// How long there is nothing to do unless something happens.
     fn sleep_max(&mut self) -> Duration {
-        if self.log_has_more || !self.to_read.is_empty() || self.sessions.has_to_flush() {
+        let has_work = self.log_has_more || !self.to_read.is_empty();
+        if has_work || self.sessions.has_to_flush() || self.handoffs.is_busy() {
             return Duration::ZERO;
         }
         let step = if self.pacing.is_some() {
@@ -262,6 +267,7 @@ impl Reactor {
                 // Log and replies are looked at in every turn.
                 WAKE => {}
                 LINK => self.link_is_ready = true,
+                handoff::TOKEN => self.handoffs.woken(),
                 bits => self.note_connection(Token::from_bits(bits), event),
             }
         }
@@ -312,6 +318,21 @@ impl Reactor {
             // Out of epoll watches (max_user_watches, epoll(7)): as if out of descriptors.
             self.sessions.metrics.add(Count::RefusedDescriptors, 1);
             self.sessions.hung_up(token);
+        }
+    }
+
+    /// Takes what waits in the listeners' queues, whatever the budget of a turn.
+    fn accept_waiting(&mut self) {
+        self.door.look_again();
+        while let Some((socket, transport)) = self.door.next(&mut self.sessions.metrics) {
+            self.admit(socket, transport);
+        }
+    }
+
+    fn shut_the_door(&mut self) {
+        for listener in self.door.shut() {
+            // Fails only for what is not watched any more: the door was shut before.
+            let _ = self.epoll.remove(listener);
         }
     }
 

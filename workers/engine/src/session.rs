@@ -6,6 +6,7 @@
 mod clock;
 mod delivery;
 mod fault;
+mod moving;
 mod publish;
 mod queues;
 mod subscribe;
@@ -31,6 +32,7 @@ use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
 
 use delivery::Deliveries;
+pub use moving::{CatchUp, Movable};
 pub use publish::Uplink;
 
 /// Connections over `connections_max` that are kept at a time, only to be told so; the others are
@@ -94,7 +96,7 @@ impl Sessions {
             refused: 0,
             queued_bytes: 0,
             random: host::random().unwrap_or(1) | 1,
-            now: 0,
+            now: clock::start(),
             started_ns: host::monotonic_ns(),
             settings,
             metrics,
@@ -267,13 +269,7 @@ impl Sessions {
         let Some(mut connection) = self.connections.remove(token) else {
             return;
         };
-        let is_tcp = connection.is_tcp();
-        let gauge = if is_tcp {
-            Count::ConnectionsTcp
-        } else {
-            Count::ConnectionsWebSocket
-        };
-        self.metrics.subtract(gauge, 1);
+        self.metrics.subtract(gauge(&connection), 1);
         self.refused -= usize::from(connection.flags.has(Flags::REFUSED));
         self.queued_bytes -= connection.queued_bytes();
         self.metrics
@@ -289,5 +285,14 @@ impl Sessions {
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
         self.metrics.show();
+    }
+}
+
+/// What counts a connection while it is here.
+fn gauge(connection: &Connection) -> Count {
+    if connection.is_tcp() {
+        Count::ConnectionsTcp
+    } else {
+        Count::ConnectionsWebSocket
     }
 }

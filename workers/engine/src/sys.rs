@@ -1,5 +1,7 @@
 //! The system calls of this crate: thin, safe, and nothing else says `libc::`.
 
+pub mod passing;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;

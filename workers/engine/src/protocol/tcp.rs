@@ -16,7 +16,7 @@ pub mod payload;
 #[cfg(test)]
 mod tests;
 
-pub use flow::{DataFrame, Flow};
+pub use flow::{DataFrame, Flow, FlowState};
 pub use frame::{Agreed, Frame, Header, Kind, decode};
 pub use payload::Reassembly;
 

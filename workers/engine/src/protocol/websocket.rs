@@ -77,12 +77,13 @@ pub struct Inbound {
     fragments: Option<Box<Fragments>>,
 }
 
-#[derive(Debug)]
-struct Fragments {
-    is_text: bool,
-    payload: Vec<u8>,
+/// The beginning of a message that came in fragments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fragments {
+    pub is_text: bool,
+    pub payload: Vec<u8>,
     /// How much of a text is known to be UTF-8; what follows is the start of a character.
-    valid_bytes: usize,
+    pub valid_bytes: usize,
 }
 
 struct Header {
@@ -94,6 +95,11 @@ struct Header {
 }
 
 impl Inbound {
+    /// What has to be remembered, to go on in another process by [`Inbound::from`].
+    pub fn into_fragments(self) -> Option<Fragments> {
+        self.fragments.map(|fragments| *fragments)
+    }
+
     /// Take the frame at the start of `bytes`, unmasking it in place. Give bytes that were
     /// consumed only once; `Incomplete` leaves all as it was.
     ///
@@ -116,8 +122,8 @@ impl Inbound {
                 .fragments
                 .as_ref()
                 .map_or(0, |fragments| fragments.payload.len());
-            // `kept` never exceeds the limit, so the subtraction cannot wrap.
-            if header.payload_bytes > (message_bytes_max - kept) as u64 {
+            // What was kept in another process may exceed the limit of this one.
+            if header.payload_bytes > message_bytes_max.saturating_sub(kept) as u64 {
                 return Err(Close::MessageTooBig);
             }
         }
@@ -223,6 +229,14 @@ impl Inbound {
         }
         let text = String::from_utf8(payload).or(Err(Close::InvalidText))?;
         Ok(Event::Text(Cow::Owned(text)))
+    }
+}
+
+impl From<Option<Fragments>> for Inbound {
+    fn from(fragments: Option<Fragments>) -> Self {
+        Self {
+            fragments: fragments.map(Box::new),
+        }
     }
 }
 

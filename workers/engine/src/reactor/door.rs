@@ -122,6 +122,16 @@ impl Door {
             .for_each(|each| each.is_ready = true);
     }
 
+    /// Accepts again. Returns the listeners in the order of [`Door::new`], to be watched again;
+    /// `None`: it was open.
+    pub fn open(&mut self) -> Option<impl Iterator<Item = BorrowedFd<'_>>> {
+        if std::mem::replace(&mut self.is_open, true) {
+            return None;
+        }
+        self.look_again();
+        Some(self.listeners.iter().map(|each| each.socket.as_fd()))
+    }
+
     /// Accepts no more. Returns the listeners, not to be watched any more.
     pub fn shut(&mut self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.is_open = false;

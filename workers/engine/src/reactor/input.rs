@@ -31,6 +31,9 @@ impl Reactor {
             return false;
         };
         connection.flags.set(Flags::TO_READ, false);
+        if connection.flags.has(Flags::HELD) {
+            return false;
+        }
         match connection.input.take() {
             Some(held) => self.read_on(token, *held),
             None => self.read_afresh(token),

@@ -13,16 +13,28 @@ use crate::protocol::http::HttpReject;
 use crate::slab::Token;
 use crate::wheel::{TICK, Tick};
 
+/// Where the clock starts: far enough from zero that times of the connections
+/// which it adopts, such as when a peer was last heard of, lie on it. No timeout is longer.
+const CLOCK_START: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the clock shows when a worker begins.
+pub(super) fn start() -> Tick {
+    ticks(CLOCK_START)
+}
+
 /// A time in ticks, rounded up.
-fn ticks(time: Duration) -> Tick {
+pub(super) fn ticks(time: Duration) -> Tick {
     Tick::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(Tick::MAX / 2)
 }
 
 impl Sessions {
     /// Moves the clock on. Everything in one turn happens at the same tick.
     pub fn tell_time(&mut self) {
-        let elapsed = Duration::from_nanos(host::monotonic_ns() - self.started_ns);
-        self.now = (elapsed.as_nanos() / TICK.as_nanos()) as Tick;
+        self.now = (self.clock().as_nanos() / TICK.as_nanos()) as Tick;
+    }
+
+    fn clock(&self) -> Duration {
+        CLOCK_START + Duration::from_nanos(host::monotonic_ns() - self.started_ns)
     }
 
     /// How long the reactor may sleep on behalf of timers.
@@ -30,8 +42,7 @@ impl Sessions {
         let Some(next) = self.wheel.next() else {
             return Duration::MAX;
         };
-        let elapsed = Duration::from_nanos(host::monotonic_ns() - self.started_ns);
-        (TICK * next).saturating_sub(elapsed)
+        (TICK * next).saturating_sub(self.clock())
     }
 
     /// Does what is due.
@@ -104,24 +115,25 @@ impl Sessions {
     }
 
     /// Interval between our probes, and how long the peer may be silent, by dialect.
-    fn probe_times(&mut self, token: Token) -> (Tick, Tick) {
+    pub(super) fn probe_times(&mut self, token: Token) -> (Tick, Tick) {
         let is_tcp = self
             .connections
             .get_mut(token)
             .is_some_and(|each| each.is_tcp());
-        let settings = &self.settings;
-        let (interval, timeout) = if is_tcp {
-            (
-                settings.tcp_heartbeat_interval,
-                settings.tcp_heartbeat_timeout,
-            )
+        let timeout = if is_tcp {
+            self.settings.tcp_heartbeat_timeout
         } else {
-            (
-                settings.websocket_ping_interval,
-                settings.websocket_pong_timeout,
-            )
+            self.settings.websocket_pong_timeout
         };
-        (ticks(interval), ticks(timeout))
+        (self.probe_interval(is_tcp), ticks(timeout))
+    }
+
+    pub(super) fn probe_interval(&self, is_tcp: bool) -> Tick {
+        ticks(if is_tcp {
+            self.settings.tcp_heartbeat_interval
+        } else {
+            self.settings.websocket_ping_interval
+        })
     }
 
     /// A connection has said what it wants: from now on it is served.

@@ -23,6 +23,7 @@ pub(super) const DENIED: Fault = fault(103, false, "permission denied");
 pub(super) const ALREADY: Fault = fault(105, false, "already subscribed");
 pub(super) const LIMIT: Fault = fault(106, false, "limit exceeded");
 pub(super) const BAD_REQUEST: Fault = fault(107, false, "bad request");
+pub(super) const NOT_AVAILABLE: Fault = fault(108, false, "not available");
 pub(super) const BUSY: Fault = fault(111, true, "too many requests");
 
 impl Fault {

@@ -166,7 +166,7 @@ impl Sessions {
     /// Whether a channel known here is still the one that the table speaks of. If the table has
     /// forgotten it since (it held too many), its next publication begins a new epoch: those
     /// who wait for the old one are told now, and the channel leaves with them.
-    fn continues(&mut self, id: ChannelId, top: Top) -> bool {
+    pub(super) fn continues(&mut self, id: ChannelId, top: Top) -> bool {
         let Some(channel) = self.hub.channel_mut(id) else {
             return false;
         };
@@ -183,7 +183,7 @@ impl Sessions {
         false
     }
 
-    fn join(&mut self, token: Token, id: ChannelId, after_offset: u64) {
+    pub(super) fn join(&mut self, token: Token, id: ChannelId, after_offset: u64) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -208,11 +208,25 @@ impl Sessions {
         since_offset: u64,
         top: Top,
     ) -> Option<Vec<Vec<u8>>> {
+        let count_max = self.settings.recovery_publications_max;
+        let payloads = self.missed_within(id, since_offset, top, count_max)?;
+        // What would not fit the connection's queue would only get it closed as slow.
+        let bytes: usize = payloads.iter().map(Vec::len).sum();
+        (bytes <= self.settings.queue_soft_bytes).then_some(payloads)
+    }
+
+    /// As [`Sessions::missed`] with a bound of the caller's, and none in bytes.
+    pub(super) fn missed_within(
+        &mut self,
+        id: ChannelId,
+        since_offset: u64,
+        top: Top,
+        count_max: usize,
+    ) -> Option<Vec<Vec<u8>>> {
         let count = top.offset.checked_sub(since_offset)?;
         if count == 0 {
             return Some(Vec::new());
         }
-        let count_max = self.settings.recovery_publications_max;
         if count > count_max as u64 {
             return None;
         }
@@ -220,9 +234,7 @@ impl Sessions {
         for _ in 0..HISTORY_LOOKS_MAX {
             let view = self.reader.view();
             if let Some(payloads) = history(view, key, since_offset, top, count_max) {
-                // What would not fit the connection's queue would only get it closed as slow.
-                let bytes: usize = payloads.iter().map(Vec::len).sum();
-                return (bytes <= self.settings.queue_soft_bytes).then_some(payloads);
+                return Some(payloads);
             }
             if self.reader.tail() > top.last_position {
                 return None;
@@ -232,15 +244,15 @@ impl Sessions {
         None
     }
 
-    /// Takes a connection out of one channel; false: it was not in it.
-    pub(super) fn unsubscribe(&mut self, token: Token, id: ChannelId) -> bool {
+    /// Takes a connection out of one channel.
+    pub(super) fn unsubscribe(&mut self, token: Token, id: ChannelId) {
         let Some(connection) = self.connections.get_mut(token) else {
-            return false;
+            return;
         };
         let format = connection.format();
         let held = connection.subscriptions.as_slice();
         let Some(place) = held.iter().position(|each| each.channel == id) else {
-            return false;
+            return;
         };
         let removed = connection.subscriptions.swap_remove(place);
         // The last subscription took the place of this one: its channel has to know.
@@ -251,7 +263,6 @@ impl Sessions {
             channel.subscribers[moved.subscriber as usize].subscription = place as u32;
         }
         self.leave(removed, format);
-        true
     }
 
     /// Takes a connection out of all its channels.

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
+use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
-use super::fault::{BAD_REQUEST, Fault};
+use super::fault::{BAD_REQUEST, Fault, NOT_AVAILABLE};
 use super::subscribe::epoch_text;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
@@ -26,11 +27,18 @@ use crate::sys;
 /// Bytes of frames put together for one system call; a socket rarely takes more at once.
 const WIRE_BYTES_PER_FLUSH: usize = 65_536;
 
+/// What stands for a channel in the frames of a connection. It is the same in every worker, as the
+/// table's key is, so that a connection that moves keeps it. Two channels have the same one in one
+/// case of 2^32: they cannot be on one connection, see [`NOT_AVAILABLE`].
+fn alias(key: ChannelKey) -> u32 {
+    (key.0[1] >> 32) as u32
+}
+
 /// A publication as TCP connections get it, before it is cut into frames.
 pub(super) fn publication_frame(channel: ChannelId, view: &PublicationView<'_>) -> Rc<Frame> {
     let mut bytes = Vec::new();
     Message {
-        alias: channel,
+        alias: alias(view.key),
         offset: view.offset,
         binary: !view.json,
         tags: view.tags,
@@ -239,6 +247,12 @@ impl Sessions {
 
     fn tcp_subscribe(&mut self, token: Token, subscribe: &Subscribe<'_>) {
         let since = subscribe.since.map(|since| (since.epoch, since.offset));
+        let key = self.table.key(subscribe.channel);
+        if let Some(id) = self.channel_of_alias(token, alias(key))
+            && self.hub.channel(id).is_none_or(|each| each.key != key)
+        {
+            return self.tcp_fail(token, subscribe.request, NOT_AVAILABLE);
+        }
         let granted = match self.subscribe(token, subscribe.channel, since) {
             Ok(granted) => granted,
             Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
@@ -246,7 +260,7 @@ impl Sessions {
         let epoch = epoch_text(granted.epoch);
         let subscribed = Subscribed {
             request: subscribe.request,
-            alias: granted.channel,
+            alias: alias(key),
             recoverable: granted.recoverable,
             recovered: granted.recovered.is_some(),
             top: Position {
@@ -262,16 +276,27 @@ impl Sessions {
         }
     }
 
+    /// The channel that an alias stands for on a connection.
+    fn channel_of_alias(&mut self, token: Token, wanted: u32) -> Option<ChannelId> {
+        let held = self.connections.get_mut(token)?.subscriptions.as_slice();
+        let mut ids = held.iter().map(|each| each.channel);
+        ids.find(|id| {
+            let channel = self.hub.channel(*id);
+            channel.is_some_and(|channel| alias(channel.key) == wanted)
+        })
+    }
+
     fn tcp_unsubscribe(&mut self, token: Token, unsubscribe: Unsubscribe) {
         let Unsubscribe { request, alias } = unsubscribe;
-        if !self.unsubscribe(token, alias) {
+        let Some(id) = self.channel_of_alias(token, alias) else {
             return self.tcp_fail(token, request, BAD_REQUEST);
-        }
+        };
+        self.unsubscribe(token, id);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
         let before = connection.queued_bytes();
-        let dropped = connection.outbox.drop_channel(alias);
+        let dropped = connection.outbox.drop_channel(id);
         self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
         self.metrics.add(Count::DeliveriesDropped, dropped);
         let unsubscribed = Unsubscribed {

@@ -148,13 +148,15 @@ impl Binary {
         }
     }
 
-    /// Subscribes and returns the alias and the rest of the answer.
-    pub fn subscribe(&mut self, channel: &str) -> (u8, Vec<u8>) {
+    /// Subscribes and returns the alias as it is on the wire, and the rest of the answer.
+    pub fn subscribe(&mut self, channel: &str) -> (Vec<u8>, Vec<u8>) {
         let payload = [&[1, 0, channel.len() as u8], channel.as_bytes()].concat();
         self.send(Kind::Subscribe, &payload);
         let (kind, payload) = self.next();
         assert_eq!((kind, payload[0]), (Kind::Subscribed, 1));
-        (payload[2], payload)
+        let alias = varint(&payload[2..]).to_vec();
+        let rest = payload[2 + alias.len()..].to_vec();
+        (alias, rest)
     }
 
     /// As [`Binary::next_message`], for offsets of any length: their varint is returned.
@@ -174,9 +176,17 @@ impl Binary {
     }
 
     /// The next DATA frame that holds a whole message: alias, offset, data.
-    pub fn next_message(&mut self) -> (u8, u8, Vec<u8>) {
+    pub fn next_message(&mut self) -> (Vec<u8>, u8, Vec<u8>) {
         let (kind, payload) = self.next();
         assert_eq!((kind, payload[0]), (Kind::Data, 0), "{payload:?}");
-        (payload[1], payload[2], payload[4..].to_vec())
+        let alias = varint(&payload[1..]).to_vec();
+        let rest = &payload[1 + alias.len()..];
+        (alias, rest[0], rest[2..].to_vec())
     }
+}
+
+/// The varint at the start of `bytes`.
+fn varint(bytes: &[u8]) -> &[u8] {
+    let last = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap();
+    &bytes[..=last]
 }

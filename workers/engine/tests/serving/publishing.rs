@@ -94,7 +94,7 @@ fn data_waits_for_the_window_and_flows_again() {
     house.wait_for_count("deliveries_total", 5);
     // An answer overtakes what waits for the window: had a third message been sent, it would be
     // before it.
-    assert_eq!(client.subscribe("public:b").1[0], 1);
+    client.subscribe("public:b");
     assert_eq!((client.next_message().1, client.next_message().1), (3, 4));
     client.window_size = 0;
     client.send(Kind::Ack, &[]);

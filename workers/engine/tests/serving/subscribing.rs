@@ -143,7 +143,7 @@ fn both_dialects_get_the_same_stream() {
     for number in 1..=20u8 {
         house.publish("public:a", &number.to_string());
         assert_eq!(json.next_publication().1, u64::from(number));
-        let expected = (alias, number, number.to_string().into_bytes());
+        let expected = (alias.clone(), number, number.to_string().into_bytes());
         assert_eq!(plain.next_message(), expected);
         assert_eq!(checked.next_message(), expected);
     }
@@ -155,12 +155,12 @@ fn after_unsubscribed_nothing_of_the_channel_comes() {
     let mut client = Binary::connect(&house, 60_000, false);
     let (alias, _) = client.subscribe("public:a");
     let (other, _) = client.subscribe("public:b");
-    client.send(Kind::Unsubscribe, &[2, alias]);
+    client.send(Kind::Unsubscribe, &[&[2], &alias[..]].concat());
     assert_eq!(client.next().0, Kind::Unsubscribed);
     house.publish("public:a", "1");
     house.publish("public:b", "2");
     assert_eq!(client.next_message(), (other, 1, b"2".to_vec()));
-    client.send(Kind::Unsubscribe, &[3, alias]);
+    client.send(Kind::Unsubscribe, &[&[3], &alias[..]].concat());
     let (kind, payload) = client.next();
     assert_eq!((kind, &payload[..2]), (Kind::Error, &[3, 107][..]));
 }

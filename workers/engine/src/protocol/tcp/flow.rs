@@ -50,6 +50,62 @@ pub struct Flow {
     crc: bool,
 }
 
+/// A [`Flow`] as plain values, to go on in another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowState {
+    /// Payload lengths of the DATA frames in flight, oldest first.
+    pub in_flight: Vec<u16>,
+    pub sent_seq: u32,
+    pub received_seq: u32,
+    pub told_seq: u32,
+    pub received_unacked_bytes: u32,
+    pub own: Window,
+    pub peer: Window,
+    pub connected: bool,
+    pub greeted: bool,
+    pub crc: bool,
+}
+
+impl From<Flow> for FlowState {
+    fn from(flow: Flow) -> Self {
+        Self {
+            in_flight: flow.in_flight.into(),
+            sent_seq: flow.sent_seq,
+            received_seq: flow.received_seq,
+            told_seq: flow.told_seq,
+            received_unacked_bytes: flow.received_unacked_bytes,
+            own: flow.own,
+            peer: flow.peer,
+            connected: flow.connected,
+            greeted: flow.greeted,
+            crc: flow.crc,
+        }
+    }
+}
+
+impl From<FlowState> for Flow {
+    fn from(state: FlowState) -> Self {
+        let mut flow = Flow {
+            in_flight: state.in_flight.into(),
+            in_flight_bytes: 0,
+            sent_seq: state.sent_seq,
+            received_seq: state.received_seq,
+            told_seq: state.told_seq,
+            received_unacked_bytes: state.received_unacked_bytes,
+            own: state.own,
+            peer: state.peer,
+            connected: state.connected,
+            greeted: state.greeted,
+            crc: state.crc,
+        };
+        // Nothing is sequenced before the greeting, so that all of these have the same overhead.
+        let overhead = flow.outgoing().overhead() as u32;
+        let bytes = |length: &u16| u32::from(*length) + overhead;
+        flow.in_flight_bytes = flow.in_flight.iter().map(bytes).sum();
+        flow
+    }
+}
+
 impl Flow {
     /// A connection that has said nothing yet, with the window that this side keeps open.
     pub fn new(own: Window) -> Flow {

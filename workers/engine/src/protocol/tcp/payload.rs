@@ -329,6 +329,11 @@ pub struct Reassembly {
 }
 
 impl Reassembly {
+    /// What is put together so far, to go on in another process by [`Reassembly::from`].
+    pub fn into_pieces(self) -> Vec<u8> {
+        self.pieces
+    }
+
     /// The whole message if this payload ends one; a message of one piece is borrowed.
     ///
     /// Errors: [`Close::BadFragment`] (no such marker, or a piece without bytes),
@@ -357,6 +362,12 @@ impl Reassembly {
         let mut message = std::mem::take(&mut self.pieces);
         message.extend_from_slice(piece);
         Ok(Some(Cow::Owned(message)))
+    }
+}
+
+impl From<Vec<u8>> for Reassembly {
+    fn from(pieces: Vec<u8>) -> Self {
+        Self { pieces }
     }
 }
 
