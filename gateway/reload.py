@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from typing import Any
+
 from gateway.canary import Canary, figures_by_pid
 from gateway.config import Config, differing_keys, reread
 from gateway.errors import ConfigError, ControlError, TidegateError
@@ -9,7 +12,7 @@ from gateway.fleet import Fleet
 from gateway.moves import Moved
 from gateway.processes import Worker
 from gateway.replacing import replace, replace_publisher, replace_worker, start_slot
-from gateway.steps import Report, Steps
+from gateway.steps import Condition, Report, Steps
 
 FIXED_KEYS = frozenset(
     {
@@ -40,10 +43,12 @@ def reload(
     With `canary`, only the workers of so many slots, until `promote` or `roll_back`.
     """
     _check_canary(fleet, canary)
+    before = fleet.pids()
     probation = Canary(fleet.runtime.config, fleet.runtime.generation)
     changed = _take_new_config(fleet)
     if canary is None:
-        return (yield from _replace_all(fleet, report, spread_s, probation, changed))
+        moved = yield from _replace_all(fleet, report, spread_s, probation)
+        return _result(fleet, before, moved, changed)
     if not fleet.runtime.config.reload.handoff:
         fleet.restore(probation.config_before, probation.generation_before)
         raise ControlError(
@@ -51,7 +56,8 @@ def reload(
             remedy="allow it and reload again, or reload without --canary",
             code="canary",
         )
-    return (yield from _begin_canary(fleet, report, probation, canary, changed))
+    moved = yield from _begin_canary(fleet, report, probation, canary)
+    return _result(fleet, before, moved, changed)
 
 
 def promote(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:
@@ -59,9 +65,10 @@ def promote(fleet: Fleet, report: Report, spread_s: float | None = None) -> Step
 
     By what is installed now: what has changed since the canary began comes into force unseen.
     """
-    canary = _canary(fleet)
+    canary, before = _canary(fleet), fleet.pids()
     changed = differing_keys(canary.config_before, fleet.runtime.config)
-    return (yield from _replace_all(fleet, report, spread_s, canary, changed))
+    moved = yield from _replace_all(fleet, report, spread_s, canary)
+    return _result(fleet, before, moved, changed)
 
 
 def roll_back(fleet: Fleet, report: Report) -> Steps:
@@ -69,8 +76,8 @@ def roll_back(fleet: Fleet, report: Report) -> Steps:
 
     Raises ChildError where one of them is dead; the slots that are left stay on probation.
     """
-    canary = _canary(fleet)
-    before = fleet.pids()
+    canary, before = _canary(fleet), fleet.pids()
+    changed = differing_keys(fleet.runtime.config, canary.config_before)
     slots = [slot for slot in fleet.slots if canary.on_probation(slot)]
     moved: list[Moved] = []
     for index, slot in enumerate(slots):
@@ -78,13 +85,12 @@ def roll_back(fleet: Fleet, report: Report) -> Steps:
         moved.append((yield from replace_worker(fleet, slot, 0.0, report, phase, recall=True)))
     fleet.canary = None
     fleet.restore(canary.config_before, canary.generation_before)
-    return {"before": before, "after": fleet.pids(), "slots": [each.as_map() for each in moved]}
+    return _result(fleet, before, moved, changed)
 
 
 def _begin_canary(
-    fleet: Fleet, report: Report, probation: Canary, count: int, changed: list[str]
-) -> Steps:
-    before = fleet.pids()
+    fleet: Fleet, report: Report, probation: Canary, count: int
+) -> Generator[Condition, None, list[Moved]]:
     probation.figures_before = figures_by_pid(fleet)
     fleet.canary = probation
     moved: list[Moved] = []
@@ -100,19 +106,13 @@ def _begin_canary(
         fleet.canary = None
         fleet.restore(probation.config_before, probation.generation_before)
         raise
-    return {
-        "before": before,
-        "after": fleet.pids(),
-        "changed": changed,
-        "slots": [each.as_map() for each in moved],
-    }
+    return moved
 
 
 def _replace_all(
-    fleet: Fleet, report: Report, spread_s: float | None, probation: Canary, changed: list[str]
-) -> Steps:
+    fleet: Fleet, report: Report, spread_s: float | None, probation: Canary
+) -> Generator[Condition, None, list[Moved]]:
     """Replaces whatever is not on probation, which ends; goes back to what was where that fails."""
-    before = fleet.pids()
     spread = fleet.runtime.config.reload.spread_s if spread_s is None else spread_s
     total = max(len(fleet.slots), fleet.wanted) + 2
     moved: list[Moved] = []
@@ -140,6 +140,12 @@ def _replace_all(
             error.message += f" (replaced before that: {replaced})"
         raise
     report({"phase": "done", "done": total, "total": total})
+    return moved
+
+
+def _result(
+    fleet: Fleet, before: dict[str, Any], moved: list[Moved], changed: list[str]
+) -> dict[str, Any]:
     return {
         "before": before,
         "after": fleet.pids(),
