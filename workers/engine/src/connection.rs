@@ -97,6 +97,10 @@ pub struct Connection {
     pub flags: Flags,
     /// When the next ping or heartbeat is to be sent.
     pub probe_due: Tick,
+    /// Time between two of them, as the client was told when the connection opened.
+    pub probe_interval: Tick,
+    /// How long the peer may owe a pong, or be silent where both sides send heartbeats; as told.
+    pub silence_max: Tick,
     /// When the peer was last heard of.
     pub heard: Tick,
     /// Since when the queue is over the soft limit.
@@ -124,6 +128,8 @@ impl Connection {
             phase: Phase::Connecting,
             flags: Flags::default(),
             probe_due: 0,
+            probe_interval: 0,
+            silence_max: 0,
             heard: now,
             soft_since: None,
             outbox: Outbox::default(),

@@ -53,8 +53,12 @@ pub struct Record {
 pub struct Timers {
     /// Until its deadline of whatever kind.
     pub due_ms: u32,
-    /// Since the last probe if it is [`Record::pinged`], else until the next.
+    /// Until the next probe.
     pub probe_ms: u32,
+    /// Between two probes, as the client was told.
+    pub probe_interval_ms: u32,
+    /// How long it may owe a pong, or be silent; as told.
+    pub silence_max_ms: u32,
     /// Since it was last heard of.
     pub heard_ms: u32,
     /// Since its queue is over the soft limit.
@@ -186,6 +190,8 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
     put_u64(out, record.detached_ns);
     put_u32(out, record.timers.due_ms);
     put_u32(out, record.timers.probe_ms);
+    put_u32(out, record.timers.probe_interval_ms);
+    put_u32(out, record.timers.silence_max_ms);
     put_u32(out, record.timers.heard_ms);
     put_optional(out, record.timers.soft_ms);
     put_length(out, record.subscriptions.len());
@@ -345,6 +351,8 @@ impl<'a> Fields<'a> {
             timers: Timers {
                 due_ms: self.u32()?,
                 probe_ms: self.u32()?,
+                probe_interval_ms: self.u32()?,
+                silence_max_ms: self.u32()?,
                 heard_ms: self.u32()?,
                 soft_ms: self.optional("soft_ms")?,
             },

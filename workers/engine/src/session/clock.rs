@@ -74,10 +74,10 @@ impl Sessions {
     /// Asks whether the peer is still there, and draws the consequences if it is not or is slow.
     fn life_signs(&mut self, token: Token) {
         let (now, soft) = (self.now, ticks(self.settings.queue_soft));
-        let (interval, timeout) = self.probe_times(token);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
+        let (interval, silence_max) = (connection.probe_interval, connection.silence_max);
         if connection
             .soft_since
             .is_some_and(|since| now >= since + soft)
@@ -87,9 +87,9 @@ impl Sessions {
         let is_tcp = connection.is_tcp();
         // A pong is due so long after its ping; a heartbeat, so long after the last sign of life.
         let pong_due = |connection: &Connection| match is_tcp {
-            true => Some(connection.heard + timeout),
+            true => Some(connection.heard + silence_max),
             false if connection.flags.has(Flags::PINGED) => {
-                Some(connection.probe_due - interval + timeout)
+                Some(connection.probe_due - interval + silence_max)
             }
             false => None,
         };
@@ -114,41 +114,31 @@ impl Sessions {
         }
     }
 
-    /// Interval between our probes, and how long the peer may be silent, by dialect.
-    pub(super) fn probe_times(&mut self, token: Token) -> (Tick, Tick) {
-        let is_tcp = self
-            .connections
-            .get_mut(token)
-            .is_some_and(|each| each.is_tcp());
-        let timeout = if is_tcp {
-            self.settings.tcp_heartbeat_timeout
-        } else {
-            self.settings.websocket_pong_timeout
-        };
-        (self.probe_interval(is_tcp), ticks(timeout))
-    }
-
-    pub(super) fn probe_interval(&self, is_tcp: bool) -> Tick {
-        ticks(if is_tcp {
-            self.settings.tcp_heartbeat_interval
-        } else {
-            self.settings.websocket_ping_interval
-        })
-    }
-
     /// A connection has said what it wants: from now on it is served.
     pub(super) fn opened(&mut self, token: Token) {
         let random = [self.random(), self.random()];
-        let (interval, _) = self.probe_times(token);
+        let settings = &self.settings;
+        let websocket = (
+            settings.websocket_ping_interval,
+            settings.websocket_pong_timeout,
+        );
+        let tcp = (
+            settings.tcp_heartbeat_interval,
+            settings.tcp_heartbeat_timeout,
+        );
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let (interval, silence_max) = if connection.is_tcp() { tcp } else { websocket };
+        let interval = ticks(interval);
         // The first probe at random in the second half of the interval: connections that came at
         // the same instant (a storm of reconnects) are not all probed at the same instant.
         let first = interval - (random[0] % u64::from(interval / 2 + 1)) as Tick;
         let now = self.now;
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
         connection.phase = Phase::Open;
         connection.heard = now;
+        connection.probe_interval = interval;
+        connection.silence_max = ticks(silence_max);
         connection.probe_due = now + first;
         let mut bits = [0; 16];
         bits[..8].copy_from_slice(&host::random().unwrap_or(random[0]).to_ne_bytes());

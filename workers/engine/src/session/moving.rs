@@ -10,6 +10,7 @@ use tidegate_ring::host;
 use tidegate_ring::publication::PublicationView;
 
 use super::clock::ticks;
+use super::subscribe::Bounds;
 use super::{Sessions, gauge, tcp, websocket};
 use crate::connection::{Connection, Dialect, Flags, Phase, Tcp};
 use crate::handoff::record::{Position, Queued, Record, Speech, Timers};
@@ -24,6 +25,9 @@ use crate::wheel::{TICK, Tick};
 /// Publications that a connection may have to catch up with after a move. Its queue's bound holds
 /// as ever; this one is for the time that reading them takes.
 const CATCH_UP_PUBLICATIONS_MAX: usize = 65_536;
+/// How often a publication is looked for that is written but not committed: its publisher may have
+/// lost the processor between the two, which lasts for milliseconds. Some 100 ms.
+const CATCH_UP_LOOKS_MAX: u32 = 100_000;
 
 /// Whether a connection can be moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,18 +115,13 @@ impl Sessions {
 
     fn timers_of(&mut self, token: Token) -> Option<Timers> {
         let now = self.now;
-        let (interval, _) = self.probe_times(token);
         let due = self.wheel.due(token.index).unwrap_or(now);
         let connection = self.connections.get_mut(token)?;
-        let probe = if connection.flags.has(Flags::PINGED) {
-            // The interval may be another one where the connection goes: what counts is the ping.
-            (now + interval).saturating_sub(connection.probe_due)
-        } else {
-            connection.probe_due.saturating_sub(now)
-        };
         Some(Timers {
             due_ms: milliseconds(due.saturating_sub(now)),
-            probe_ms: milliseconds(probe),
+            probe_ms: milliseconds(connection.probe_due.saturating_sub(now)),
+            probe_interval_ms: milliseconds(connection.probe_interval),
+            silence_max_ms: milliseconds(connection.silence_max),
             heard_ms: milliseconds(now - connection.heard),
             soft_ms: connection.soft_since.map(|since| milliseconds(now - since)),
         })
@@ -225,12 +224,9 @@ impl Sessions {
         };
         let ago = |ms| self.now.saturating_sub(from_milliseconds(ms));
         let mut connection = Connection::new(socket, dialect, ago(timers.heard_ms));
-        let interval = self.probe_interval(connection.is_tcp());
-        connection.probe_due = if pinged {
-            ago(timers.probe_ms) + interval
-        } else {
-            self.now + from_milliseconds(timers.probe_ms).min(interval)
-        };
+        connection.probe_due = self.now + from_milliseconds(timers.probe_ms);
+        connection.probe_interval = from_milliseconds(timers.probe_interval_ms);
+        connection.silence_max = from_milliseconds(timers.silence_max_ms);
         connection.flags.set(Flags::PINGED, pinged);
         connection.soft_since = timers.soft_ms.map(ago);
         connection
@@ -280,9 +276,12 @@ impl Sessions {
     }
 
     fn missed_frames(&mut self, wanted: &Missed, top: Top) -> Result<Vec<Rc<Frame>>, Close> {
-        let count_max = CATCH_UP_PUBLICATIONS_MAX;
+        let bounds = Bounds {
+            publications_max: CATCH_UP_PUBLICATIONS_MAX,
+            looks_max: CATCH_UP_LOOKS_MAX,
+        };
         let payloads = self
-            .missed_within(wanted.channel, wanted.since_offset, top, count_max)
+            .missed_within(wanted.channel, wanted.since_offset, top, &bounds)
             .ok_or_else(|| {
                 self.metrics.add(Count::ResyncsLost, 1);
                 Close::InsufficientState

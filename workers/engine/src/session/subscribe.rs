@@ -15,6 +15,12 @@ use crate::slab::Token;
 /// to others first, so this is some 100 µs.
 const HISTORY_LOOKS_MAX: u32 = 100;
 
+/// How much trouble is taken to find what was missed.
+pub(super) struct Bounds {
+    pub publications_max: usize,
+    pub looks_max: u32,
+}
+
 /// What a subscription got.
 pub(super) struct Granted {
     pub channel: ChannelId,
@@ -208,36 +214,39 @@ impl Sessions {
         since_offset: u64,
         top: Top,
     ) -> Option<Vec<Vec<u8>>> {
-        let count_max = self.settings.recovery_publications_max;
-        let payloads = self.missed_within(id, since_offset, top, count_max)?;
+        let bounds = Bounds {
+            publications_max: self.settings.recovery_publications_max,
+            looks_max: HISTORY_LOOKS_MAX,
+        };
+        let payloads = self.missed_within(id, since_offset, top, &bounds)?;
         // What would not fit the connection's queue would only get it closed as slow.
         let bytes: usize = payloads.iter().map(Vec::len).sum();
         (bytes <= self.settings.queue_soft_bytes).then_some(payloads)
     }
 
-    /// As [`Sessions::missed`] with a bound of the caller's, and none in bytes.
+    /// As [`Sessions::missed`] with bounds of the caller's, and none in bytes.
     pub(super) fn missed_within(
         &mut self,
         id: ChannelId,
         since_offset: u64,
         top: Top,
-        count_max: usize,
+        bounds: &Bounds,
     ) -> Option<Vec<Vec<u8>>> {
         let count = top.offset.checked_sub(since_offset)?;
         if count == 0 {
             return Some(Vec::new());
         }
-        if count > count_max as u64 {
+        if count > bounds.publications_max as u64 {
             return None;
         }
         let key = self.hub.channel(id)?.key;
-        for _ in 0..HISTORY_LOOKS_MAX {
+        for _ in 0..bounds.looks_max {
+            // Before the look: what is committed between the two is found by the next one.
+            let is_committed = self.reader.tail() > top.last_position;
             let view = self.reader.view();
-            if let Some(payloads) = history(view, key, since_offset, top, count_max) {
-                return Some(payloads);
-            }
-            if self.reader.tail() > top.last_position {
-                return None;
+            let found = history(view, key, since_offset, top, bounds.publications_max);
+            if found.is_some() || is_committed {
+                return found;
             }
             std::thread::yield_now();
         }

@@ -12,6 +12,7 @@ use tidegate_engine::handoff::{Adopted, HandedOver, Order, Report};
 use tidegate_engine::metrics;
 use tidegate_engine::reactor::{Descriptors, Reactor, Regions};
 use tidegate_engine::settings::{Namespace, Settings};
+use tidegate_ring::channels::ChannelTable;
 use tidegate_ring::layout::Owner;
 use tidegate_ring::region::Region;
 use tidegate_ring::sequencer::{self, Sequencer};
@@ -52,6 +53,7 @@ pub struct Pair {
     /// `None`: killed.
     pub workers: [Option<Reactor>; 2],
     pub source: Option<Source>,
+    pub table: ChannelTable,
     stats: Stats,
     links: Vec<UnixStream>,
     publisher_link: UnixStream,
@@ -68,7 +70,6 @@ pub fn settings(slot: u32) -> Settings {
     let long = Duration::from_secs(60);
     Settings {
         version: "0.1.0".to_string(),
-        node: "8d7c1a52-7f0e-4d0b-9a60-0a2f4f6a7a11".to_string(),
         slot,
         generation: 1,
         seat: slot,
@@ -218,6 +219,7 @@ impl Pair {
                 publisher: Bell::from(publisher),
                 last_id: 0,
             }),
+            table: ChannelTable::attach(segments.shared.channels).unwrap(),
             stats: Stats::attach(segments.shared.stats).unwrap(),
             links,
             publisher_link,

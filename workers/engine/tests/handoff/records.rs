@@ -25,6 +25,8 @@ fn sample() -> Vec<Record> {
         timers: Timers {
             due_ms: 8_000,
             probe_ms: 150,
+            probe_interval_ms: 25_000,
+            silence_max_ms: 8_000,
             heard_ms: 25_000,
             soft_ms: None,
         },
@@ -243,7 +245,7 @@ prop_compose! {
         flags in any::<[bool; 3]>(),
         client in any::<[u8; 16]>(),
         times in any::<[u64; 2]>(),
-        timers in any::<[u32; 3]>(),
+        timers in any::<[u32; 5]>(),
         soft_ms in option::of(any::<u32>()),
         subscriptions in vec(("[a-zäß:]{1,60}", any::<u32>(), any::<u64>()), 0..5),
         queue in vec((option::of(any::<u32>()), vec(any::<u8>(), 1..200)), 0..5),
@@ -267,7 +269,14 @@ prop_compose! {
             client,
             connected_ms: times[0],
             detached_ns: times[1],
-            timers: Timers { due_ms: timers[0], probe_ms: timers[1], heard_ms: timers[2], soft_ms },
+            timers: Timers {
+                due_ms: timers[0],
+                probe_ms: timers[1],
+                probe_interval_ms: timers[2],
+                silence_max_ms: timers[3],
+                heard_ms: timers[4],
+                soft_ms,
+            },
             subscriptions: subscriptions
                 .into_iter()
                 .map(|(channel, epoch, offset)| Position { channel, epoch, offset })

@@ -1,5 +1,6 @@
 //! A connection in every state that it can be in is moved, and goes on to the byte.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -312,4 +313,51 @@ fn a_silent_client_is_not_given_more_time_by_a_move() {
     pair.serve(|_| while client.next().0 != Kind::Close {});
     assert!(connected.elapsed() < Duration::from_millis(1400));
     assert_eq!(pair.count(1, r#"closes_total{reason="no_pong"}"#), 1);
+}
+
+#[test]
+fn what_a_client_was_told_of_heartbeats_holds_in_a_worker_with_other_settings() {
+    let mut pair = Pair::with(|slot| {
+        let mut settings = settings(slot);
+        if slot == 0 {
+            settings.tcp_heartbeat_interval = Duration::from_millis(100);
+        }
+        settings
+    });
+    let mut client = pair.serve(|house| Binary::connect(&house, u16::MAX, false));
+    pair.move_all(0);
+    pair.serve(|_| {
+        for _ in 0..3 {
+            assert_eq!(client.next().0, Kind::Heartbeat);
+        }
+    });
+}
+
+#[test]
+fn two_channels_of_one_alias_are_not_for_one_connection() {
+    let mut pair = Pair::open();
+    let mut found = HashMap::new();
+    let [first, second] = (0u32..)
+        .find_map(|number| {
+            let name = format!("public:{number}");
+            let alias = pair.table.key(&name).0[1] >> 32;
+            let other = found.insert(alias, name.clone())?;
+            Some([other, name])
+        })
+        .unwrap();
+    let subscribe = |client: &mut Binary, channel: &str| {
+        let payload = [&[1, 0, channel.len() as u8], channel.as_bytes()].concat();
+        client.send(Kind::Subscribe, &payload);
+        client.next()
+    };
+    pair.serve(|house| {
+        let mut client = Binary::connect(&house, u16::MAX, false);
+        let mut other = Binary::connect(&house, u16::MAX, false);
+        assert_eq!(subscribe(&mut client, &first).0, Kind::Subscribed);
+        let (kind, payload) = subscribe(&mut client, &second);
+        assert_eq!((kind, payload[1]), (Kind::Error, 108));
+        let (kind, payload) = subscribe(&mut client, &first);
+        assert_eq!((kind, payload[1]), (Kind::Error, 105));
+        assert_eq!(subscribe(&mut other, &second).0, Kind::Subscribed);
+    });
 }
