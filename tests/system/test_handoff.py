@@ -158,7 +158,7 @@ def test_the_binary_protocol_goes_on_with_its_numbers(one_worker: Gateway) -> No
     with raw_wire(one_worker.tcp_port) as wire:
         wire.connect(crc=True)
         for number in range(1, 4):
-            publish = Publish(number, CHANNEL, b'"cut in two"').encode()
+            publish = b"\0" + Publish(number, CHANNEL, b'"cut in two"').encode()
             wire.seq += 1
             whole = frames.encode(
                 Kind.PUBLISH, wire.seq, wire.received_seq, wire.window_size, publish, crc=True
