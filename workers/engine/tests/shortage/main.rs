@@ -11,6 +11,17 @@ use clients::Uni;
 use house::Pair;
 use tidegate_engine::sys::passing;
 
+fn descriptor_limit() -> libc::rlimit {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the answer.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    assert_eq!(result, 0);
+    limit
+}
+
 /// Lets this process have `more` descriptors than it has; `None`: as many as it could before.
 fn limit_descriptors(more: Option<usize>, before: &libc::rlimit) {
     let mut limit = *before;
@@ -19,20 +30,13 @@ fn limit_descriptors(more: Option<usize>, before: &libc::rlimit) {
         limit.rlim_cur = (open + more) as u64;
     }
     // SAFETY: `limit` lives through the call.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    assert_eq!(result, 0);
 }
 
 #[test]
 fn a_batch_that_was_cut_short_is_refused_whole_and_taken_back() {
-    let mut before = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `before` is a valid place for the answer.
-    assert_eq!(
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut before) },
-        0
-    );
+    let before = descriptor_limit();
     let mut pair = Pair::open();
     let mut clients: Vec<Uni> = pair.serve(|house| {
         let one = |_| Uni::connect(&house, r#"{"public:a":{}}"#).0;
