@@ -160,19 +160,15 @@ impl Binary {
     }
 
     /// As [`Binary::next_message`], for offsets of any length: their varint is returned.
-    pub fn next_data(&mut self) -> (u8, Vec<u8>, Vec<u8>) {
+    pub fn next_data(&mut self) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         let (kind, payload) = self.next();
         assert_eq!((kind, payload[0]), (Kind::Data, 0), "{payload:?}");
-        let end = 2 + payload[2..]
-            .iter()
-            .position(|byte| byte & 0x80 == 0)
-            .unwrap();
+        let alias = varint(&payload[1..]);
+        let rest = &payload[1 + alias.len()..];
+        let offset = varint(rest);
         self.send(Kind::Ack, &[]);
-        (
-            payload[1],
-            payload[2..=end].to_vec(),
-            payload[end + 2..].to_vec(),
-        )
+        let data = &rest[offset.len() + 1..];
+        (alias.to_vec(), offset.to_vec(), data.to_vec())
     }
 
     /// The next DATA frame that holds a whole message: alias, offset, data.
