@@ -257,7 +257,8 @@ fn the_hub_agrees_with_a_plain_list_whatever_the_order() {
     };
     let mut house = House::open();
     let fresh = |house: &House| (Binary::connect(house, 60_000, false), Vec::new());
-    let mut clients: Vec<(Binary, Vec<(usize, Vec<u8>)>)> = (0..6).map(|_| fresh(&house)).collect();
+    type Held = Vec<(usize, Vec<u8>)>;
+    let mut clients: Vec<(Binary, Held)> = (0..6).map(|_| fresh(&house)).collect();
     let mut deliveries = 0;
     for step in 0..400 {
         let (who, channel) = (random(clients.len()), random(CHANNELS.len()));
