@@ -139,6 +139,11 @@ pub struct Handoffs {
 }
 
 impl Handoffs {
+    /// No hand-off is under way.
+    pub fn is_empty(&self) -> bool {
+        self.giver.is_none() && self.receivers.is_empty()
+    }
+
     /// Begins to give connections to the worker at the other end of `socket`, in the order of
     /// `wanted`. While another giving is under way it only reports that.
     pub fn give(&mut self, socket: OwnedFd, order: Order, wanted: Vec<Token>) {

@@ -174,8 +174,7 @@ impl Reactor {
         self.sessions.fan_out();
         // What clients learn by the flush, the statistics have said before.
         self.sessions.show_metrics();
-        self.sessions.flush();
-        self.hand_off();
+        self.flush();
         self.timers();
         let busy_us = (host::monotonic_ns() - began_ns) / 1000;
         self.sessions.metrics.record(Histogram::TurnUs, busy_us);

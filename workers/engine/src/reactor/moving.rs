@@ -1,4 +1,4 @@
-//! The phase `hand_off`, and the orders that begin and end it.
+//! Hand-offs: the orders that begin and end them, and their part of a turn.
 
 use std::os::fd::OwnedFd;
 
@@ -8,6 +8,8 @@ use crate::sys::{Watch, passing};
 
 /// Descriptors that adopted connections leave to everything else.
 const DESCRIPTORS_RESERVED: usize = 64;
+/// Sends between two looks at hand-offs: a millisecond or two.
+const SENDS_PER_HANDOFF: usize = 512;
 
 impl Reactor {
     /// Gives connections to another worker, which is at the other end of `socket`. Unless it
@@ -58,8 +60,29 @@ impl Reactor {
         self.handoffs.report()
     }
 
-    /// Goes on with all hand-offs, between two turns of everybody else.
-    pub(super) fn hand_off(&mut self) {
+    /// The phase `flush`, and between its sends, hand-offs: connections on their way wait for both
+    /// workers, and should not wait for all sends of a turn.
+    pub(super) fn flush(&mut self) {
+        let mut left = self.sessions.to_flush();
+        loop {
+            let count = if self.handoffs.is_empty() {
+                usize::MAX
+            } else {
+                SENDS_PER_HANDOFF
+            };
+            self.sessions.flush(count);
+            self.hand_off();
+            left = left.saturating_sub(count);
+            if left == 0 {
+                break;
+            }
+            // Nobody has asked epoll meanwhile.
+            self.handoffs.woken();
+        }
+        self.sessions.record_latency();
+    }
+
+    fn hand_off(&mut self) {
         let returned = self.handoffs.step(&mut Ground {
             epoll: &self.epoll,
             sessions: &mut self.sessions,

@@ -219,7 +219,7 @@ impl Sessions {
     }
 
     /// All that could be sent of this turn's publications is sent.
-    pub(super) fn record_latency(&mut self) {
+    pub fn record_latency(&mut self) {
         if self.deliveries.published_ms.is_empty() {
             return;
         }

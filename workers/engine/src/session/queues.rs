@@ -85,13 +85,23 @@ impl Sessions {
         }
     }
 
-    /// Sends what this turn has put into queues: one system call for each connection at most.
-    pub fn flush(&mut self) {
+    /// How many connections have something to send, or had.
+    pub fn to_flush(&self) -> usize {
+        self.to_flush.len()
+    }
+
+    /// Sends what this turn has put into the queues of the first `count` connections that have
+    /// something: one system call for each at most. The others are first the next time.
+    pub fn flush(&mut self, count: usize) {
         let mut list = std::mem::take(&mut self.to_flush);
+        let mut others = list.split_off(count.min(list.len()));
         list.retain(|index| self.flush_one(*index));
         list.append(&mut self.to_flush);
+        if !others.is_empty() {
+            others.append(&mut list);
+            list = others;
+        }
         self.to_flush = list;
-        self.record_latency();
     }
 
     /// Returns whether there is more to send without waiting for the socket.
