@@ -13,9 +13,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from gateway.carrying import Keep, Take
 from gateway.errors import ChildError
 from gateway.loop import Loop, Phase, Timer
 from workers.link import Link, LinkClosed, LinkError, close_all, named_descriptors
@@ -43,6 +45,50 @@ class State(Enum):
     DEAD = "dead"
 
 
+@dataclass(slots=True)
+class Process:
+    """A process of ours that nobody has waited for yet, and our end of its link."""
+
+    pid: int
+    link: Link
+    started: float = field(default_factory=time.monotonic)
+    popen: subprocess.Popen[bytes] | None = None
+    """Of one that this program started itself: it would reap it in our place if it were let go."""
+
+    @classmethod
+    def start(cls, module: str, name: str) -> Process:
+        """Starts `python -P -m <module> --link FD`. Raises ChildError where that is impossible."""
+        link, theirs = Link.pair()
+        try:
+            # A fresh interpreter runs the code that is installed now; -P keeps the working
+            # directory off its path. Its own process group: a terminal's ^C is for us alone.
+            popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, "--link", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        except OSError as error:
+            link.close()
+            raise ChildError(f"cannot start {name} ({error.strerror})", code="spawn") from error
+        finally:
+            theirs.close()
+        return cls(popen.pid, link, popen=popen)
+
+    def wait(self) -> int:
+        """Reaps it: its exit status, or the signal that ended it as a negative number."""
+        if self.popen is not None:
+            return self.popen.wait()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {"pid": self.pid, "link": keep(self.link.fileno()), "started": self.started}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take) -> Process:
+        return cls(state["pid"], Link.inherited(take(state["link"])), state["started"])
+
+
 class Child:
     """A running child. `on_message(child, type, message, descriptors)`, then `on_death(child)`.
 
@@ -52,15 +98,14 @@ class Child:
     def __init__(
         self,
         loop: Loop,
-        module: str,
+        process: Process,
         name: str,
         on_message: Callable[[Child, str, dict[str, Any], dict[str, int]], None],
         on_death: Callable[[Child], None],
     ) -> None:
-        """Starts `python -P -m <module> --link FD`. Raises ChildError where that is impossible."""
         self.name = name
         self.state = State.STARTING
-        self.started = time.monotonic()
+        self.pid, self.started = process.pid, process.started
         self.failure: dict[str, str] = {}
         """What the child said in `failed` before it ended: code and message."""
         self.exit_status: int | None = None
@@ -71,26 +116,39 @@ class Child:
         self._on_death = on_death
         self._outbox: deque[tuple[dict[str, Any], list[int]]] = deque()
         self._deadline: Timer | None = None
-        self._link, theirs = Link.pair()
+        self._deadline_at, self._deadline_reason = 0.0, ""
+        self._process = process
+        self._link = process.link
         self._link.setblocking(False)
-        try:
-            # A fresh interpreter runs the code that is installed now; -P keeps the working
-            # directory off its path. Its own process group: a terminal's ^C is for us alone.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, "--link", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-            )
-        except OSError as error:
-            self._link.close()
-            raise ChildError(f"cannot start {name} ({error.strerror})", code="spawn") from error
-        finally:
-            theirs.close()
-        self.pid = self._process.pid
+        # Nobody else waits for it, so its pid is its own until we do, also after its death.
         self._pidfd = os.pidfd_open(self.pid)
         loop.watch(self._pidfd, Phase.DEATHS, self._dead)
         loop.watch(self._link.fileno(), Phase.LINKS, self._ready_link)
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `take_up` needs; kinds of children add theirs. Times are CLOCK_MONOTONIC."""
+        return {
+            "process": self._process.carried(keep),
+            "name": self.name,
+            "state": self.state.value,
+            "served": self.served,
+            "failure": self.failure,
+            "outbox": [[message, [keep(fd) for fd in fds]] for message, fds in self._outbox],
+            "deadline_at": self._deadline_at if self._deadline is not None else 0.0,
+            "deadline_reason": self._deadline_reason,
+        }
+
+    def take_up(self, state: dict[str, Any], take: Take) -> None:
+        """Goes on where `carried` left off; for a child that was made of its process again."""
+        self.state = State(state["state"])
+        self.served, self.failure = state["served"], state["failure"]
+        for message, fds in state["outbox"]:
+            self._outbox.append((message, [take(fd) for fd in fds]))
+        if self._outbox:
+            self._loop.rewatch(self._link.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        if state["deadline_at"]:
+            left_s = max(0.0, state["deadline_at"] - time.monotonic())
+            self.kill_after(left_s, state["deadline_reason"])
 
     @property
     def lived_s(self) -> float:
@@ -139,6 +197,7 @@ class Child:
             self.kill()
 
         self.no_deadline()
+        self._deadline_at, self._deadline_reason = time.monotonic() + delay_s, reason
         self._deadline = self._loop.after(delay_s, expire)
 
     def kill_after_start(self, start_timeout_s: float) -> None:

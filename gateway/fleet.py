@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.canary import Canary
+from gateway.carrying import Keep, Take
 from gateway.children import Child, State
 from gateway.config import Config, worker_count
 from gateway.handoff import Handoffs
@@ -45,7 +46,7 @@ class Fleet:
     and `scaling.py`.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, api_listener: socket.socket) -> None:
         self.runtime = runtime
         self.slots: list[Slot] = []
         self.wanted = worker_count(runtime.config, runtime.host)
@@ -56,7 +57,7 @@ class Fleet:
         self._leaving: list[Slot] = []
         self._publisher_generation = 0
         self._pulses: dict[int, Pulse] = {}
-        self.api_endpoint, self._api_listener = _listen_for_api(runtime)
+        self._api_listener = api_listener
         self.api_key = runtime.instance.api_key(runtime.config.api.key)
         self.publisher = self._service("publisher", self._new_publisher)
         self.api = self._service("api", self._new_api)
@@ -67,7 +68,39 @@ class Fleet:
         for _ in range(self.wanted):
             self.add_slot()
         self.api.start()
-        self._check_pulses()
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `restore` needs, of a fleet that is `settled`."""
+        return {
+            "wanted": self.wanted,
+            "publisher_generation": self._publisher_generation,
+            "publisher": self.publisher.carried(keep),
+            "slots": [slot.carried(keep) for slot in self.slots],
+            "api": self.api.carried(keep),
+            "api_listener": keep(self._api_listener.fileno()),
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take, runtime: Runtime) -> Fleet:
+        """The same processes, instead of `start`."""
+        fleet = cls(runtime, socket.socket(fileno=take(state["api_listener"])))
+        fleet.wanted = state["wanted"]
+        fleet._publisher_generation = state["publisher_generation"]
+        fleet.publisher.take_up(
+            state["publisher"],
+            lambda service, child: Publisher.restore(runtime, service, child, take),
+        )
+        for slot in state["slots"]:
+            fleet.slots.append(Slot.restore(slot, take, runtime, fleet._message, fleet._died))
+        fleet.api.take_up(
+            state["api"], lambda service, child: Api.restore(runtime, service, child, take)
+        )
+        return fleet
+
+    @property
+    def settled(self) -> bool:
+        """Whether no process replaces another, and none has yet to end."""
+        return not self._leaving and all(service.settled for service in self.services)
 
     def add_slot(self) -> Slot:
         """Makes the next slot and starts its worker. Raises InstanceError for want of a seat."""
@@ -128,6 +161,13 @@ class Fleet:
         child.send("stop")
         child.kill_after(timeout_s, f"did not stop within {timeout_s:g} s")
 
+    @property
+    def api_endpoint(self) -> str:
+        if self.runtime.config.api.socket:
+            return f"unix:{self.runtime.config.api.socket}"
+        host, port = self._api_listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def close(self) -> None:
         """Everything is dead: lets go of the listeners."""
         for slot in self.slots:
@@ -151,7 +191,7 @@ class Fleet:
         for service in self.services:
             service.restarts.policy = self.runtime.restart_policy
 
-    def restore(self, config: Config, generation: int) -> None:
+    def go_back_to(self, config: Config, generation: int) -> None:
         """Takes back a configuration that did not come into force everywhere."""
         self.runtime.generation = generation
         self.use_config(config)
@@ -184,14 +224,15 @@ class Fleet:
         """Names of the services that the crash-loop brake holds back."""
         return [service.name for service in self.services if service.crash_looping]
 
-    def _check_pulses(self) -> None:
+    def watch_pulses(self) -> None:
+        """From now on, kills whatever has no heartbeat."""
         for child in self.children:
             if isinstance(child, Publisher | Worker) and child.state is not State.STARTING:
                 self._check_pulse(child)
         alive = {child.pid for child in self.children}
         self._pulses = {pid: pulse for pid, pulse in self._pulses.items() if pid in alive}
         interval_s = self.runtime.config.workers.stall_timeout_s / STALL_CHECKS
-        self.runtime.loop.after(interval_s, self._check_pulses)
+        self.runtime.loop.after(interval_s, self.watch_pulses)
 
     def _check_pulse(self, child: Publisher | Worker) -> None:
         value = self.runtime.memory.reader.heartbeat_ns(child.stats_row)
@@ -223,14 +264,14 @@ class Fleet:
 
     def _new_publisher(self, service: Service) -> Publisher:
         self._publisher_generation += 1
-        return Publisher(self.runtime, service, self._publisher_generation, self._readers)
+        return Publisher.start(self.runtime, service, self._publisher_generation, self._readers)
 
     def _readers(self) -> list[Worker]:
         slots = [*self.slots, *self._leaving]
         return [worker for slot in slots for worker in slot.workers]
 
     def _new_api(self, service: Service) -> Api:
-        return Api(self.runtime, service, self._api_listener, self.api_key)
+        return Api.start(self.runtime, service, self._api_listener, self.api_key)
 
     def _message(self, child: Child, type_: str, message: dict[str, Any]) -> None:
         if type_ == "uplink_detached":
@@ -273,14 +314,13 @@ def _describe(service: Service) -> dict[str, Any]:
     }
 
 
-def _listen_for_api(runtime: Runtime) -> tuple[str, socket.socket]:
-    """The API's endpoint and listener. Raises InstanceError."""
-    api = runtime.config.api
-    backlog = runtime.config.client.backlog
+def listen_for_api(config: Config) -> socket.socket:
+    """The API's listener. Raises InstanceError."""
+    api, backlog = config.api, config.client.backlog
     if api.socket:
-        return f"unix:{api.socket}", listen_unix(Path(api.socket), API_SOCKET_MODE, backlog)
+        return listen_unix(Path(api.socket), API_SOCKET_MODE, backlog)
     port = Port(api.address, api.port, "api.port")
     try:
-        return str(port), port.listen(backlog)
+        return port.listen(backlog)
     finally:
         port.close()

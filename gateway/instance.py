@@ -18,7 +18,9 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gateway.carrying import Keep, Take
 from gateway.config import Config
 from gateway.errors import InstanceError
 from shm.segment import Owner
@@ -49,6 +51,18 @@ class Instance:
         self.directory = directory
         self.owner = Owner.this_process()
         self._lock_fd = lock_fd
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "directory": str(self.directory),
+            "lock": keep(self._lock_fd),
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take) -> Instance:
+        """Still held: flock(2) belongs to the open file, whatever its descriptor's number."""
+        return cls(state["name"], Path(state["directory"]), take(state["lock"]))
 
     @property
     def control_path(self) -> Path:

@@ -13,9 +13,11 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from gateway.carrying import Keep, Take
 from gateway.errors import InstanceError
 
 
@@ -26,14 +28,26 @@ class Port:
     was drained finds its port again.
     """
 
-    def __init__(self, address: str, port: int, key: str) -> None:
-        """Raises InstanceError where another process has the port (`key` is the one to change)."""
+    def __init__(
+        self, address: str, port: int, key: str, reservation: socket.socket | None = None
+    ) -> None:
+        """Raises InstanceError where another process has the port (`key` is the one to change).
+
+        Not where the port is ours already, by a `reservation` that goes on.
+        """
         self.address = address
         self._family = _family(address)
-        if port:
+        if port and reservation is None:
             self._refuse_if_taken(port, key)
-        self._reservation = self._bound(port, key)
+        self._reservation = reservation or self._bound(port, key)
         self.port: int = self._reservation.getsockname()[1]
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {"address": self.address, "reservation": keep(self._reservation.fileno())}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take) -> Port:
+        return cls(state["address"], 0, "", socket.socket(fileno=take(state["reservation"])))
 
     def listen(self, backlog: int) -> socket.socket:
         """A further listener on the port; the kernel spreads new connections over all of them."""

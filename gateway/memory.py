@@ -7,11 +7,14 @@ row 2 + seat   the worker that reads the log from that seat
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 from gateway.api import metrics as api
+from gateway.carrying import Keep, Take
 from gateway.config import Config
 from gateway.errors import InstanceError
 from gateway.metrics import METRICS
@@ -28,11 +31,31 @@ FIRST_WORKER_ROW = FIRST_API_ROW + 2 * API_ROWS
 
 T = TypeVar("T")
 
+logger = logging.getLogger("tidegate.memory")
+
+
+def metrics_of_all() -> list[_ring.Metric]:
+    """What any process of a gateway counts."""
+    return [*METRICS, *api.METRICS, *_ring.METRICS, *_engine.METRICS]
+
 
 class Memory:
     """The segments of one instance, made by the supervisor and removed by it."""
 
-    def __init__(self, config: Config, owner: Owner, seats: int) -> None:
+    def __init__(
+        self, log: Segment, channels: Segment, stats: Segment, wake: int, row: _ring.StatsRow
+    ) -> None:
+        self.log, self.channels, self.stats = log, channels, stats
+        self.publisher_wake = wake
+        """Written by everyone who has something for the publisher, when it says that it sleeps."""
+        self.row = row
+        self.reader = _ring.Stats(stats.fd)
+        self._schema = self.reader.schema()
+        self._free_seats: list[int] = []
+        self._free_api_banks = [FIRST_API_ROW + API_ROWS, FIRST_API_ROW]
+
+    @classmethod
+    def make(cls, config: Config, owner: Owner, seats: int) -> Memory:
         """Makes and reserves all of it. Raises InstanceError; nothing is left behind then.
 
         `seats` bounds the workers, predecessors and successors together, for the instance's life.
@@ -40,45 +63,75 @@ class Memory:
         name, log = config.gateway.name, config.log
         identity = (1, owner.pid, owner.start)
         rows = FIRST_WORKER_ROW + seats
-        metrics = [*METRICS, *api.METRICS, *_ring.METRICS, *_engine.METRICS]
-        self.swept = _told(lambda: segment.sweep(name))
-        """Names of what a dead instance had left."""
-        self._segments: list[Segment] = []
-        self._free_seats = sorted(range(seats), reverse=True)
-        self._free_api_banks = [FIRST_API_ROW + API_ROWS, FIRST_API_ROW]
+        metrics = metrics_of_all()
+        if swept := _told(lambda: segment.sweep(name)):
+            logger.info("removed what a dead instance left", extra={"segments": swept})
+        with ExitStack() as undo:
 
-        def make(part: str, size: int, fill: Callable[[int], None], key: str) -> Segment:
-            made = _told(lambda: segment.create(segment_name(name, part), size, fill, key=key))
-            self._segments.append(made)
-            return made
+            def make(part: str, size: int, fill: Callable[[int], None], key: str) -> Segment:
+                made = _told(lambda: segment.create(segment_name(name, part), size, fill, key=key))
+                undo.callback(made.unlink)
+                return made
 
+            segments = (
+                make(
+                    "log",
+                    _ring.log_size(log.capacity_bytes, seats),
+                    lambda fd: _ring.format_log(fd, log.capacity_bytes, seats, *identity),
+                    "log.capacity_bytes",
+                ),
+                make(
+                    "channels",
+                    _ring.channels_size(log.channels_max),
+                    lambda fd: _ring.format_channels(fd, log.channels_max, *identity),
+                    "log.channels_max",
+                ),
+                make(
+                    "stats",
+                    _ring.stats_size(metrics, rows),
+                    lambda fd: _ring.format_stats(fd, metrics, rows, *identity),
+                    "workers.count",
+                ),
+            )
+            row = _ring.StatsRow(segments[2].fd, SUPERVISOR_ROW, _ring.ROLE_SUPERVISOR, 0, 1)
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            memory = cls(*segments, wake, row)
+            undo.pop_all()
+        memory._free_seats = sorted(range(seats), reverse=True)
+        return memory
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {
+            "segments": [[each.name, keep(each.fd)] for each in self._segments],
+            "wake": keep(self.publisher_wake),
+            "free_seats": self._free_seats,
+            "free_api_banks": self._free_api_banks,
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take) -> Memory:
+        """Raises InstanceError where this code cannot use the segments of the code before it."""
+        log, channels, stats = (Segment(name, take(fd)) for name, fd in state["segments"])
         try:
-            self.log = make(
-                "log",
-                _ring.log_size(log.capacity_bytes, seats),
-                lambda fd: _ring.format_log(fd, log.capacity_bytes, seats, *identity),
-                "log.capacity_bytes",
+            for each in (log, channels, stats):
+                _ring.inspect(each.fd)
+            row = _ring.StatsRow.resume(stats.fd, SUPERVISOR_ROW)
+        except _ring.FormatError as error:
+            raise InstanceError(
+                f"shared memory has a format that the new code does not know ({error.message})",
+                remedy="restart the gateway",
+                code="restart_needed",
+            ) from error
+        memory = cls(log, channels, stats, take(state["wake"]), row)
+        known = {(kind, name) for kind, name, _ in memory._schema}
+        if new := [name for kind, name, _ in metrics_of_all() if (kind, name) not in known]:
+            raise InstanceError(
+                f"the new code counts what the statistics have no place for ({', '.join(new)})",
+                remedy="restart the gateway",
+                code="restart_needed",
             )
-            self.channels = make(
-                "channels",
-                _ring.channels_size(log.channels_max),
-                lambda fd: _ring.format_channels(fd, log.channels_max, *identity),
-                "log.channels_max",
-            )
-            self.stats = make(
-                "stats",
-                _ring.stats_size(metrics, rows),
-                lambda fd: _ring.format_stats(fd, metrics, rows, *identity),
-                "workers.count",
-            )
-            self.reader = _ring.Stats(self.stats.fd)
-            self._schema = self.reader.schema()
-            self.row = _ring.StatsRow(self.stats.fd, SUPERVISOR_ROW, _ring.ROLE_SUPERVISOR, 0, 1)
-        except BaseException:
-            self.close()
-            raise
-        # Written by everyone who has something for the publisher, when it says that it sleeps.
-        self.publisher_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        memory._free_seats, memory._free_api_banks = state["free_seats"], state["free_api_banks"]
+        return memory
 
     def take_seat(self) -> int:
         """A free reader seat. Raises InstanceError where all are taken."""
@@ -124,7 +177,10 @@ class Memory:
         """Removes every segment; processes that still map one keep it until they end."""
         for made in self._segments:
             made.unlink()
-        self._segments.clear()
+
+    @property
+    def _segments(self) -> tuple[Segment, Segment, Segment]:
+        return self.log, self.channels, self.stats
 
 
 def _told(step: Callable[[], T]) -> T:

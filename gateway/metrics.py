@@ -15,6 +15,10 @@ METRICS: list[_ring.Metric] = [
         for result in ("done", "failed", "refused")
     ),
     *(
+        ("counter", f'upgrades_total{{result="{result}"}}', "Upgrades by how they ended.")
+        for result in ("done", "failed")
+    ),
+    *(
         (
             "counter",
             f'connections_lost_total{{while="{when}"}}',

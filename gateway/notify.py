@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+from typing import Any
 
 WATCHDOG_FRACTION = 0.4
 """sd_watchdog_enabled(3) advises half of the interval; a bit less leaves room for one slow turn."""
@@ -35,6 +36,16 @@ class ServiceManager:
         if watchdog_us.isdigit() and watchdog_pid in ("", str(os.getpid())):
             self.watchdog_interval_s = int(watchdog_us) / 1e6 * WATCHDOG_FRACTION
         self._status = ""
+
+    def carried(self) -> dict[str, Any]:
+        """What `restore` needs: the variables are in no environment any more."""
+        return {"address": self._address, "watchdog_interval_s": self.watchdog_interval_s}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> ServiceManager:
+        manager = cls({"NOTIFY_SOCKET": state["address"]})
+        manager.watchdog_interval_s = state["watchdog_interval_s"]
+        return manager
 
     def ready(self) -> None:
         self._send("READY=1", f"MAINPID={os.getpid()}")

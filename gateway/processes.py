@@ -6,17 +6,20 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 
 from gateway.api.settings import ApiSettings
-from gateway.children import Child
+from gateway.carrying import Keep, Take
+from gateway.children import Child, Process
 from gateway.config import connections_max
 from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW
 from gateway.publisher import PublisherSettings
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.topology import place
+from gateway.uplinks import Uplink
 from workers.settings import NamespaceSettings, WorkerSettings
 
 
@@ -25,18 +28,35 @@ class Publisher(Child):
 
     stats_row = PUBLISHER_ROW
 
-    def __init__(
-        self,
+    def __init__(self, runtime: Runtime, service: Service, process: Process) -> None:
+        super().__init__(runtime.loop, process, "publisher", service.message, service.died)
+        self._runtime = runtime
+        runtime.publisher = self
+
+    @classmethod
+    def start(
+        cls,
         runtime: Runtime,
         service: Service,
         generation: int,
         readers: Callable[[], list[Worker]],
-    ) -> None:
-        super().__init__(
-            runtime.loop, "gateway.publisher", "publisher", service.message, service.died
-        )
+    ) -> Publisher:
+        publisher = cls(runtime, service, Process.start("gateway.publisher", "publisher"))
+        publisher._boot(generation, readers())
+        return publisher
+
+    @classmethod
+    def restore(
+        cls, runtime: Runtime, service: Service, state: dict[str, Any], take: Take
+    ) -> Publisher:
+        publisher = cls(runtime, service, Process.restore(state["process"], take))
+        publisher.take_up(state, take)
+        runtime.uplinks.publisher_stayed(publisher)
+        return publisher
+
+    def _boot(self, generation: int, readers: list[Worker]) -> None:
+        runtime = self._runtime
         config, memory = runtime.config, runtime.memory
-        self._runtime = runtime
         settings = PublisherSettings(
             stats_row=PUBLISHER_ROW,
             generation=generation,
@@ -55,8 +75,7 @@ class Publisher(Child):
         uplinks = runtime.uplinks.ids()
         self.send("boot", fds, settings=settings.as_map(), uplinks=uplinks)
         self.kill_after_start(config.reload.start_timeout_s)
-        runtime.publisher = self
-        for worker in readers():
+        for worker in readers:
             worker.attach_to(self)
         runtime.uplinks.publisher_started(self)
 
@@ -74,11 +93,18 @@ class Worker(Child):
         self,
         runtime: Runtime,
         service: Service,
+        process: Process,
         slot: int,
         generation: int,
-        listeners: dict[str, socket.socket],
+        *,
+        seat: int,
+        wake: int,
+        uplink: Uplink,
     ) -> None:
+        name = _name(slot, generation)
+        super().__init__(runtime.loop, process, name, service.message, service.died)
         self.slot, self.generation = slot, generation
+        self.seat, self._wake, self._uplink = seat, wake, uplink
         self.remaining = 0
         """Connections that it has yet to close, while it drains."""
         self.closed = 0
@@ -87,17 +113,62 @@ class Worker(Child):
         """Connections that it still had at its death."""
         self.placement = place(slot, runtime.nodes, runtime.config.workers.pin)
         self._runtime = runtime
-        name = f"worker {slot}.{generation}"
+
+    @classmethod
+    def start(
+        cls,
+        runtime: Runtime,
+        service: Service,
+        slot: int,
+        generation: int,
+        listeners: dict[str, socket.socket],
+    ) -> Worker:
+        """Raises InstanceError where a seat or memory is short, ChildError, OSError."""
+        name = _name(slot, generation)
         with ExitStack() as held:
-            self.seat = runtime.memory.take_seat()
-            held.callback(runtime.memory.give_seat, self.seat)
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            held.callback(os.close, self._wake)
+            seat = runtime.memory.take_seat()
+            held.callback(runtime.memory.give_seat, seat)
+            wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            held.callback(os.close, wake)
             # The one eventfd tells it of log records and of replies alike.
-            uplink = runtime.uplinks.open(runtime.config, name, self._wake)
+            uplink = runtime.uplinks.open(runtime.config, name, wake)
             held.callback(runtime.uplinks.reclaim, uplink)
-            super().__init__(runtime.loop, "workers", name, service.message, service.died)
-            self._held = held.pop_all()
+            process = Process.start("workers", name)
+            held.pop_all()
+        worker = cls(
+            runtime, service, process, slot, generation, seat=seat, wake=wake, uplink=uplink
+        )
+        worker._boot(listeners)
+        return worker
+
+    @classmethod
+    def restore(
+        cls, runtime: Runtime, service: Service, state: dict[str, Any], take: Take
+    ) -> Worker:
+        worker = cls(
+            runtime,
+            service,
+            Process.restore(state["process"], take),
+            state["slot"],
+            state["generation"],
+            seat=state["seat"],
+            wake=take(state["wake"]),
+            uplink=runtime.uplinks.named(state["uplink"]),
+        )
+        worker.take_up(state, take)
+        return worker
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return super().carried(keep) | {
+            "slot": self.slot,
+            "generation": self.generation,
+            "seat": self.seat,
+            "wake": keep(self._wake),
+            "uplink": self._uplink.id,
+        }
+
+    def _boot(self, listeners: dict[str, socket.socket]) -> None:
+        runtime = self._runtime
         if runtime.publisher is not None:
             self.attach_to(runtime.publisher)
         fds = {name: listener.fileno() for name, listener in listeners.items()}
@@ -105,7 +176,7 @@ class Worker(Child):
             "log": runtime.memory.log.fd,
             "channels": runtime.memory.channels.fd,
             "stats": runtime.memory.stats.fd,
-            "uplink": uplink.segment.fd,
+            "uplink": self._uplink.segment.fd,
             "wake": self._wake,
             "publisher_wake": runtime.memory.publisher_wake,
         }
@@ -125,7 +196,9 @@ class Worker(Child):
         self.connections_lost = by_row.get(self.stats_row, 0)
         if self._runtime.publisher is not None:
             self._runtime.publisher.send("detach_reader", seat=self.seat)
-        self._held.close()
+        self._runtime.uplinks.reclaim(self._uplink)
+        os.close(self._wake)
+        self._runtime.memory.give_seat(self.seat)
 
     def _settings(self) -> WorkerSettings:
         config, runtime = self._runtime.config, self._runtime
@@ -177,15 +250,36 @@ class Api(Child):
     """The HTTP API: gunicorn's master, with the listener that outlives it."""
 
     def __init__(
-        self, runtime: Runtime, service: Service, listener: socket.socket, key: str
+        self, runtime: Runtime, service: Service, process: Process, stats_row: int
     ) -> None:
+        super().__init__(runtime.loop, process, "api", service.message, service.died)
         self._runtime = runtime
-        config = runtime.config
+        self.stats_row = stats_row
+
+    @classmethod
+    def start(cls, runtime: Runtime, service: Service, listener: socket.socket, key: str) -> Api:
+        """Raises InstanceError where two run already, ChildError."""
         with ExitStack() as held:
-            self.stats_row = runtime.memory.take_api_rows()
-            held.callback(runtime.memory.give_api_rows, self.stats_row)
-            super().__init__(runtime.loop, "gateway.api", "api", service.message, service.died)
-            self._held = held.pop_all()
+            stats_row = runtime.memory.take_api_rows()
+            held.callback(runtime.memory.give_api_rows, stats_row)
+            process = Process.start("gateway.api", "api")
+            held.pop_all()
+        api = cls(runtime, service, process, stats_row)
+        api._boot(listener, key)
+        return api
+
+    @classmethod
+    def restore(cls, runtime: Runtime, service: Service, state: dict[str, Any], take: Take) -> Api:
+        process = Process.restore(state["process"], take)
+        api = cls(runtime, service, process, state["stats_row"])
+        api.take_up(state, take)
+        return api
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return super().carried(keep) | {"stats_row": self.stats_row}
+
+    def _boot(self, listener: socket.socket, key: str) -> None:
+        runtime, config = self._runtime, self._runtime.config
         settings = ApiSettings(
             instance=config.gateway.name,
             version=runtime.version,
@@ -207,4 +301,8 @@ class Api(Child):
         self.kill_after_start(config.reload.start_timeout_s)
 
     def reclaim(self) -> None:
-        self._held.close()
+        self._runtime.memory.give_api_rows(self.stats_row)
+
+
+def _name(slot: int, generation: int) -> str:
+    return f"worker {slot}.{generation}"

@@ -42,7 +42,7 @@ def reload(
 
     With `canary`, only the workers of so many slots, until `promote` or `roll_back`.
     """
-    _check_canary(fleet, canary)
+    check_canary(fleet, canary)
     before = fleet.pids()
     probation = Canary(fleet.runtime.config, fleet.runtime.generation)
     changed = _take_new_config(fleet)
@@ -50,7 +50,7 @@ def reload(
         moved = yield from _replace_all(fleet, report, spread_s, probation)
         return _result(fleet, before, moved, changed)
     if not fleet.runtime.config.reload.handoff:
-        fleet.restore(probation.config_before, probation.generation_before)
+        fleet.go_back_to(probation.config_before, probation.generation_before)
         raise ControlError(
             "a canary needs reload.handoff = true: a rollback moves its clients back",
             remedy="allow it and reload again, or reload without --canary",
@@ -84,7 +84,7 @@ def roll_back(fleet: Fleet, report: Report) -> Steps:
         phase = {"phase": f"slot {slot.number} back", "done": index, "total": len(slots)}
         moved.append((yield from replace_worker(fleet, slot, 0.0, report, phase, recall=True)))
     fleet.canary = None
-    fleet.restore(canary.config_before, canary.generation_before)
+    fleet.go_back_to(canary.config_before, canary.generation_before)
     return _result(fleet, before, moved, changed)
 
 
@@ -104,7 +104,7 @@ def _begin_canary(
         if probation.workers:
             yield from roll_back(fleet, report)
         fleet.canary = None
-        fleet.restore(probation.config_before, probation.generation_before)
+        fleet.go_back_to(probation.config_before, probation.generation_before)
         raise
     return moved
 
@@ -134,7 +134,7 @@ def _replace_all(
         yield from replace(fleet.api, lambda api: fleet.tell_to_stop(api, timeout_s), "the API")
     except TidegateError as error:
         # Who starts from now on, after a death, starts as those that are still there did.
-        fleet.restore(probation.config_before, probation.generation_before)
+        fleet.go_back_to(probation.config_before, probation.generation_before)
         if moved:
             replaced = ", ".join(f"slot {each.slot}" for each in moved)
             error.message += f" (replaced before that: {replaced})"
@@ -154,7 +154,8 @@ def _result(
     }
 
 
-def _check_canary(fleet: Fleet, count: int | None) -> None:
+def check_canary(fleet: Fleet, count: int | None = None) -> None:
+    """Raises ControlError while a canary is under way, or where one of `count` slots cannot be."""
     if fleet.canary is not None:
         numbers = [slot.number for slot in fleet.slots if fleet.canary.on_probation(slot)]
         raise ControlError(
@@ -180,17 +181,17 @@ def _canary(fleet: Fleet) -> Canary:
     return fleet.canary
 
 
-def _take_new_config(fleet: Fleet) -> list[str]:
-    """Reads the configuration again; returns the keys that changed. The old one stays on errors."""
+def new_config(current: Config) -> tuple[Config, list[str]]:
+    """The configuration as it is now, and the keys that differ. Raises ControlError."""
     try:
-        config: Config = reread(fleet.runtime.config)
+        config = reread(current)
     except ConfigError as error:
         raise ControlError(
             f"the configuration was not taken, the old one stays\n{error.message}",
             remedy="correct it and reload again (`tidegate check-config` shows the same)",
             code="config",
         ) from error
-    changed = differing_keys(fleet.runtime.config, config)
+    changed = differing_keys(current, config)
     if fixed := [key for key in changed if key in FIXED_KEYS]:
         raise ControlError(
             f"a reload cannot change {', '.join(fixed)}",
@@ -198,6 +199,12 @@ def _take_new_config(fleet: Fleet) -> list[str]:
             "workers.count",
             code="restart_needed",
         )
+    return config, changed
+
+
+def _take_new_config(fleet: Fleet) -> list[str]:
+    """Reads the configuration again; returns the keys that changed. The old one stays on errors."""
+    config, changed = new_config(fleet.runtime.config)
     try:
         fleet.use_config(config)
     except OSError as error:

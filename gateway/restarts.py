@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 DEATHS_REMEMBERED_MAX = 1000
 """The upper bound of workers.crash_loop_deaths."""
@@ -29,6 +30,16 @@ class Restarts:
         self._delay_s = 0.0
         self._deaths: deque[float] = deque(maxlen=DEATHS_REMEMBERED_MAX)
         self.total = 0
+
+    def carried(self) -> dict[str, Any]:
+        return {"delay_s": self._delay_s, "deaths": list(self._deaths), "total": self.total}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], policy: RestartPolicy) -> Restarts:
+        restarts = cls(policy)
+        restarts._delay_s, restarts.total = state["delay_s"], state["total"]
+        restarts._deaths.extend(state["deaths"])
+        return restarts
 
     def after_death(self, now: float, lived_s: float) -> float:
         """Notes a death and gives the delay until the next start, in seconds.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gateway.carrying import Keep
 from gateway.children import Child, State
 from gateway.errors import ChildError, TidegateError
 from gateway.loop import Loop, Timer
@@ -20,6 +21,8 @@ from gateway.restarts import RestartPolicy, Restarts
 logger = logging.getLogger("tidegate.service")
 
 NewChild = Callable[["Service"], Child]
+SameChild = Callable[["Service", dict[str, Any]], Child]
+"""Makes a child again of its carried state."""
 
 
 class Service:
@@ -60,8 +63,35 @@ class Service:
         self._on_message = on_message
         self._on_death = on_death
         self._restart: Timer | None = None
+        self._restart_at = 0.0
         self._vacant_since = 0.0
         """When the process was lost that the next one replaces; 0 if none was."""
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `take_up` needs, of a service in which nothing is being replaced."""
+        return {
+            "child": self.current.carried(keep) if self.current is not None else None,
+            "failure": self.failure,
+            "cannot_start": self.cannot_start,
+            "restarts": self.restarts.carried(),
+            "restart_at": self._restart_at if self._restart is not None else 0.0,
+            "vacant_since": self._vacant_since,
+        }
+
+    def take_up(self, state: dict[str, Any], same_child: SameChild) -> None:
+        """Goes on where `carried` left off, instead of `start`."""
+        self.failure, self.cannot_start = state["failure"], state["cannot_start"]
+        self.restarts = Restarts.restore(state["restarts"], self.restarts.policy)
+        self._vacant_since = state["vacant_since"]
+        if state["child"] is not None:
+            self.current = same_child(self, state["child"])
+        elif state["restart_at"]:
+            self._start_after(max(0.0, state["restart_at"] - time.monotonic()))
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being replaced, and nobody stands by or has yet to end."""
+        return self.successor is None and self.standby is None and not self.retiring
 
     @property
     def serving(self) -> bool:
@@ -215,6 +245,10 @@ class Service:
             )
         elif delay_s:
             logger.warning(f"{self.name} starts again in {delay_s:g} s")
+        self._start_after(delay_s)
+
+    def _start_after(self, delay_s: float) -> None:
+        self._restart_at = time.monotonic() + delay_s
         self._restart = self._loop.after(delay_s, self.start)
 
     @property

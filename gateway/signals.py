@@ -3,7 +3,7 @@
 TERM  stop gracefully          INT, QUIT  stop fast; a second INT kills what is left
 HUP   reload                   USR1       reopen the log file
 TTIN  one worker more          TTOU       one worker less
-USR2  reserved for upgrades: logged, nothing else
+USR2  upgrade
 """
 
 from __future__ import annotations
@@ -39,6 +39,28 @@ class SignalQueue:
         self._before = {number: signal.signal(number, _enqueued) for number in HANDLED}
         # The interpreter's C handler writes the number itself: nothing of ours runs in a handler.
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # They may be held back: `hold` does so, and exec keeps the mask (signal(7)).
+        self.let_go()
+
+    def hold(self) -> None:
+        """From now on signals wait in the kernel: exec resets handlers, and they would kill us."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+    def let_go(self) -> None:
+        """Takes signals again, those first that waited."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+    def carried(self) -> bytes:
+        """The signals that arrived and were not read yet; they stay."""
+        with contextlib.suppress(BlockingIOError):
+            return self._reader.recv(READ_BYTES_MAX, socket.MSG_PEEK)
+        return b""
+
+    @classmethod
+    def restore(cls, state: bytes) -> SignalQueue:
+        queue = cls()
+        queue._writer.send(state)
+        return queue
 
     def fileno(self) -> int:
         return self._reader.fileno()

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from gateway.carrying import Keep, Take
 from gateway.children import Child
 from gateway.processes import Worker
 from gateway.runtime import Runtime
@@ -25,12 +26,17 @@ class Slot:
         number: int,
         on_message: Callable[[Child, str, dict[str, Any]], None],
         on_death: Callable[[Child, bool], None],
+        listeners: dict[str, socket.socket] | None = None,
     ) -> None:
+        """Listens, unless it is given the two `listeners` of a slot that goes on."""
         self.number = number
         self.generation = 0
         self._runtime = runtime
         backlog = runtime.config.client.backlog
-        self._listeners = {"http": runtime.http.listen(backlog), "tcp": runtime.tcp.listen(backlog)}
+        self._listeners = listeners or {
+            "http": runtime.http.listen(backlog),
+            "tcp": runtime.tcp.listen(backlog),
+        }
         self.service = Service(
             runtime.loop,
             f"slot {number}",
@@ -40,9 +46,36 @@ class Slot:
             on_death=on_death,
         )
 
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "generation": self.generation,
+            "listeners": {name: keep(each.fileno()) for name, each in self._listeners.items()},
+            "service": self.service.carried(keep),
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        state: dict[str, Any],
+        take: Take,
+        runtime: Runtime,
+        on_message: Callable[[Child, str, dict[str, Any]], None],
+        on_death: Callable[[Child, bool], None],
+    ) -> Slot:
+        listeners = {
+            name: socket.socket(fileno=take(fd)) for name, fd in state["listeners"].items()
+        }
+        slot = cls(runtime, state["number"], on_message, on_death, listeners)
+        slot.generation = state["generation"]
+        slot.service.take_up(
+            state["service"], lambda service, worker: Worker.restore(runtime, service, worker, take)
+        )
+        return slot
+
     def _new_worker(self, service: Service) -> Worker:
         self.generation += 1
-        return Worker(self._runtime, service, self.number, self.generation, self._listeners)
+        return Worker.start(self._runtime, service, self.number, self.generation, self._listeners)
 
     @property
     def workers(self) -> list[Worker]:

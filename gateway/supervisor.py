@@ -10,29 +10,28 @@ import logging
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from enum import Enum
 from typing import Any
 
+import msgspec
+
+from gateway import upgrade
+from gateway.assembly import Assembly
 from gateway.balance import skew_percent
-from gateway.config import WORKERS_MAX, Config, Host, worker_count
+from gateway.carrying import Keep, Take
+from gateway.config import Config
 from gateway.control.server import ControlServer, Request
 from gateway.control.verbs import LEVELS, Verbs
 from gateway.errors import ChildError, InstanceError, TidegateError
-from gateway.fleet import Fleet
 from gateway.instance import Instance
-from gateway.listeners import Port
-from gateway.loop import Loop, Phase
-from gateway.memory import Memory
+from gateway.loop import Phase
 from gateway.moves import serving_loads
-from gateway.notify import ServiceManager
 from gateway.operations import Operations
-from gateway.runtime import Runtime
+from gateway.reload import check_canary, reload
 from gateway.shutdown import fast_stop, graceful_stop
-from gateway.signals import SignalQueue
-from gateway.topology import read_nodes
-from gateway.uplinks import Uplinks
+from gateway.steps import Condition, Report, Steps
 from workers import log
 
 EXIT_OK = 0
@@ -45,9 +44,6 @@ HOUSEKEEPING_INTERVAL_S = 1.0
 REBALANCE_CONNECTIONS_MIN = 100
 """Below so many between the fullest and the emptiest worker, nothing is moved unasked."""
 REBALANCE_INTERVAL_S = 10.0
-SLOTS_PER_CPU = 4
-SLOTS_AT_LEAST = 16
-"""`scale` can go up to so many: reader seats, 128 bytes each, are made at start."""
 
 logger = logging.getLogger("tidegate.supervisor")
 
@@ -69,27 +65,29 @@ def run(config: Config) -> int:
 
     Raises TidegateError where it cannot start: nothing is left behind then.
     """
-    gateway = config.gateway
+    configure_log(msgspec.structs.asdict(config.gateway))
+    _raise_descriptor_limit()
+    with ExitStack() as held:
+        return Supervisor(Assembly.make(config, held), held).run()
+
+
+def configure_log(gateway: dict[str, Any]) -> None:
+    """Logs as the section [gateway] says. Raises InstanceError."""
+    form, level, path = (gateway[f"log_{key}"] for key in ("format", "level", "file"))
     try:
-        log.configure(
-            "supervisor", form=gateway.log_format, level=gateway.log_level, path=gateway.log_file
-        )
+        log.configure("supervisor", form=form, level=level, path=path)
     except OSError as error:
         raise InstanceError(
-            f"gateway.log_file = {gateway.log_file}: {error.strerror}",
+            f"gateway.log_file = {path}: {error.strerror}",
             remedy="name a file that this user may write, or none for standard error",
             code="log_file",
         ) from error
-    _raise_descriptor_limit()
-    with ExitStack() as held:
-        supervisor = Supervisor(config, held)
-        return supervisor.run()
 
 
 class Supervisor:
-    """The running gateway, put together. What is taken is given back through `held`."""
+    """The running gateway. What it takes is given back through `held`."""
 
-    def __init__(self, config: Config, held: ExitStack) -> None:
+    def __init__(self, parts: Assembly, held: ExitStack) -> None:
         self._state = State.STARTING
         self._stop: Iterator[None] | None = None
         self._stop_requests: list[Request] = []
@@ -101,63 +99,78 @@ class Supervisor:
         self._reloading = False
         self._reload_asked = False
         """A HUP is kept while an operation is under way: nobody would hear that it was refused."""
-        host = Host.here()
-        loop = Loop()
-        held.callback(loop.close)
-        self._signals = SignalQueue()
-        held.callback(self._signals.close)
-        self._manager = ServiceManager()
-        held.callback(self._manager.close)
-        instance = Instance.take(config)
-        held.callback(instance.release)
-        http = Port(config.client.address, config.client.http_port, "client.http_port")
-        held.callback(http.close)
-        tcp = Port(config.client.address, config.client.tcp_port, "client.tcp_port")
-        held.callback(tcp.close)
-        wished = max(worker_count(config, host), SLOTS_PER_CPU * host.cpus, SLOTS_AT_LEAST)
-        slots_max = min(wished, WORKERS_MAX)
-        # Two seats a slot: a worker and its successor.
-        memory = Memory(config, instance.owner, seats=2 * slots_max)
-        held.callback(memory.close)
-        if memory.swept:
-            logger.info("removed what a dead instance left", extra={"segments": memory.swept})
-        uplinks = Uplinks(memory, instance.owner)
-        held.callback(uplinks.close)
-        self._runtime = Runtime(
-            config, host, instance, loop, memory, uplinks, http, tcp, read_nodes()
-        )
-        self._fleet = Fleet(self._runtime)
-        held.callback(self._fleet.close)
+        self._upgraded: dict[str, Any] | None = None
+        """What there was before, if this code has taken over and is yet to replace the others."""
+        self._parts = parts
+        self._signals, self._manager = parts.signals, parts.manager
+        self._runtime, self._fleet = parts.runtime, parts.fleet
         self._operations = Operations(self._tell_status)
         self._verbs = Verbs(
             self._runtime,
             self._fleet,
             self._operations,
-            slots_max=slots_max,
+            slots_max=parts.slots_max,
             status=self.status,
             stop=self._stop_for,
+            upgrade=self._upgrade,
         )
         self._control = ControlServer(
-            loop,
-            memory,
+            self._runtime.loop,
+            self._runtime.memory,
             lambda: self._runtime.config,
             {
-                "instance": config.gateway.name,
+                "instance": self._runtime.instance.name,
                 "version": self._runtime.version,
-                "pid": instance.owner.pid,
+                "pid": self._runtime.instance.owner.pid,
             },
             LEVELS,
             self._verbs.carry_out,
         )
         held.callback(self._control.close)
 
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `restore` needs, while nothing is under way but an upgrade."""
+        return {
+            "verbs": self._verbs.carried(),
+            "parts": self._parts.carried(keep),
+            "control": self._control.carried(keep),
+            "state": self._state.value,
+            "reload_asked": self._reload_asked,
+            "reloading": self._reloading,
+            "before": self._identity(),
+            "requester": operation.requester if (operation := self._operations.current) else "",
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take, held: ExitStack) -> Supervisor:
+        """A supervisor that goes on with the upgrade when it runs. Raises as the assembly does."""
+        supervisor = cls(Assembly.restore(state["parts"], take, held), held)
+        connections = supervisor._control.take_up(state["control"], take)
+        supervisor._verbs.take_up(state["verbs"], connections)
+        supervisor._state = State(state["state"])
+        supervisor._reload_asked = state["reload_asked"]
+        supervisor._reloading = state["reloading"]
+        supervisor._upgraded = state["before"] | {"requester": state["requester"]}
+        supervisor._operations.closed = ""
+        return supervisor
+
+    @property
+    def config(self) -> Config:
+        return self._runtime.config
+
     def run(self) -> int:
-        """Starts every process and serves until all of them are gone again."""
+        """Starts every process, or goes on with those there are; serves until all are gone."""
         runtime = self._runtime
         runtime.loop.watch(self._signals.fileno(), Phase.SIGNALS, self._obey_signals)
-        self._control.listen(runtime.instance.control_path)
         try:
-            self._fleet.start()
+            if self._upgraded is None:
+                self._control.listen(runtime.instance.control_path)
+                self._fleet.start()
+            else:
+                requests = [each for each in self._control.requests if each.verb == "upgrade"]
+                requester = self._upgraded.pop("requester")
+                self._verbs.upgrade(requester, requests[0] if requests else None)
+            self._fleet.watch_pulses()
             self._keep_house()
             self._runtime.loop.after(REBALANCE_INTERVAL_S, self._rebalance_if_skewed)
             self._feed_watchdog()
@@ -193,6 +206,11 @@ class Supervisor:
             "totals": runtime.memory.totals(),
         }
 
+    def _identity(self) -> dict[str, Any]:
+        """What `before` and `after` of an upgrade tell."""
+        owner = self._runtime.instance.owner
+        return {"version": self._runtime.version, "pid": owner.pid, **self._fleet.pids()}
+
     def _endpoints(self) -> dict[str, str]:
         return {
             "http": str(self._runtime.http),
@@ -200,6 +218,46 @@ class Supervisor:
             "api": self._fleet.api_endpoint,
             "control": str(self._runtime.instance.control_path),
         }
+
+    # ---- new code
+
+    def _upgrade(self, report: Report) -> Steps:
+        """The verb: up to the exec in the old code, and from there in the new."""
+        row = self._runtime.memory.row
+        before, self._upgraded = self._upgraded, None
+        try:
+            if before is None:
+                yield from self._execute_new_code(report)
+            result = yield from reload(self._fleet, report)
+        except TidegateError:
+            row.add('upgrades_total{result="failed"}')
+            raise
+        row.add('upgrades_total{result="done"}')
+        return {**result, "before": before, "after": self._identity()}
+
+    def _execute_new_code(self, report: Report) -> Generator[Condition, None, None]:
+        """Ends with an exec, or raises ControlError; then nothing has changed."""
+        check_canary(self._fleet)
+        report({"phase": "processes that end", "done": 0, "total": 1})
+        yield lambda: self._fleet.settled
+        report({"phase": "check of the new code", "done": 0, "total": 1})
+        timeout_s = self.config.reload.start_timeout_s
+        yield from upgrade.try_out(self.carried, self._runtime.loop, timeout_s)
+        report({"phase": "supervisor", "done": 0, "total": 1})
+        self._control.pause()
+        try:
+            yield self._can_execute
+            self._verbs.end_publishing()
+            self._signals.hold()
+            upgrade.execute(self.carried)
+        finally:
+            self._signals.let_go()
+            self._control.resume()
+
+    def _can_execute(self) -> bool:
+        """Whether no request is to be answered by this code but that for the upgrade."""
+        others = [each for each in self._control.requests if each.verb != "upgrade"]
+        return self._fleet.settled and not others and not self._verbs.publishing
 
     # ---- signals
 
@@ -228,8 +286,8 @@ class Supervisor:
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
             step = 1 if number == signal.SIGTTIN else -1
             self._verbs.scale(requester, None, self._fleet.wanted + step)
-        else:
-            logger.warning("USR2 is reserved for upgrades of the supervisor: not supported yet")
+        elif number == signal.SIGUSR2:
+            self._verbs.upgrade(requester, None)
 
     def _reload_if_asked(self) -> None:
         if self._reload_asked and not self._operations.closed and not self._operations.current:
@@ -296,7 +354,7 @@ class Supervisor:
         if self._state is State.STOPPING:
             return
         operation = self._operations.current
-        reloading = operation is not None and operation.name == "reload"
+        reloading = operation is not None and operation.name in ("reload", "upgrade")
         if reloading != self._reloading:
             self._reloading = reloading
             if reloading:

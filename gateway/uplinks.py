@@ -6,7 +6,9 @@ import itertools
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
+from gateway.carrying import Keep, Take
 from gateway.children import Child
 from gateway.config import Config
 from gateway.memory import Memory, make_uplink
@@ -37,6 +39,40 @@ class Uplinks:
         self._ids = itertools.count(1)
         self._open: dict[int, Uplink] = {}
         self._publisher: Child | None = None
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `restore` needs; afterwards this object may still be used."""
+        next_id = next(self._ids)
+        self._ids = itertools.count(next_id)
+        return {
+            "next_id": next_id,
+            "open": [
+                {
+                    "id": uplink.id,
+                    "name": uplink.segment.name,
+                    "fd": keep(uplink.segment.fd),
+                    "reply_wake": keep(uplink.reply_wake),
+                    "holder": uplink.holder,
+                    "leaving": uplink.leaving,
+                }
+                for uplink in self._open.values()
+            ],
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], take: Take, memory: Memory, owner: Owner) -> Uplinks:
+        uplinks = cls(memory, owner)
+        uplinks._ids = itertools.count(state["next_id"])
+        for each in state["open"]:
+            segment = Segment(each["name"], take(each["fd"]))
+            uplinks._open[each["id"]] = Uplink(
+                each["id"], segment, take(each["reply_wake"]), each["holder"], each["leaving"]
+            )
+        return uplinks
+
+    def named(self, number: int) -> Uplink:
+        """The open uplink of that id. Raises KeyError."""
+        return self._open[number]
 
     def __len__(self) -> int:
         return len(self._open)
@@ -72,6 +108,10 @@ class Uplinks:
             self._attach(publisher, uplink)
             if uplink.leaving:
                 publisher.send("detach_uplink", id=uplink.id)
+
+    def publisher_stayed(self, publisher: Child) -> None:
+        """It has them all already, and knows of those that leave."""
+        self._publisher = publisher
 
     def publisher_gone(self, publisher: Child) -> None:
         if self._publisher is publisher:

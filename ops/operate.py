@@ -72,6 +72,22 @@ def rebalance(connect: Connect, output: Output) -> None:
 
 @click.command()
 @instance_options(timeout_s=LONG_TIMEOUT_S)
+def upgrade(connect: Connect, output: Output) -> None:
+    """Replace the supervisor by new code, then all others, and keep every connection.
+
+    \b
+    Example:
+      tidegate upgrade
+
+    Tries the code that is installed now first: if it cannot take over, nothing changes, and the
+    exit status is 2. The supervisor's process stays the same one; all others are replaced as by
+    `tidegate reload`.
+    """
+    _carry_out(connect, output, "upgrade")
+
+
+@click.command()
+@instance_options(timeout_s=LONG_TIMEOUT_S)
 def stop(connect: Connect, output: Output) -> None:
     """Stop the gateway gracefully.
 
@@ -151,4 +167,4 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-COMMANDS = [reload, scale, rebalance, stop, drain]
+COMMANDS = [reload, scale, rebalance, upgrade, stop, drain]

@@ -205,6 +205,10 @@ class StatsRow:
     def __new__(cls, fd: int, row: int, role: int, slot: int, generation: int) -> Self:
         """Claims the row for this process and zeroes it."""
 
+    @staticmethod
+    def resume(fd: int, row: int) -> StatsRow:
+        """The row that this process claimed before it executed other code, values and all."""
+
     def add(self, name: str, amount: int = 1) -> None:
         """Raises KeyError for a name that the schema lacks, as `set` and `record` do."""
 

@@ -13,6 +13,7 @@ import msgspec
 from gateway.errors import PublishError
 from gateway.producer import STATUS_BAD_REQUEST, STATUS_INTERNAL
 from gateway.runtime import Runtime
+from gateway.uplinks import Uplink
 from shm import _ring
 
 REPLY_TIMEOUT_S = 5.0
@@ -43,7 +44,8 @@ class Publishing:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._producer: _ring.Producer | None = None
-        self._pending: dict[int, Pending] = {}
+        self._lent: Uplink | None = None
+        self._awaited: dict[int, Pending] = {}
 
     def publish(
         self, channel: str, data: Any, tags: dict[str, str], key: str, on_reply: OnReply
@@ -53,7 +55,7 @@ class Publishing:
         `data` that is bytes is published as bytes, anything else as JSON. Raises PublishError.
         """
         self._refuse_unknown_namespace(channel)
-        if len(self._pending) >= PENDING_MAX:
+        if len(self._awaited) >= PENDING_MAX:
             raise PublishError(
                 "too many publishes are under way",
                 remedy="wait, or use an uplink",
@@ -82,9 +84,19 @@ class Publishing:
             raise PublishError(
                 error.message, remedy=error.remedy, code=error.code, status=STATUS_BAD_REQUEST
             ) from error
-        if not self._pending:
+        if not self._awaited:
             self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
-        self._pending[number] = Pending(on_reply, time.monotonic() + REPLY_TIMEOUT_S)
+        self._awaited[number] = Pending(on_reply, time.monotonic() + REPLY_TIMEOUT_S)
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._awaited)
+
+    def close(self) -> None:
+        """Gives the uplink back, when nothing is pending; the next publish takes another one."""
+        if self._lent is not None:
+            self._runtime.uplinks.reclaim(self._lent)
+        self._producer = self._lent = None
 
     def _refuse_unknown_namespace(self, channel: str) -> None:
         name, colon, _ = channel.partition(":")
@@ -102,9 +114,9 @@ class Publishing:
             runtime = self._runtime
             wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             try:
-                uplink = runtime.uplinks.open(runtime.config, "control socket", wake)
+                self._lent = runtime.uplinks.open(runtime.config, "control socket", wake)
                 self._producer = _ring.Producer(
-                    uplink.segment.fd, runtime.memory.publisher_wake, wake
+                    self._lent.segment.fd, runtime.memory.publisher_wake, wake
                 )
             finally:
                 os.close(wake)
@@ -113,13 +125,13 @@ class Publishing:
     def _poll(self) -> None:
         assert self._producer is not None
         for number, status, epoch, offset in self._producer.replies(0.0):
-            if (pending := self._pending.pop(number, None)) is not None:
+            if (pending := self._awaited.pop(number, None)) is not None:
                 pending.on_reply(
                     {"epoch": epoch, "offset": offset} if status == 0 else _refused(status)
                 )
         now = time.monotonic()
-        for number in [n for n, pending in self._pending.items() if pending.deadline <= now]:
-            self._pending.pop(number).on_reply(
+        for number in [n for n, pending in self._awaited.items() if pending.deadline <= now]:
+            self._awaited.pop(number).on_reply(
                 PublishError(
                     f"the publisher did not answer within {REPLY_TIMEOUT_S:g} s",
                     remedy="look at `tidegate status`; the message may still be published",
@@ -127,7 +139,7 @@ class Publishing:
                     status=STATUS_INTERNAL,
                 )
             )
-        if self._pending:
+        if self._awaited:
             self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
 
 

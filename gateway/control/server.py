@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.carrying import Keep, Take
 from gateway.config import Config
 from gateway.control.peers import Level, Peer, peer_pidfd
 from gateway.control.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION, FrameBuffer, encode
@@ -45,14 +46,14 @@ Descriptors = Sequence[int]
 class Request:
     """One request under way, to be answered once; the client may be gone by then."""
 
-    def __init__(
-        self, connection: Connection, number: Any, verb: str, args: dict[str, Any]
-    ) -> None:
-        self.verb = verb
-        self.args = args
+    def __init__(self, connection: Connection, message: dict[str, Any]) -> None:
+        self.message = message
+        """As it came: whatever a client may send."""
+        self.verb = str(message.get("verb"))
+        self.args: dict[str, Any] = message.get("args") or {}
         self.peer = connection.peer
         self.connection = connection
-        self._number = number
+        self._number = message.get("id")
         self._answered = False
 
     def progress(self, values: dict[str, Any]) -> None:
@@ -89,17 +90,57 @@ class Connection:
         self._socket = sock
         self._frames = FrameBuffer(server.request_bytes_max)
         self._outbox: deque[tuple[memoryview, list[int]]] = deque()
-        self._busy = False
         self._closing = False
         self._pidfd: int | None = None
+        self._request: Request | None = None
+        """The one under way."""
         server.loop.watch(sock.fileno(), Phase.CONTROL, self._ready, self._events())
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        return {
+            "socket": keep(self._socket.fileno()),
+            "pidfd": None if self._pidfd is None else keep(self._pidfd),
+            "received": self._frames.rest(),
+            "outbox": [[bytes(frame), [keep(fd) for fd in fds]] for frame, fds in self._outbox],
+            "closing": self._closing,
+            "waiting_since": self.waiting_since,
+            "request": self._request.message if self._request is not None else None,
+        }
+
+    def take_up(self, state: dict[str, Any], take: Take) -> None:
+        """Goes on where `carried` left off; the request under way, if any, is in `request`."""
+        self._frames.feed(state["received"])
+        for frame, fds in state["outbox"]:
+            self._outbox.append((memoryview(frame), [take(fd) for fd in fds]))
+            self.backlog_bytes += len(frame)
+        self._closing, self.waiting_since = state["closing"], state["waiting_since"]
+        if state["request"] is not None:
+            self._request = Request(self, state["request"])
+        if state["pidfd"] is not None:
+            self._watch_pidfd(take(state["pidfd"]))
+        self.look_again()
+
+    @property
+    def request(self) -> Request | None:
+        return self._request
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def look_again(self) -> None:
+        """Requests may be read that could not before."""
+        # Not from here: a client with a thousand requests in its buffer takes a turn for each.
+        self._server.loop.after(0.0, self._next_request)
+        self.rewatch()
 
     def watch_process(self) -> None:
         """Ends the connection with the peer's process: a forked child may hold the socket open."""
-        if self._pidfd is None:
-            self._pidfd = peer_pidfd(self._socket)
-            if self._pidfd is not None:
-                self._server.loop.watch(self._pidfd, Phase.DEATHS, lambda events: self.close())
+        if self._pidfd is None and (pidfd := peer_pidfd(self._socket)) is not None:
+            self._watch_pidfd(pidfd)
+
+    def _watch_pidfd(self, pidfd: int) -> None:
+        self._pidfd = pidfd
+        self._server.loop.watch(pidfd, Phase.DEATHS, lambda events: self.close())
 
     def send(self, message: dict[str, Any], fds: Descriptors = ()) -> None:
         if self._socket.fileno() < 0:
@@ -123,10 +164,8 @@ class Connection:
 
     def answered(self) -> None:
         """The request under way is over: the next may be read."""
-        self._busy = False
-        # Not from here: a client with a thousand requests in its buffer takes a turn for each.
-        self._server.loop.after(0.0, self._next_request)
-        self._rewatch()
+        self._request = None
+        self.look_again()
 
     def flush(self) -> None:
         """Sends what the socket takes now."""
@@ -148,7 +187,7 @@ class Connection:
         if self._closing and not self._outbox:
             self.close()
         else:
-            self._rewatch()
+            self.rewatch()
 
     def close(self) -> None:
         if self._socket.fileno() < 0:
@@ -169,10 +208,18 @@ class Connection:
 
     def _events(self) -> int:
         # While a request is under way the rest waits in the kernel; the end is seen all the same.
-        reading = 0 if self._busy or self._closing else select.EPOLLIN
-        return reading | select.EPOLLRDHUP | (select.EPOLLOUT if self._outbox else 0)
+        return (
+            (select.EPOLLIN if self._may_read else 0)
+            | select.EPOLLRDHUP
+            | (select.EPOLLOUT if self._outbox else 0)
+        )
 
-    def _rewatch(self) -> None:
+    @property
+    def _may_read(self) -> bool:
+        return self._request is None and not self._closing and not self._server.paused
+
+    def rewatch(self) -> None:
+        """Follows what it waits for."""
         if self._socket.fileno() >= 0:
             self._server.loop.rewatch(self._socket.fileno(), self._events())
 
@@ -203,7 +250,7 @@ class Connection:
         self._next_request()
 
     def _next_request(self) -> None:
-        if self._busy or self._closing or self._socket.fileno() < 0:
+        if not self._may_read or self._socket.fileno() < 0:
             return
         try:
             message = self._frames.next()
@@ -216,9 +263,9 @@ class Connection:
             self.waiting_since = (self.waiting_since or time.monotonic()) if partial else 0.0
             return
         self.waiting_since = 0.0
-        self._busy = True
-        self._rewatch()
-        self._server.request(self, message)
+        self._request = Request(self, message)
+        self.rewatch()
+        self._server.request(self._request)
 
 
 class ControlServer:
@@ -241,6 +288,8 @@ class ControlServer:
         self._levels = levels
         self._on_request = on_request
         self._clients: set[Connection] = set()
+        self.paused = False
+        """Whether requests wait: `pause`."""
         self._listener: socket.socket | None = None
 
     @property
@@ -250,15 +299,59 @@ class ControlServer:
 
     def listen(self, path: Path) -> None:
         """Opens the socket, for this user alone unless [control] names others. InstanceError."""
-        self._listener = listen_unix(path, socket_mode(self._config()), BACKLOG)
-        self.loop.watch(self._listener.fileno(), Phase.CONTROL, self._accept)
+        self._serve(listen_unix(path, socket_mode(self._config()), BACKLOG))
+
+    def _serve(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self.loop.watch(listener.fileno(), Phase.CONTROL, self._accept)
         self.loop.after(SWEEP_INTERVAL_S, self._sweep)
 
-    def request(self, connection: Connection, message: dict[str, Any]) -> None:
-        """Checks one message and passes it on; what is wrong is answered, the connection stays."""
+    def pause(self) -> None:
+        """No request is begun any more: they wait in the kernel, unread."""
+        self.paused = True
+        for connection in self._clients:
+            connection.rewatch()
+
+    def resume(self) -> None:
+        self.paused = False
+        for connection in self._clients:
+            connection.look_again()
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those under way."""
+        return [each.request for each in self._clients if each.request is not None]
+
+    def carried(self, keep: Keep) -> dict[str, Any]:
+        """What `take_up` needs."""
+        assert self._listener is not None
+        return {
+            "listener": keep(self._listener.fileno()),
+            "clients": [each.carried(keep) for each in self._clients],
+        }
+
+    def take_up(self, state: dict[str, Any], take: Take) -> dict[int, Connection]:
+        """Goes on where `carried` left off, instead of `listen`.
+
+        Returns the connections by the descriptors that they had.
+        """
+        self._serve(socket.socket(fileno=take(state["listener"])))
+        connections = {}
+        for each in state["clients"]:
+            sock = socket.socket(fileno=take(each["socket"]))
+            sock.setblocking(False)
+            peer = Peer.of(sock)
+            connection = Connection(self, sock, peer, peer.level(self._config()))
+            self._clients.add(connection)
+            connection.take_up(each, take)
+            connections[each["socket"]] = connection
+        return connections
+
+    def request(self, request: Request) -> None:
+        """Checks one request and passes it on; what is wrong is answered, the connection stays."""
         self._memory.row.add("control_requests_total")
-        number, verb, args = message.get("id"), message.get("verb"), message.get("args") or {}
-        request = Request(connection, number, str(verb), args)
+        connection, verb, args = request.connection, request.message.get("verb"), request.args
         needed = self._levels.get(request.verb)
         if needed is None or not isinstance(verb, str) or not isinstance(args, dict):
             self.reject("verb", connection.peer)

@@ -31,6 +31,7 @@ LEVELS = {
     "scale": Level.OPERATOR,
     "rebalance": Level.OPERATOR,
     "drain": Level.OPERATOR,
+    "upgrade": Level.ADMIN,
     "stop": Level.ADMIN,
 }
 
@@ -68,7 +69,7 @@ A = TypeVar("A", bound=Arguments)
 
 
 class Verbs:
-    """Carries out requests. `status` and `stop` are the supervisor's own."""
+    """Carries out requests. `status`, `stop` and `upgrade` are the supervisor's own."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Verbs:
         slots_max: int,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[Request], None],
+        upgrade: Callable[[Report], Steps],
     ) -> None:
         self._runtime = runtime
         self._fleet = fleet
@@ -86,6 +88,7 @@ class Verbs:
         self._slots_max = slots_max
         self._status = status
         self._stop = stop
+        self._upgrade_steps = upgrade
         self._publishing = Publishing(runtime)
         self._leases: dict[Connection, list[Uplink]] = {}
         self._handlers: dict[str, Callable[[Request], None]] = {
@@ -98,6 +101,7 @@ class Verbs:
             "scale": self._scale,
             "rebalance": self._rebalance,
             "drain": self._drain,
+            "upgrade": self._upgrade,
             "stop": self._stop_gateway,
         }
         assert self._handlers.keys() == LEVELS.keys()
@@ -176,11 +180,7 @@ class Verbs:
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             uplink = runtime.uplinks.open(runtime.config, str(request.peer), wake)
-            if connection not in self._leases:
-                self._leases[connection] = []
-                connection.on_close.append(lambda: self._end_leases(connection))
-                connection.watch_process()
-            self._leases[connection].append(uplink)
+            self._lease(connection, uplink)
             fds = {
                 "uplink": uplink.segment.fd,
                 "publisher_wake": runtime.memory.publisher_wake,
@@ -190,9 +190,40 @@ class Verbs:
         finally:
             os.close(wake)
 
+    def _lease(self, connection: Connection, uplink: Uplink) -> None:
+        if connection not in self._leases:
+            self._leases[connection] = []
+            connection.on_close.append(lambda: self._end_leases(connection))
+            connection.watch_process()
+        self._leases[connection].append(uplink)
+
     def _end_leases(self, connection: Connection) -> None:
         for uplink in self._leases.pop(connection, []):
             self._runtime.uplinks.reclaim(uplink)
+
+    @property
+    def publishing(self) -> bool:
+        """Whether a publish awaits its answer, be its client there or not."""
+        return self._publishing.pending
+
+    def end_publishing(self) -> None:
+        """Gives the own uplink back: it does not cross an exec. The next publish takes another."""
+        self._publishing.close()
+
+    def carried(self) -> dict[str, Any]:
+        """What `take_up` needs: uplinks by the descriptor of their connection."""
+        return {
+            "leases": [
+                [connection.fileno(), [uplink.id for uplink in uplinks]]
+                for connection, uplinks in self._leases.items()
+            ]
+        }
+
+    def take_up(self, state: dict[str, Any], connections: dict[int, Connection]) -> None:
+        """Goes on where `carried` left off."""
+        for fd, uplinks in state["leases"]:
+            for uplink in uplinks:
+                self._lease(connections[fd], self._runtime.uplinks.named(uplink))
 
     # ---- operating
 
@@ -258,6 +289,14 @@ class Verbs:
             return scaling.drain(self._fleet, report, spread_s)
 
         self.begin("drain", str(request.peer), steps, request)
+
+    def _upgrade(self, request: Request) -> None:
+        _arguments(request, Arguments)
+        self.upgrade(str(request.peer), request)
+
+    def upgrade(self, requester: str, request: Request | None) -> None:
+        """Starts an upgrade, or goes on with it. Raises ControlError if that cannot be now."""
+        self.begin("upgrade", requester, self._upgrade_steps, request)
 
     def _stop_gateway(self, request: Request) -> None:
         _arguments(request, Arguments)

@@ -66,6 +66,10 @@ class FrameBuffer:
     def __len__(self) -> int:
         return len(self._bytes)
 
+    def rest(self) -> bytes:
+        """What was fed and is no whole message yet, or not asked for."""
+        return bytes(self._bytes)
+
     def feed(self, data: bytes) -> None:
         self._bytes += data
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.children import Child, State
+from gateway.children import Child, Process, State
 from gateway.loop import Loop
 from tests.support.waiting import wait_for
 
@@ -34,7 +34,8 @@ class Nursery:
 
     def start(self, code: str) -> Child:
         (self.folder / "a_child.py").write_text(HEAD + code)
-        self.child = Child(self.loop, "a_child", "a child", self._message, self.deaths.append)
+        process = Process.start("a_child", "a child")
+        self.child = Child(self.loop, process, "a child", self._message, self.deaths.append)
         return self.child
 
     def turn_until(self, condition: Callable[[], Any], what: str) -> None:

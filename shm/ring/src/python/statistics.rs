@@ -151,6 +151,16 @@ impl StatsRow {
         })
     }
 
+    #[staticmethod]
+    fn resume(fd: RawFd, row: u32) -> Result<Self, Error> {
+        let region = map(fd)?;
+        let schema = stats::Stats::attach(region.clone())?.schema().to_vec();
+        Ok(Self {
+            row: Row::resume(region, row)?,
+            schema,
+        })
+    }
+
     #[pyo3(signature = (name, amount = 1))]
     fn add(&self, name: &str, amount: u64) -> Result<(), Error> {
         self.row

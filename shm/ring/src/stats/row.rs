@@ -34,6 +34,24 @@ impl Row {
         slot: u64,
         generation: u64,
     ) -> Result<Self, SegmentError> {
+        let claimed = Self::resume(region, row)?;
+        let (stats, at) = (&claimed.stats, claimed.at);
+        let (pid, start) = host::own_identity()?;
+        stats.free(at);
+        let identity = [(START_AT, start), (ROLE_AT, role as u64), (SLOT_AT, slot)];
+        for (offset, value) in identity.into_iter().chain([(GENERATION_AT, generation)]) {
+            stats.region.store(at + offset, value);
+        }
+        // SYNC: pairs with stats.rs::Stats::snapshot
+        stats.region.word(at + PID_AT).store(pid, Ordering::Release);
+        Ok(claimed)
+    }
+
+    /// Takes up the row that this process claimed before it executed other code, values and all.
+    ///
+    /// # Errors
+    /// As [`Row::claim`].
+    pub fn resume(region: Region, row: u32) -> Result<Self, SegmentError> {
         let stats = Stats::attach(region)?;
         if row as usize >= stats.layout.rows {
             return Err(SegmentError::Parameter {
@@ -44,14 +62,6 @@ impl Row {
         }
         let at = stats.layout.row_at(row as usize);
         let claim = stats.region.claim(at)?;
-        let (pid, start) = host::own_identity()?;
-        stats.free(at);
-        let identity = [(START_AT, start), (ROLE_AT, role as u64), (SLOT_AT, slot)];
-        for (offset, value) in identity.into_iter().chain([(GENERATION_AT, generation)]) {
-            stats.region.store(at + offset, value);
-        }
-        // SYNC: pairs with stats.rs::Stats::snapshot
-        stats.region.word(at + PID_AT).store(pid, Ordering::Release);
         Ok(Self {
             stats,
             at,
