@@ -40,9 +40,10 @@ pub const BATCH_CONNECTIONS_MAX: usize = 240;
 const BATCH_BYTES_SOFT: usize = 4 << 20;
 /// What a receiver takes for a batch: the soft bound and one connection of any size beyond it.
 const BATCH_BYTES_MAX: usize = 1 << 30;
-/// Batches that may be on their way: enough to keep both sides busy, and no more descriptors in
-/// the kernel's hands than the usual RLIMIT_NOFILE of 1,024 lets a sender have there.
-const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// Batches that may be on their way: one that the receiver works on and one that waits for it.
+/// More only wait longer. Below the 1,024 descriptors, the usual RLIMIT_NOFILE, that the kernel
+/// lets a sender have on their way.
+const BATCHES_IN_FLIGHT_MAX: usize = 2;
 /// Takings that may be under way at once: every other worker of a large instance that shrinks.
 const TAKINGS_MAX: usize = 64;
 
