@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +246,29 @@ def test_a_subscriber_prints_what_comes_while_it_waits(gateway: Gateway) -> None
         process.wait()
     assert [line.split()[0] for line in out.splitlines()] == ["public:live"] * 2
     assert out.splitlines()[0].endswith('"hello"')
+
+
+def test_an_interrupted_subscriber_ends_quietly_with_status_130(gateway: Gateway) -> None:
+    process = subprocess.Popen(
+        command("subscribe", "public:interrupt", *at(gateway)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+
+        def printed() -> bool:
+            gateway.publish("public:interrupt", 1)
+            return bool(select.select([process.stdout], [], [], 0.1)[0])
+
+        wait_for(printed, "a message was printed")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (130, "")
 
 
 def test_waiting_in_vain_is_status_1(gateway: Gateway) -> None:
