@@ -58,8 +58,8 @@ class Service:
         self._on_message = on_message
         self._on_death = on_death
         self._restart: Timer | None = None
-        self._vacant_since = 0.0
-        """When the process was lost that the next one replaces; 0 if none was."""
+        self._vacant_since = time.monotonic()
+        """Since when no process serves, while none does."""
 
     @property
     def serving(self) -> bool:

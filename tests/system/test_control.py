@@ -83,6 +83,8 @@ def test_wrong_requests_are_answered_and_the_connection_stays(gateway: Gateway) 
             ("scale", {"count": 0}, "out_of_range"),
             ("scale", {"count": 5000}, "out_of_range"),
             ("drain", {"spread_s": -1}, "bad_arguments"),
+            # Names that a log record has already.
+            ("reload", {"name": "x", "message": "y"}, "bad_arguments"),
             ("publish", {"channel": "unknown:a", "data": 1}, "unknown_channel"),
             ("publish", {"channel": "public:a", "data": "x" * 65536}, "too_large"),
         ):
