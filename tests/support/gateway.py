@@ -198,7 +198,9 @@ class Gateway:
         return self.control("publish", channel=channel, data=data)
 
     def worker_pids(self) -> list[int]:
-        return [int(worker["pid"]) for worker in self.status()["workers"]]
+        """Of the workers that live; one that was killed has none until it is replaced."""
+        workers = self.status()["workers"]
+        return [int(worker["pid"]) for worker in workers if worker["pid"] is not None]
 
 
 @contextlib.contextmanager
