@@ -41,6 +41,11 @@ impl Granted {
             .flat_map(|each| each.missed.iter().map(Vec::as_slice))
     }
 
+    /// What was missed, in bytes of the log.
+    pub fn missed_bytes(&self) -> usize {
+        self.missed().map(<[u8]>::len).sum()
+    }
+
     /// As the client protocol has it: where a recovered client left off, else the top.
     pub fn reported_offset(&self) -> u64 {
         self.recovered
@@ -67,12 +72,14 @@ pub(super) fn epoch_text(epoch: u32) -> String {
 
 impl Sessions {
     /// Subscribes a connection to `name`, recovering what came after `since` (epoch, offset) if
-    /// that is asked for and possible. Live publications follow from this turn's fan-out on.
+    /// that is asked for, possible, and at most `bytes_max`. Live publications follow from this
+    /// turn's fan-out on.
     pub(super) fn subscribe(
         &mut self,
         token: Token,
         name: &str,
         since: Option<(&str, u64)>,
+        bytes_max: usize,
     ) -> Result<Granted, SubscribeError> {
         let recoverable = self.may_subscribe(token, name).inspect_err(|error| {
             self.metrics.add(
@@ -104,7 +111,7 @@ impl Sessions {
             .and_then(|(epoch, since_offset)| {
                 let is_same = epoch.is_empty() || epoch == epoch_text(top.epoch);
                 let missed = if is_same {
-                    self.missed(id, since_offset, top)
+                    self.missed(id, since_offset, top, bytes_max)
                 } else {
                     None
                 };
@@ -167,16 +174,12 @@ impl Sessions {
     /// forgotten it since (it held too many), its next publication begins a new epoch: those
     /// who wait for the old one are told now, and the channel leaves with them.
     fn continues(&mut self, id: ChannelId, top: Top) -> bool {
-        let Some(channel) = self.hub.channel_mut(id) else {
+        let Some(channel) = self.hub.channel(id) else {
             return false;
         };
-        if channel.epoch == top.epoch {
-            return true;
-        }
-        if channel.offset == 0 {
-            // Never published to: nobody has a position that could be lost.
-            channel.epoch = top.epoch;
-            channel.offset = top.offset;
+        // One that was never published to has no epoch yet: its first publication brings it, and
+        // what the table has of it already is still on its way to those who wait here.
+        if channel.epoch == top.epoch || channel.offset == 0 {
             return true;
         }
         self.lose(id);
@@ -200,6 +203,16 @@ impl Sessions {
         });
     }
 
+    /// How much may be recovered for a connection: more than its queue may hold for a while would
+    /// only get it closed as slow, and again when it comes back.
+    pub(super) fn recovery_bytes_max(&mut self, token: Token) -> usize {
+        let queued = self
+            .connections
+            .get_mut(token)
+            .map_or(0, |each| each.queued_bytes());
+        self.settings.queue_soft_bytes.saturating_sub(queued)
+    }
+
     /// The publications of a channel after `since_offset` up to `top`, if all of them are there and
     /// within the bounds.
     pub(super) fn missed(
@@ -207,6 +220,7 @@ impl Sessions {
         id: ChannelId,
         since_offset: u64,
         top: Top,
+        bytes_max: usize,
     ) -> Option<Vec<Vec<u8>>> {
         let count = top.offset.checked_sub(since_offset)?;
         if count == 0 {
@@ -218,13 +232,15 @@ impl Sessions {
         }
         let key = self.hub.channel(id)?.key;
         for _ in 0..HISTORY_LOOKS_MAX {
+            // Asked before the look: what is committed during it deserves another one.
+            let behind_tail = self.reader.tail().wrapping_sub(top.last_position);
+            let is_committed = behind_tail.cast_signed() > 0;
             let view = self.reader.view();
             if let Some(payloads) = history(view, key, since_offset, top, count_max) {
-                // What would not fit the connection's queue would only get it closed as slow.
                 let bytes: usize = payloads.iter().map(Vec::len).sum();
-                return (bytes <= self.settings.queue_soft_bytes).then_some(payloads);
+                return (bytes <= bytes_max).then_some(payloads);
             }
-            if self.reader.tail() > top.last_position {
+            if is_committed {
                 return None;
             }
             std::thread::yield_now();

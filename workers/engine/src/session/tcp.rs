@@ -239,7 +239,8 @@ impl Sessions {
 
     fn tcp_subscribe(&mut self, token: Token, subscribe: &Subscribe<'_>) {
         let since = subscribe.since.map(|since| (since.epoch, since.offset));
-        let granted = match self.subscribe(token, subscribe.channel, since) {
+        let bytes_max = self.recovery_bytes_max(token);
+        let granted = match self.subscribe(token, subscribe.channel, since, bytes_max) {
             Ok(granted) => granted,
             Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
         };
