@@ -262,11 +262,7 @@ impl House {
             .iter()
             .position(|line| line.name == name);
         let place = place.unwrap_or_else(|| panic!("no metric {name}"));
-        let row = self
-            .stats
-            .rows()
-            .into_iter()
-            .find(|row| row.row == number);
+        let row = self.stats.rows().into_iter().find(|row| row.row == number);
         match row.map(|row| row.values[place].clone()) {
             Some(Value::Number(number)) => number,
             other => panic!("{name} is {other:?}"),
