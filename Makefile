@@ -60,7 +60,7 @@ loom:  ## Check the lock-free code against every interleaving
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)
 
-py-test: .venv/.test  ## Python unit tests and system tests with real processes
+py-test: .venv/.test .venv/.demo  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak'
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
