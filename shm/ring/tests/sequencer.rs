@@ -244,6 +244,22 @@ fn an_uplink_that_is_gone_holds_up_nobody() {
     assert_eq!(replies(&mut producer)[0].offset, 1);
 }
 
+/// A producer can write every word of its uplink, also those that are the publisher's.
+#[test]
+fn a_producer_that_moves_the_publishers_head_does_not_pile_up_answers() {
+    const TAIL_AT: usize = 4096;
+    const HEAD_AT: usize = TAIL_AT + 128;
+    let segments = segments();
+    let mut sequencer = open(&segments, &[]);
+    let region = new_uplink(7);
+    attach(&mut sequencer, 1, &region);
+    let mut producer = UplinkProducer::attach(region.clone()).unwrap();
+    ask(&mut producer, 1, "a");
+    region.store(HEAD_AT, region.load(TAIL_AT));
+    sequencer.drain().unwrap();
+    assert_eq!(replies(&mut producer).len(), 1);
+}
+
 #[test]
 fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     let segments = segments();
