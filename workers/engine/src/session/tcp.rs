@@ -198,7 +198,10 @@ impl Sessions {
     }
 
     fn tcp_connect(&mut self, token: Token, connect: &Connect<'_>) {
-        // There is no key to verify tokens with: every client is anonymous.
+        // There is no key to verify tokens with, and who shows one wants to be more than anonymous.
+        if !connect.token.is_empty() {
+            return self.condemn(token, Close::InvalidToken);
+        }
         self.opened(token);
         let Some(connection) = self.connections.get_mut(token) else {
             return;

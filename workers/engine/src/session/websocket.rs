@@ -173,6 +173,10 @@ impl Sessions {
             Ok(request) => request,
             Err(close) => return self.condemn(token, close),
         };
+        // There is no key to verify tokens with, and who shows one wants to be more than anonymous.
+        if !request.token.is_empty() {
+            return self.condemn(token, Close::InvalidToken);
+        }
         self.opened(token);
         let mut granted = Vec::with_capacity(request.subs.len());
         // One reply carries what was missed of all channels.
