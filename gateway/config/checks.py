@@ -77,7 +77,7 @@ def connections_max(config: Config, host: Host) -> int:
 
 def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
-    rules = (_queues, _descriptors, _log, _uplinks, _timers, _addresses, _channels, _paths)
+    rules = (_queues, _descriptors, _log, _uplinks, _timers, _addresses, _channels, _paths, _key)
     return [problem for rule in rules for problem in rule(config, host)]
 
 
@@ -283,6 +283,8 @@ def _paths(config: Config, host: Host) -> Iterator[Problem]:
     ):
         if path and not Path(path).is_absolute():
             yield Problem(name, f'"{path}"', "is not an absolute path", "begin it with /")
+        if "\0" in path:
+            yield Problem(name, repr(path), "holds a NUL, which no path can", "take it out")
     control = f"{config.gateway.run_dir}/{config.gateway.name}/control.sock"
     for name, path in (("gateway.run_dir", control), ("api.socket", config.api.socket)):
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
@@ -293,6 +295,17 @@ def _paths(config: Config, host: Host) -> Iterator[Problem]:
                 f"{len(os.fsencode(path))}",
                 "choose a shorter directory",
             )
+
+
+def _key(config: Config, host: Host) -> Iterator[Problem]:
+    key = config.api.key
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        yield Problem(
+            "api.key",
+            "(hidden)",
+            "cannot be shown in an HTTP header as it stands",
+            "use printable ASCII characters, without blanks at its ends",
+        )
 
 
 def _power_of_two(least: int) -> int:
