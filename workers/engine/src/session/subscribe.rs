@@ -236,12 +236,9 @@ impl Sessions {
             let behind_tail = self.reader.tail().wrapping_sub(top.last_position);
             let is_committed = behind_tail.cast_signed() > 0;
             let view = self.reader.view();
-            if let Some(payloads) = history(view, key, since_offset, top, count_max) {
-                let bytes: usize = payloads.iter().map(Vec::len).sum();
-                return (bytes <= bytes_max).then_some(payloads);
-            }
-            if is_committed {
-                return None;
+            let found = history(view, key, since_offset, top, count_max, bytes_max);
+            if found.is_some() || is_committed {
+                return found;
             }
             std::thread::yield_now();
         }
