@@ -283,6 +283,13 @@ def test_what_cannot_be_recovered_is_told_and_is_status_1(gateway: Gateway) -> N
     )
     assert ran.status == 1
     assert "ffffffff:7" in ran.err
+    ran = tidegate(
+        *("subscribe", "public:gone", "--since", "ffffffff:7", "--wait", 1, "--json"), *at(gateway)
+    )
+    assert ran.status == 1
+    assert ran.json["channel"] == "public:gone"
+    assert ran.json["gap"]["since"] == {"epoch": "ffffffff", "offset": 7}
+    assert ran.json["gap"]["top"]["offset"] == 1
 
 
 @pytest.mark.parametrize(
@@ -290,7 +297,17 @@ def test_what_cannot_be_recovered_is_told_and_is_status_1(gateway: Gateway) -> N
     [
         ("publish", "public:x", "{broken"),
         ("publish", "nowhere:x", "1"),
+        ("publish", "public:\udcff", "1"),
+        ("publish", "public:x", '"\udcff"'),
+        ("publish", "public:x", '"\\ud800"'),
+        ("publish", "public:x", "NaN"),
+        ("publish", "public:x", "1e999"),
+        ("publish", "public:x", "9" * 30),
+        ("publish", "public:x", "[" * 5000 + "]" * 5000),
         ("subscribe", "public:x", "--since", "nonsense"),
+        ("subscribe", "public:x", "--since", "ffffffff:" + "9" * 5000),
+        ("subscribe", "public:x", "--wait", "nan"),
+        ("status", "--timeout", "inf"),
         ("subscribe", "nowhere:x", "--wait", "5"),
         ("scale", "many"),
         ("status", "--watch", "--interval", "0"),
@@ -304,6 +321,27 @@ def test_a_users_mistake_is_status_2_and_no_traceback(
     ran = tidegate(*arguments, *where)
     assert ran.status == 2
     assert ran.err
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:65536", "127.0.0.1:" + "9" * 5000])
+def test_what_is_no_address_is_told_so(address: str) -> None:
+    assert "is no address" in tidegate("subscribe", "public:x", "--address", address).err
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["people", "programs"])
+def test_a_full_disk_is_told_so_and_is_status_2(gateway: Gateway, form: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            command("config", *form, *at(gateway)),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=ENVIRONMENT,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "tidegate: standard output cannot be written (No space left on device)\n"
 
 
 # ---- starting
