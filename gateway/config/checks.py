@@ -204,6 +204,15 @@ def _timers(config: Config, host: Host) -> Iterator[Problem]:
             yield Problem(
                 small, f"{low:g}", f"is above {large} = {high:g}", "lower it, or raise the other"
             )
+    lag_s, stall_s = config.log.lag_budget_ms / 1000, config.workers.stall_timeout_s
+    if 2 * lag_s > stall_s:
+        yield Problem(
+            "log.lag_budget_ms",
+            str(config.log.lag_budget_ms),
+            f"is above half of workers.stall_timeout_s = {stall_s:g}: a publisher that waits for a "
+            "slow worker would be killed as stalled",
+            f"set at most {int(500 * stall_s)}, or raise the other",
+        )
     if config.tcp.heartbeat_timeout_s < 2 * config.tcp.heartbeat_interval_s:
         yield Problem(
             "tcp.heartbeat_timeout_s",

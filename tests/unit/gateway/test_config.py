@@ -262,6 +262,8 @@ def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
         ("[log]\nuplinks_max = 4", "log.uplinks_max", "need 5 at a reload"),
         ("[websocket]\npong_timeout_s = 26", "websocket.pong_timeout_s", "ping_interval_s"),
         ("[tcp]\nheartbeat_timeout_s = 31", "tcp.heartbeat_timeout_s", "twice"),
+        ("[workers]\nstall_timeout_s = 0.5", "workers.stall_timeout_s", ">= 1"),
+        ("[log]\nlag_budget_ms = 5001", "log.lag_budget_ms", "set at most 5000"),
         ("[stop]\nspread_s = 11", "stop.spread_s", "stop.timeout_s"),
         ("[client]\naddress = 'localhost'", "client.address", "not an IP address"),
         ("[client]\ntcp_port = 8000", "client.tcp_port", "client.http_port"),
