@@ -55,12 +55,12 @@ rust-test:  ## Unit, property, model and kill tests of the crates
 
 # A target directory of its own: --cfg loom would otherwise rebuild everything twice.
 loom:  ## Check the lock-free code against every interleaving
-	RUSTFLAGS="--cfg loom" cargo test --package tidegate-ring --test loom --release --locked --target-dir target/loom
+	RUSTFLAGS="--cfg loom" cargo test --package tidegate-ring --test loom --test loom_channels --release --locked --target-dir target/loom
 
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)
 
-py-test: .venv/.test  ## Python unit tests and system tests with real processes
+py-test: .venv/.test .venv/.demo  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak'
 
 soak: .venv/.test  ## The long runs that `make test` leaves out

@@ -77,19 +77,19 @@ class Memory:
                 make(
                     "log",
                     _ring.log_size(log.capacity_bytes, seats),
-                    lambda fd: _ring.format_log(fd, log.capacity_bytes, seats, *identity),
+                    lambda fd: _ring.format_log(fd, log.capacity_bytes, seats, identity),
                     "log.capacity_bytes",
                 ),
                 make(
                     "channels",
                     _ring.channels_size(log.channels_max),
-                    lambda fd: _ring.format_channels(fd, log.channels_max, *identity),
+                    lambda fd: _ring.format_channels(fd, log.channels_max, identity),
                     "log.channels_max",
                 ),
                 make(
                     "stats",
                     _ring.stats_size(metrics, rows),
-                    lambda fd: _ring.format_stats(fd, metrics, rows, *identity),
+                    lambda fd: _ring.format_stats(fd, metrics, rows, identity),
                     "workers.count",
                 ),
             )
@@ -200,7 +200,7 @@ def make_uplink(config: Config, owner: Owner, uplink: int) -> Segment:
             size,
             # Ids are never given out twice in an instance, so the id is its own generation.
             lambda fd: _ring.format_uplink(
-                fd, config.log.uplink_bytes, uplink, owner.pid, owner.start
+                fd, config.log.uplink_bytes, (uplink, owner.pid, owner.start)
             ),
             key="log.uplink_bytes",
         )

@@ -133,8 +133,10 @@ def _handle(
             try:
                 sequencer.attach_uplink(uplink, named["uplink"], named["reply_wake"])
             except (_ring.RingError, OSError) as error:
-                # One producer's broken segment is no reason to stop serving the others.
+                # One producer's broken segment is no reason to stop serving the others, nor to go
+                # on waiting for it.
                 logger.warning("uplink refused", extra={"uplink": uplink, "reason": error})
+                sequencer.detach_uplink(uplink)
                 link.send({"type": "uplink_detached", "id": uplink})
         case {"type": "detach_uplink", "id": int(uplink)}:
             sequencer.detach_uplink(uplink)

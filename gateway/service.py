@@ -64,8 +64,8 @@ class Service:
         self._on_death = on_death
         self._restart: Timer | None = None
         self._restart_at = 0.0
-        self._vacant_since = 0.0
-        """When the process was lost that the next one replaces; 0 if none was."""
+        self._vacant_since = time.monotonic()
+        """Since when no process serves, while none does."""
 
     def carried(self, keep: Keep) -> dict[str, Any]:
         """What `take_up` needs, of a service in which nothing is being replaced."""

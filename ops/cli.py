@@ -14,7 +14,7 @@ from ops import messages, observe, operate, start
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tidegate", message="%(prog)s %(version)s")
 def tidegate() -> None:
-    """A real-time push gateway whose connections outlive its processes.
+    """A real-time push gateway: from a publish to every subscriber of its channel.
 
     \b
     Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,25 @@ TIMEOUT_S = 5.0
 LONG_TIMEOUT_S = 60.0
 """Default of `--timeout` for verbs that tell their progress: they are never silent for so long."""
 
+TIME_S_MAX = 31_536_000.0
+"""A year is as good as never, and far below what the kernel's timers refuse."""
+
 Command = Callable[..., Exit | None]
+
+
+class Seconds(click.FloatRange):
+    """A time of at least `least` seconds, and finite."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(min=least, max=TIME_S_MAX)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number", param, ctx)
+        return seconds
 
 
 def ends_well(command: Command) -> Callable[..., None]:
@@ -59,7 +78,7 @@ def instance_options(*, timeout_s: float = TIMEOUT_S) -> Callable[[Command], Cal
         for option in (
             click.option(
                 "--timeout",
-                type=click.FloatRange(min=0.001),
+                type=Seconds(0.001),
                 default=timeout_s,
                 show_default=True,
                 metavar="SECONDS",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from gateway.errors import TidegateError
-from ops.command import Connect, instance_options
+from ops.command import Connect, Seconds, instance_options
 from ops.output import Exit, Output
+
+OFFSET_DIGITS_MAX = 19
+"""Any number of so many digits is below 2^64."""
 
 
 @click.command()
@@ -28,15 +32,7 @@ def publish(connect: Connect, output: Output, channel: str, data: str) -> None:
 
     DATA is a JSON document; `-` reads it from stdin. Prints the offset and the epoch it got.
     """
-    text = sys.stdin.read() if data == "-" else data
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise TidegateError(
-            f"DATA is not JSON ({error})",
-            remedy="a text needs quotes of its own: '\"hello\"'",
-            code="bad_request",
-        ) from error
+    value = _document(data)
     with connect() as control:
         published = control.call("publish", channel=channel, data=value)
     if output.as_json:
@@ -51,7 +47,7 @@ def publish(connect: Connect, output: Output, channel: str, data: str) -> None:
 @click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(min=0.001),
+    type=Seconds(0.001),
     metavar="SECONDS",
     help="End after so long; the exit status is 1 if --count was not reached.",
 )
@@ -83,7 +79,8 @@ def subscribe(
 
     A client like any other: it connects to the port for TCP clients, and again whenever the
     connection is lost, recovering what it missed. With --json each message is an object with
-    channel, epoch, offset, data (b64data if it is no JSON) and tags, on a line of its own.
+    channel, epoch, offset, data (b64data if it is no JSON) and tags, on a line of its own; where
+    messages are lost for good, there is one with channel and gap. The exit status is 1 then.
     """
     import asyncio
 
@@ -98,11 +95,28 @@ def subscribe(
     return asyncio.run(print_channels(address, channels, position, wait_s, Printer(output, count)))
 
 
+def _document(data: str) -> Any:
+    """DATA as a value. Not by `json`, which takes NaN and numbers that no JSON can hold."""
+    import msgspec
+
+    written = os.fsencode(data)
+    if data == "-":
+        written = sys.stdin.buffer.read() if sys.stdin else b""
+    try:
+        return msgspec.json.decode(written)
+    except (ValueError, RecursionError) as error:
+        raise TidegateError(
+            f"DATA is not JSON ({error})",
+            remedy="a text needs quotes of its own: '\"hello\"'",
+            code="bad_request",
+        ) from error
+
+
 def _position(since: str | None) -> tuple[str, int] | None:
     if since is None:
         return None
     epoch, _, offset = since.rpartition(":")
-    if not epoch or not offset.isdecimal():
+    if not epoch or not offset.isdecimal() or len(offset) > OFFSET_DIGITS_MAX:
         raise click.UsageError(f"--since {since}: write EPOCH:OFFSET, as messages are printed with")
     return epoch, int(offset)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ops.command import Connect, instance_options
+from ops.command import Connect, Seconds, instance_options
 from ops.output import Exit, Output, duration, table
 from ops.start import show_config
 
@@ -18,7 +18,7 @@ WATCH_INTERVAL_S = 1.0
 @click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(0.1),
     default=WATCH_INTERVAL_S,
     show_default=True,
     metavar="SECONDS",

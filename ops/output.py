@@ -7,6 +7,7 @@ remedy}}`. Without a terminal there is no colour, no cursor movement, and nothin
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ class Exit(IntEnum):
     """By convention of shells: 128 and the number of SIGINT."""
 
 
+class OutputLost(TidegateError):
+    """Standard output takes nothing more, as on a full disk."""
+
+    code = "output"
+
+
 class Meter(Protocol):
     """A bar that shows how far a long verb is."""
 
@@ -51,14 +58,17 @@ class Output:
 
     def data(self, value: Any) -> None:
         """One JSON document on a line of its own."""
-        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+        self.line(json.dumps(value, ensure_ascii=False, default=str))
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        # What came as bytes that are no UTF-8 (PEP 383) is shown with the escapes of JSON.
+        with _written():
+            print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
 
     def show(self, *parts: Table | str) -> None:
-        for part in parts:
-            self._stdout.print(part, markup=False, highlight=False)
+        with _written():
+            for part in parts:
+                self._stdout.print(part, markup=False, highlight=False)
 
     @contextmanager
     def live(self) -> Iterator[Any]:
@@ -81,7 +91,7 @@ class Output:
 
     def error(self, error: TidegateError) -> Exit:
         """Tells what went wrong and what to do; returns the exit status for it."""
-        if self.as_json:
+        if self.as_json and not isinstance(error, OutputLost):
             self.data({"error": error.as_map()})
         else:
             print(f"tidegate: {error.message}", file=sys.stderr)
@@ -132,6 +142,19 @@ class Output:
     @property
     def _stderr(self) -> Console:
         return _console(stderr=True)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Writing that may fail. A reader that went away is left to click, which ends quietly."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputLost(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _console(*, stderr: bool) -> Console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gateway.client import AsyncClient, Gap, Message, Position
@@ -36,6 +36,9 @@ class Printer:
 
     def gap(self, gap: Gap) -> None:
         self.gaps += 1
+        if self.output.as_json:
+            places = {"since": asdict(gap.since), "top": asdict(gap.top)}
+            self.output.data({"channel": gap.channel, "gap": places})
         self.output.note(
             f"{gap.channel}: messages after {gap.since.epoch}:{gap.since.offset} are lost, the next"
             f" come after {gap.top.epoch}:{gap.top.offset}"

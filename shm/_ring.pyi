@@ -48,29 +48,17 @@ def channels_size(channels_max: int) -> int:
 
 def stats_size(metrics: list[Metric], rows: int) -> int: ...
 def uplink_size(capacity_bytes: int) -> int: ...
+
+# `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
-    fd: int,
-    capacity_bytes: int,
-    readers: int,
-    generation: int,
-    owner_pid: int,
-    owner_start: int,
+    fd: int, capacity_bytes: int, readers: int, identity: tuple[int, int, int]
 ) -> None: ...
-def format_channels(
-    fd: int, channels_max: int, generation: int, owner_pid: int, owner_start: int
-) -> None: ...
+def format_channels(fd: int, channels_max: int, identity: tuple[int, int, int]) -> None: ...
 def format_stats(
-    fd: int,
-    metrics: list[Metric],
-    rows: int,
-    generation: int,
-    owner_pid: int,
-    owner_start: int,
+    fd: int, metrics: list[Metric], rows: int, identity: tuple[int, int, int]
 ) -> None: ...
-def format_uplink(
-    fd: int, capacity_bytes: int, generation: int, owner_pid: int, owner_start: int
-) -> None:
-    """`generation` differs among all uplinks that ever have the same id in one instance."""
+def format_uplink(fd: int, capacity_bytes: int, identity: tuple[int, int, int]) -> None:
+    """The generation differs among all uplinks that ever have the same id in one instance."""
 
 @type_check_only
 class Header(TypedDict):

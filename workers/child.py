@@ -56,13 +56,13 @@ def leave_signals_to_the_supervisor() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def die_with_the_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends (PR_SET_PDEATHSIG, prctl(2)).
+def die_with_the_parent(parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send `number` when the parent ends (PR_SET_PDEATHSIG, prctl(2)).
 
     Exits with EXIT_USAGE if the parent is no longer `parent_pid`. A fork does not inherit this.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+    if libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
     # The parent may have died before the kernel was told; then somebody else is our parent now.

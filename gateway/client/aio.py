@@ -436,7 +436,7 @@ class AsyncClient:
 
 def _parse_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
         raise Unreachable(f'"{address}" is no address', remedy='give "host:port"')
     return host.removeprefix("[").removesuffix("]"), int(port)
 

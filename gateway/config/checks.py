@@ -80,7 +80,7 @@ def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
     rules = (
         *(_queues, _descriptors, _log, _uplinks, _timers, _balance),
-        *(_addresses, _channels, _paths),
+        *(_addresses, _channels, _paths, _key),
     )
     return [problem for rule in rules for problem in rule(config, host)]
 
@@ -208,6 +208,15 @@ def _timers(config: Config, host: Host) -> Iterator[Problem]:
             yield Problem(
                 small, f"{low:g}", f"is above {large} = {high:g}", "lower it, or raise the other"
             )
+    lag_s, stall_s = config.log.lag_budget_ms / 1000, config.workers.stall_timeout_s
+    if 2 * lag_s > stall_s:
+        yield Problem(
+            "log.lag_budget_ms",
+            str(config.log.lag_budget_ms),
+            f"is above half of workers.stall_timeout_s = {stall_s:g}: a publisher that waits for a "
+            "slow worker would be killed as stalled",
+            f"set at most {int(500 * stall_s)}, or raise the other",
+        )
     if config.tcp.heartbeat_timeout_s < 2 * config.tcp.heartbeat_interval_s:
         yield Problem(
             "tcp.heartbeat_timeout_s",
@@ -298,6 +307,8 @@ def _paths(config: Config, host: Host) -> Iterator[Problem]:
     ):
         if path and not Path(path).is_absolute():
             yield Problem(name, f'"{path}"', "is not an absolute path", "begin it with /")
+        if "\0" in path:
+            yield Problem(name, repr(path), "holds a NUL, which no path can", "take it out")
     control = f"{config.gateway.run_dir}/{config.gateway.name}/control.sock"
     for name, path in (("gateway.run_dir", control), ("api.socket", config.api.socket)):
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
@@ -308,6 +319,17 @@ def _paths(config: Config, host: Host) -> Iterator[Problem]:
                 f"{len(os.fsencode(path))}",
                 "choose a shorter directory",
             )
+
+
+def _key(config: Config, host: Host) -> Iterator[Problem]:
+    key = config.api.key
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        yield Problem(
+            "api.key",
+            "(hidden)",
+            "cannot be shown in an HTTP header as it stands",
+            "use printable ASCII characters, without blanks at its ends",
+        )
 
 
 def _power_of_two(least: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -99,7 +100,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             str(path), [Problem(str(path), "", reason, "give a readable file")]
         ) from (error)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Of tomllib: its own error, and those of bytes, numbers and depths that Python refuses.
         problem = Problem(str(path), "", f"not TOML: {error}", "see https://toml.io")
         raise ConfigError(str(path), [problem]) from error
 
@@ -194,6 +196,8 @@ def _take(
     if wanted == list[Namespace]:
         problems += _namespace_problems(name, value)
     try:
+        if isinstance(value, str):
+            value.encode()  # what came as bytes that are no UTF-8 (PEP 383) is no text
         if text and wanted in (list[str], list[Namespace]):
             value = _list_from_text(value)
         values[name] = msgspec.convert(value, wanted, strict=not text)
@@ -234,17 +238,23 @@ def _plain(error: Exception) -> str:
 def _remedy(name: str) -> str:
     section, _, key = name.partition(".")
     default = msgspec.to_builtins(getattr(Config(), section))[key]
+    wanted = _field_types(SECTIONS[section])[key]
     hints = [
         f"use {meta.description}"
-        for meta in get_args(_field_types(SECTIONS[section])[key])
+        for meta in get_args(wanted)
         if isinstance(meta, msgspec.Meta) and meta.description
     ]
+    if get_origin(wanted) is Literal:
+        hints.append(f"use one of {', '.join(map(_show, get_args(wanted)))}")
+    elif wanted == list[str]:
+        hints.append('write a list, such as ["one", "two"]')
     return "; ".join([*hints, f"the default is {_show(default)}"])
 
 
 def _show(value: Any) -> str:
-    """A value as TOML would have it, cut to a line."""
-    text = msgspec.json.encode(value, enc_hook=str).decode()
+    """A value nearly as TOML would have it, cut to a line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -62,7 +62,7 @@ class Publishing:
                 status=STATUS_TOO_MANY_REQUESTS,
             )
         binary = isinstance(data, bytes)
-        body = data if binary else msgspec.json.encode(data)
+        body = data if binary else _as_json(data)
         message_bytes_max = self._runtime.config.limits.message_bytes_max
         if len(body) > message_bytes_max:
             raise PublishError(
@@ -141,6 +141,18 @@ class Publishing:
             )
         if self._awaited:
             self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
+
+
+def _as_json(data: Any) -> bytes:
+    try:
+        return msgspec.json.encode(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PublishError(
+            f"data cannot be written as JSON ({error})",
+            remedy="send what JSON has, or bytes",
+            code="bad_request",
+            status=STATUS_BAD_REQUEST,
+        ) from error
 
 
 def _refused(status: int) -> PublishError:

@@ -35,8 +35,14 @@ ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * _INT_BYTES)
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """The frame of `message`. Raises ProtocolError if it is above FRAME_BYTES_MAX."""
-    body = msgspec.msgpack.encode(message)
+    """The frame of `message`. Raises ProtocolError for what msgpack or FRAME_BYTES_MAX exclude."""
+    try:
+        body = msgspec.msgpack.encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(
+            f"a control frame cannot hold that ({error})",
+            remedy="text must be Unicode, an integer has at most 64 bits",
+        ) from error
     if len(body) > FRAME_BYTES_MAX:
         raise ProtocolError(
             f"a control frame of {len(body)} bytes is above the limit of {FRAME_BYTES_MAX}",

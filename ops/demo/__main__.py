@@ -9,6 +9,7 @@ connection.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from typing import Any
 
@@ -81,10 +82,10 @@ def summarize(
         ("published twice", f"{published_twice:,}"),
         ("expected", f"{expected:,}"),
         ("delivered", f"{counts.delivered:,}"),
-        ("of them by recovery", f"{counts.recovered:,}"),
+        ("  of them recovered (WebSocket)", f"{counts.recovered:,}"),
         ("lost", f"{lost:,}"),
         ("repeated", f"{counts.repeated:,}"),
-        ("reconnects", f"{counts.reconnects:,}"),
+        ("reconnects (WebSocket)", f"{counts.reconnects:,}"),
         ("latency p50", f"{latencies.percentile_ms(50):.1f} ms"),
         ("latency p99", f"{latencies.percentile_ms(99):.1f} ms"),
         ("rolling reload", f"{reload_s:.1f} s"),
@@ -96,6 +97,7 @@ def summarize(
 
 async def bounded(size: Size, replay_s: float, output: Output) -> Exit:
     deadline_s = replay_s + DEADLINE_S
+    _end_by_signals()
     try:
         async with asyncio.timeout(deadline_s):
             return await demonstrate(size, replay_s, output)
@@ -104,6 +106,14 @@ async def bounded(size: Size, replay_s: float, output: Output) -> Exit:
     except TidegateError as error:
         output.error(error)
     return Exit.ERROR
+
+
+def _end_by_signals() -> None:
+    """A closed terminal and a kill take everything down, as ^C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 @click.command()
@@ -116,7 +126,7 @@ def main(websocket: int, tcp: int, seconds: float) -> None:
     """Replay a day of flights to many subscribers, with a rolling reload half-way."""
     try:
         status = asyncio.run(bounded(Size(websocket, tcp), seconds, Output(as_json=False)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         status = Exit.INTERRUPTED
     raise SystemExit(int(status))
 

@@ -1,10 +1,16 @@
-"""The demonstration's own gateway: `tidegate run` with a temporary configuration, on free ports."""
+"""The demonstration's own gateway: `tidegate run` with a temporary configuration, on free ports.
+
+As a program (`python -m ops.demo.gateway PID FILE`) it is that gateway: told to stop when the
+demonstration, process PID, ends in whatever way.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,6 +20,7 @@ from typing import Any
 
 from gateway.control.client import ControlClient
 from gateway.errors import TidegateError
+from workers import child
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -23,7 +30,7 @@ LOG_LINES_SHOWN = 30
 
 CONFIGURATION = """\
 [gateway]
-name = "demo"
+name = "{name}"
 run_dir = "{directory}"
 
 [workers]
@@ -74,23 +81,25 @@ class Gateway:
 async def running() -> AsyncIterator[Gateway]:
     """A gateway for the length of the block; it is gone afterwards, whatever happened."""
     # A short path: a Unix socket's is at most 107 bytes (unix(7)).
-    with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as name:
-        directory = Path(name)
+    with tempfile.TemporaryDirectory(prefix="tidegate-demo-") as place:
+        directory = Path(place)
+        # Its shared memory is named after it, and another demonstration may run on this host.
+        name = f"demo-{os.getpid()}"
         key = secrets.token_urlsafe(16)
         configuration = directory / "tidegate.toml"
-        configuration.write_text(CONFIGURATION.format(directory=directory, key=key))
+        configuration.write_text(CONFIGURATION.format(name=name, directory=directory, key=key))
         log_path = directory / "log"
         with log_path.open("wb") as log:
             # A process group of its own: ^C is for the demonstration, which then stops it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "ops.cli", "run", "-c", str(configuration)),
+                *(sys.executable, "-m", "ops.demo.gateway", str(os.getpid()), str(configuration)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
             )
         try:
-            yield await _serving(process, directory / "demo" / "control.sock", key)
+            yield await _serving(process, directory / name / "control.sock", key)
         except TidegateError as error:
             lines = log_path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
             error.remedy = "\n".join([error.remedy, "the gateway's last words:", *lines])
@@ -131,3 +140,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         # Its children die with it (PR_SET_PDEATHSIG).
         process.kill()
         await process.wait()
+
+
+def main() -> None:
+    parent, configuration = sys.argv[1:]
+    child.die_with_the_parent(int(parent), signal.SIGTERM)
+    from ops.cli import tidegate
+
+    tidegate(["run", "-c", configuration], prog_name="tidegate")
+
+
+if __name__ == "__main__":
+    main()

@@ -45,6 +45,7 @@ class Counts:
     subscribers: int = 0
     connected: int = 0
     reconnects: int = 0
+    """Of WebSocket subscribers, as is `recovered`: the TCP client does both out of sight."""
     delivered: int = 0
     """Publications that came for the first time."""
     repeated: int = 0

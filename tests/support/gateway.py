@@ -207,7 +207,9 @@ class Gateway:
         return {k: v for k, v in self.totals().items() if k.startswith(counters) and v}
 
     def worker_pids(self) -> list[int]:
-        return [int(worker["pid"]) for worker in self.status()["workers"]]
+        """Of the workers that live; one that was killed has none until it is replaced."""
+        workers = self.status()["workers"]
+        return [int(worker["pid"]) for worker in workers if worker["pid"] is not None]
 
 
 @contextlib.contextmanager

@@ -37,15 +37,15 @@ class Memory:
         self._owner = Owner.this_process()
         self._fds: list[int] = []
         self.log = self._make(_ring.log_size(capacity_bytes, READERS))
-        _ring.format_log(self.log, capacity_bytes, READERS, *self.identity(1))
+        _ring.format_log(self.log, capacity_bytes, READERS, self.identity(1))
         self.channels = self._make(_ring.channels_size(channels_max))
-        _ring.format_channels(self.channels, channels_max, *self.identity(1))
+        _ring.format_channels(self.channels, channels_max, self.identity(1))
         self.stats = self._make(_ring.stats_size(metrics, ROWS))
-        _ring.format_stats(self.stats, metrics, ROWS, *self.identity(1))
+        _ring.format_stats(self.stats, metrics, ROWS, self.identity(1))
 
     def uplink(self, generation: int, capacity_bytes: int = UPLINK_BYTES) -> int:
         fd = self._make(_ring.uplink_size(capacity_bytes))
-        _ring.format_uplink(fd, capacity_bytes, *self.identity(generation))
+        _ring.format_uplink(fd, capacity_bytes, self.identity(generation))
         return fd
 
     def eventfd(self) -> int:

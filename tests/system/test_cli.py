@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,6 +248,29 @@ def test_a_subscriber_prints_what_comes_while_it_waits(gateway: Gateway) -> None
     assert out.splitlines()[0].endswith('"hello"')
 
 
+def test_an_interrupted_subscriber_ends_quietly_with_status_130(gateway: Gateway) -> None:
+    process = subprocess.Popen(
+        command("subscribe", "public:interrupt", *at(gateway)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+
+        def printed() -> bool:
+            gateway.publish("public:interrupt", 1)
+            return bool(select.select([process.stdout], [], [], 0.1)[0])
+
+        wait_for(printed, "a message was printed")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (130, "")
+
+
 def test_waiting_in_vain_is_status_1(gateway: Gateway) -> None:
     ran = tidegate("subscribe", "public:quiet", "--count", 1, "--wait", 0.3, *at(gateway))
     assert (ran.status, ran.out) == (1, "")
@@ -258,6 +283,13 @@ def test_what_cannot_be_recovered_is_told_and_is_status_1(gateway: Gateway) -> N
     )
     assert ran.status == 1
     assert "ffffffff:7" in ran.err
+    ran = tidegate(
+        *("subscribe", "public:gone", "--since", "ffffffff:7", "--wait", 1, "--json"), *at(gateway)
+    )
+    assert ran.status == 1
+    assert ran.json["channel"] == "public:gone"
+    assert ran.json["gap"]["since"] == {"epoch": "ffffffff", "offset": 7}
+    assert ran.json["gap"]["top"]["offset"] == 1
 
 
 @pytest.mark.parametrize(
@@ -265,7 +297,17 @@ def test_what_cannot_be_recovered_is_told_and_is_status_1(gateway: Gateway) -> N
     [
         ("publish", "public:x", "{broken"),
         ("publish", "nowhere:x", "1"),
+        ("publish", "public:\udcff", "1"),
+        ("publish", "public:x", '"\udcff"'),
+        ("publish", "public:x", '"\\ud800"'),
+        ("publish", "public:x", "NaN"),
+        ("publish", "public:x", "1e999"),
+        ("publish", "public:x", "9" * 30),
+        ("publish", "public:x", "[" * 5000 + "]" * 5000),
         ("subscribe", "public:x", "--since", "nonsense"),
+        ("subscribe", "public:x", "--since", "ffffffff:" + "9" * 5000),
+        ("subscribe", "public:x", "--wait", "nan"),
+        ("status", "--timeout", "inf"),
         ("subscribe", "nowhere:x", "--wait", "5"),
         ("scale", "many"),
         ("status", "--watch", "--interval", "0"),
@@ -279,6 +321,27 @@ def test_a_users_mistake_is_status_2_and_no_traceback(
     ran = tidegate(*arguments, *where)
     assert ran.status == 2
     assert ran.err
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:65536", "127.0.0.1:" + "9" * 5000])
+def test_what_is_no_address_is_told_so(address: str) -> None:
+    assert "is no address" in tidegate("subscribe", "public:x", "--address", address).err
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["people", "programs"])
+def test_a_full_disk_is_told_so_and_is_status_2(gateway: Gateway, form: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            command("config", *form, *at(gateway)),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=ENVIRONMENT,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "tidegate: standard output cannot be written (No space left on device)\n"
 
 
 # ---- starting

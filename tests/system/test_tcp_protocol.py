@@ -17,6 +17,7 @@ from gateway.client import Backoff, Client, Gap, Message, Position
 from gateway.client.frames import HEADER, Frame, Kind
 from gateway.client.payloads import (
     FIELDS_BYTES_MAX,
+    Connect,
     Delivery,
     Failure,
     Goodbye,
@@ -338,6 +339,11 @@ def test_the_client_keeps_an_idle_connection_alive(
 
 
 # ---- the conversation
+
+
+def test_a_token_that_nobody_can_verify_is_refused(raw: RawWire) -> None:
+    raw.send(Kind.CONNECT, Connect(crc=False, window_scale=0, token="t0ken").encode())
+    assert raw.goodbye().code == 3500
 
 
 def test_requests_may_follow_connect_at_once(gateway: Gateway, raw: RawWire, channel: str) -> None:

@@ -288,6 +288,13 @@ def test_a_broken_rule_closes_with_its_code_and_is_counted(
     wait_for(lambda: gateway.totals()[metric] == count_before + 1, f"{metric} is counted")
 
 
+def test_a_token_that_nobody_can_verify_is_refused(raw: RawWebSocket) -> None:
+    raw.open()
+    raw.send(frame(FIN | TEXT, json.dumps({"token": "t0ken", "subs": {CHANNEL: {}}}).encode()))
+    assert raw.read_push() == {"disconnect": {"code": 3500, "reason": "invalid token"}}
+    assert raw.read_close() == (3500, "invalid token")
+
+
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "[]", '{"subs":[]}', '{"subs":{"a":{"offset":-1}}}']
 )

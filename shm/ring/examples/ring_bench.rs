@@ -14,12 +14,12 @@
 use std::hint::{black_box, spin_loop};
 use std::io::Error;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_ring::layout::Owner;
 use tidegate_ring::log::{self, LogReader, LogWriter};
 use tidegate_ring::region::Region;
+use tidegate_ring::sync::{AtomicU64, Ordering};
 
 const BATCH: usize = 32;
 const WORDS: usize = 8;

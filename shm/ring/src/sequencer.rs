@@ -386,10 +386,10 @@ impl Sequencer {
         let meters = &self.meters;
         for uplink in &mut self.uplinks {
             let position = uplink.consumer.position();
-            if position == uplink.consumer.head() {
+            let answered = !uplink.replies.is_empty();
+            if position == uplink.consumer.head() && !answered {
                 continue;
             }
-            let answered = !uplink.replies.is_empty();
             for reply in uplink.replies.drain(..) {
                 if uplink.consumer.reply(&reply).is_err() {
                     meters.row.add(meters.replies_dropped, 1);

@@ -244,6 +244,22 @@ fn an_uplink_that_is_gone_holds_up_nobody() {
     assert_eq!(replies(&mut producer)[0].offset, 1);
 }
 
+/// A producer can write every word of its uplink, also those that are the publisher's.
+#[test]
+fn a_producer_that_moves_the_publishers_head_does_not_pile_up_answers() {
+    const TAIL_AT: usize = 4096;
+    const HEAD_AT: usize = TAIL_AT + 128;
+    let segments = segments();
+    let mut sequencer = open(&segments, &[]);
+    let region = new_uplink(7);
+    attach(&mut sequencer, 1, &region);
+    let mut producer = UplinkProducer::attach(region.clone()).unwrap();
+    ask(&mut producer, 1, "a");
+    region.store(HEAD_AT, region.load(TAIL_AT));
+    sequencer.drain().unwrap();
+    assert_eq!(replies(&mut producer).len(), 1);
+}
+
 #[test]
 fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     let segments = segments();
@@ -254,7 +270,7 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     let table = ChannelTable::attach(segments.channels.clone()).unwrap();
     let view = LogView::attach(&segments.log).unwrap();
     let key = table.key("a");
-    let since = |offset| history(&view, key, offset, table.top(key).unwrap(), 50);
+    let since = |offset| history(&view, key, offset, table.top(key).unwrap(), 50, usize::MAX);
     let mut lost_before = 0;
     for id in 1..2_000_u64 {
         ask(&mut producer, id, if id % 3 == 0 { "b" } else { "a" });
@@ -273,13 +289,27 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
         if id % 20 != 0 {
             continue;
         }
-        let unlimited = history(&view, key, 0, table.top(key).unwrap(), usize::MAX);
+        let unlimited = history(
+            &view,
+            key,
+            0,
+            table.top(key).unwrap(),
+            usize::MAX,
+            usize::MAX,
+        );
         lost_before += u64::from(unlimited.is_none());
         assert!(unlimited.is_none_or(|payloads| payloads.len() as u64 == top));
     }
     assert!(lost_before > 25, "the log was overwritten many times");
     assert_eq!(since(0), None, "more than the limit");
     let mut top = table.top(key).unwrap();
+    let two = since(top.offset - 2).unwrap();
+    let bytes = two.iter().map(Vec::len).sum();
+    let within = |bytes_max| history(&view, key, top.offset - 2, top, 50, bytes_max);
+    assert_eq!((within(bytes), within(bytes - 1)), (Some(two), None));
     top.last_position = NO_PREVIOUS;
-    assert_eq!(history(&view, key, top.offset - 1, top, 50), None);
+    assert_eq!(
+        history(&view, key, top.offset - 1, top, 50, usize::MAX),
+        None
+    );
 }

@@ -103,7 +103,7 @@ def test_every_problem_is_told_at_once_with_key_value_and_remedy(tmp_path: Path)
     assert found["gateway.name"].value == '"No Good"'
     assert "a-z" in found["gateway.name"].remedy
     assert "expected int" in found["workers.count"].reason
-    assert found["workers.pin"].remedy == 'the default is "node"'
+    assert found["workers.pin"].remedy.endswith('the default is "node"')
     assert found["[logs]"].remedy == "did you mean log?"
 
 
@@ -131,6 +131,53 @@ def test_a_file_that_is_not_there_or_not_toml_is_one_problem(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml", environment={}, host=HOST)
     assert "not TOML" in next(iter(problems("[gateway", tmp_path).values())).reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"a = {'[' * 5000}", f"a = {'9' * 5000}", "a = 1\na = 2"],
+    ids=["deep", "long", "twice"],
+)
+def test_what_python_cannot_read_as_toml_is_one_problem(text: str, tmp_path: Path) -> None:
+    (problem,) = problems(text, tmp_path).values()
+    assert "not TOML" in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "remedy"),
+    [
+        ("gateway", "log_level", '"debug", "info", "warning", "error"'),
+        ("workers", "pin", '"node", "cpu", "none"'),
+        ("client", "allowed_origins", '["one", "two"]'),
+    ],
+)
+def test_a_refused_value_comes_with_those_that_are_possible(
+    section: str, key: str, remedy: str, tmp_path: Path
+) -> None:
+    found = problems(f"[{section}]\n{key} = true", tmp_path)
+    assert remedy in found[f"{section}.{key}"].remedy
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("gateway", "run_dir", "/tmp/a\0b"),
+        ("gateway", "log_file", "/tmp/a\0b"),
+        ("api", "socket", "/tmp/a\0b"),
+        ("gateway", "log_file", "/tmp/\udcff"),
+        ("api", "key", "clé"),
+        ("api", "key", "a\nb"),
+        ("api", "key", " a"),
+    ],
+)
+def test_a_text_that_cannot_be_used_where_it_goes_is_refused(
+    section: str, key: str, value: str, tmp_path: Path
+) -> None:
+    found = problems("", tmp_path, flags={f"{section}.{key}": value})
+    problem = found[f"{section}.{key}"]
+    assert problem.remedy
+    str(problem).encode()
+    assert key != "key" or problem.value == "(hidden)"
 
 
 def test_the_environment_overrides_the_file_and_flags_override_both(tmp_path: Path) -> None:
@@ -215,6 +262,8 @@ def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
         ("[log]\nuplinks_max = 4", "log.uplinks_max", "need 5 at a reload"),
         ("[websocket]\npong_timeout_s = 26", "websocket.pong_timeout_s", "ping_interval_s"),
         ("[tcp]\nheartbeat_timeout_s = 31", "tcp.heartbeat_timeout_s", "twice"),
+        ("[workers]\nstall_timeout_s = 0.5", "workers.stall_timeout_s", ">= 1"),
+        ("[log]\nlag_budget_ms = 5001", "log.lag_budget_ms", "set at most 5000"),
         ("[stop]\nspread_s = 11", "stop.spread_s", "stop.timeout_s"),
         ("[client]\naddress = 'localhost'", "client.address", "not an IP address"),
         ("[client]\ntcp_port = 8000", "client.tcp_port", "client.http_port"),

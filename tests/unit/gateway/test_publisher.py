@@ -277,6 +277,18 @@ def test_garbage_in_an_uplink_ends_that_uplink_and_no_other(publisher: Publisher
     assert (totals["uplinks_corrupt_total"], totals["uplinks_attached"]) == (20, 1)
 
 
+def test_an_uplink_that_cannot_be_attached_does_not_hold_up_the_others(
+    publisher: PublisherProcess,
+) -> None:
+    producer, damaged = publisher.producer(), publisher.uplink()
+    publisher.kill()
+    os.truncate(damaged, 0)
+    publisher.start()
+    assert publisher.receive() == {"type": "uplink_detached", "id": 2}
+    producer.publish("news", "1")
+    assert [status for _, status, _, _ in replies_to(producer, 1)] == [0]
+
+
 def test_a_full_channel_table_refuses_new_channels_and_serves_the_old_ones() -> None:
     with running_publisher(channels_max=1) as publisher:
         producer = publisher.producer()

@@ -27,7 +27,7 @@ def memory() -> Iterator[Memory]:
         _ring.Stats,
         lambda fd: _ring.Producer(fd, fd, fd),
         lambda fd: _ring.StatsRow(fd, 0, _ring.ROLE_API, 0, 0),
-        lambda fd: _ring.format_log(fd, 65536, 1, 1, 1, 1),
+        lambda fd: _ring.format_log(fd, 65536, 1, (1, 1, 1)),
     ],
 )
 def test_descriptors_that_are_no_segments_raise_typed_errors(
@@ -62,8 +62,8 @@ def test_impossible_sizes_are_refused(memory: Memory) -> None:
         lambda: _ring.uplink_size(1 << 63),
         lambda: _ring.channels_size(0),
         lambda: _ring.stats_size(_ring.METRICS, 1 << 40),
-        lambda: _ring.format_log(memory.stats, 1000, 1, 1, 1, 1),
-        lambda: _ring.format_channels(memory.log, 5, 1, 1, 1),
+        lambda: _ring.format_log(memory.stats, 1000, 1, (1, 1, 1)),
+        lambda: _ring.format_channels(memory.log, 5, (1, 1, 1)),
     ):
         with pytest.raises(_ring.FormatError):
             refused()

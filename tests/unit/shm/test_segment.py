@@ -22,7 +22,7 @@ owner = segment.Owner.this_process()
 segment.create(
     segment.segment_name(sys.argv[1], sys.argv[2]),
     _ring.log_size(65536, 1),
-    lambda fd: _ring.format_log(fd, 65536, 1, 1, owner.pid, owner.start),
+    lambda fd: _ring.format_log(fd, 65536, 1, (1, owner.pid, owner.start)),
     key="log.capacity_bytes",
 )
 os.kill(os.getpid(), signal.SIGKILL)
@@ -42,7 +42,7 @@ def make_log(instance: str, part: str = "log", owner: Owner | None = None) -> Se
     return segment.create(
         segment_name(instance, part),
         _ring.log_size(65536, 1),
-        lambda fd: _ring.format_log(fd, 65536, 1, 7, owner.pid, owner.start),
+        lambda fd: _ring.format_log(fd, 65536, 1, (7, owner.pid, owner.start)),
         key="log.capacity_bytes",
     )
 
@@ -93,7 +93,7 @@ def test_a_format_that_fails_leaves_nothing(instance: str) -> None:
         segment.create(
             segment_name(instance, "log"),
             65536,
-            lambda fd: _ring.format_log(fd, 3000, 1, 1, 1, 1),
+            lambda fd: _ring.format_log(fd, 3000, 1, (1, 1, 1)),
             key="log.capacity_bytes",
         )
     assert not list(segment.DIRECTORY.glob(f"tidegate-{instance}*"))

@@ -9,7 +9,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use tidegate_ring::channels::ChannelKey;
 
-/// Number of a channel within this worker. Reused when nobody is subscribed any more.
+/// Number of a channel within this worker. Not used again before all others were.
 pub type ChannelId = u32;
 
 /// One subscription, as the channel sees it.
@@ -67,8 +67,8 @@ pub struct Moved {
 #[derive(Default)]
 pub struct Hub {
     by_key: HashMap<ChannelKey, ChannelId, BuildHasherDefault<KeyHasher>>,
-    channels: Vec<Option<Channel>>,
-    vacant: Vec<ChannelId>,
+    channels: HashMap<ChannelId, Channel, BuildHasherDefault<KeyHasher>>,
+    last_id: ChannelId,
     subscriptions: usize,
 }
 
@@ -86,11 +86,11 @@ impl Hub {
     }
 
     pub fn channel(&self, id: ChannelId) -> Option<&Channel> {
-        self.channels.get(id as usize)?.as_ref()
+        self.channels.get(&id)
     }
 
     pub fn channel_mut(&mut self, id: ChannelId) -> Option<&mut Channel> {
-        self.channels.get_mut(id as usize)?.as_mut()
+        self.channels.get_mut(&id)
     }
 
     /// Every channel that has subscribers.
@@ -108,13 +108,15 @@ impl Hub {
             subscribers: Vec::new(),
             wanting: [0; 2],
         };
-        let id = self.vacant.pop().unwrap_or_else(|| {
-            self.channels.push(None);
-            u32::try_from(self.channels.len() - 1).expect("fewer than 2^32 channels")
-        });
-        self.channels[id as usize] = Some(channel);
-        self.by_key.insert(key, id);
-        id
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if !self.channels.contains_key(&self.last_id) {
+                break;
+            }
+        }
+        self.channels.insert(self.last_id, channel);
+        self.by_key.insert(key, self.last_id);
+        self.last_id
     }
 
     /// Adds a subscriber; returns its place in the channel's vector.
@@ -153,15 +155,15 @@ impl Hub {
         });
         let is_empty = channel.subscribers.is_empty();
         self.subscriptions -= 1;
-        if is_empty && let Some(channel) = self.channels[id as usize].take() {
+        if is_empty && let Some(channel) = self.channels.remove(&id) {
             self.by_key.remove(&channel.key);
-            self.vacant.push(id);
         }
         moved
     }
 }
 
-/// Channel keys are random already: the first word is as good a hash as any.
+/// Channel keys are random already: the first word is as good a hash as any. Numbers are not, and
+/// are spread by a multiplication (Knuth, TAOCP vol. 3, 6.4: the golden ratio's bits).
 #[derive(Default)]
 pub struct KeyHasher(u64);
 
@@ -180,6 +182,10 @@ impl Hasher for KeyHasher {
 
     fn write_u64(&mut self, word: u64) {
         self.0 = self.0.rotate_left(32) ^ word;
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 
     /// The length of an array says nothing about this key.
@@ -234,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_goes_with_its_last_subscriber_and_its_number_is_used_again() {
+    fn a_channel_goes_with_its_last_subscriber_and_its_number_is_not_used_again() {
         let mut hub = Hub::default();
         let key = ChannelKey([1, 2]);
         let id = hub.insert(key, "public:a", 7, 3);
@@ -249,7 +255,7 @@ mod tests {
             Format::Tcp,
         );
         assert!(hub.find(&key).is_none() && hub.channel(id).is_none());
-        assert_eq!(hub.insert(ChannelKey([3, 4]), "public:b", 7, 0), id);
+        assert_ne!(hub.insert(ChannelKey([3, 4]), "public:b", 7, 0), id);
         assert_eq!(hub.channel_count(), 1);
     }
 

@@ -65,43 +65,40 @@ fn uplink_size(capacity_bytes: u64) -> Result<usize, Error> {
     Ok(uplink::segment_bytes(possible(capacity_bytes)?))
 }
 
+/// Generation, owner's pid and start time.
+type Identity = (u64, u64, u64);
+
+fn owner_of((generation, pid, start): Identity) -> Owner {
+    Owner {
+        generation,
+        pid,
+        start,
+    }
+}
+
 #[pyfunction]
 fn format_log(
     fd: RawFd,
     capacity_bytes: u64,
     readers: u32,
-    generation: u64,
-    owner_pid: u64,
-    owner_start: u64,
+    identity: Identity,
 ) -> Result<(), Error> {
-    let owner = Owner {
-        generation,
-        pid: owner_pid,
-        start: owner_start,
-    };
     Ok(log::format(
         &map(fd)?,
         possible(capacity_bytes)?,
         readers,
         start()?,
-        owner,
+        owner_of(identity),
     )?)
 }
 
 #[pyfunction]
-fn format_channels(
-    fd: RawFd,
-    channels_max: u64,
-    generation: u64,
-    owner_pid: u64,
-    owner_start: u64,
-) -> Result<(), Error> {
-    let owner = Owner {
-        generation,
-        pid: owner_pid,
-        start: owner_start,
-    };
-    Ok(channels::format(&map(fd)?, channels_max, owner)?)
+fn format_channels(fd: RawFd, channels_max: u64, identity: Identity) -> Result<(), Error> {
+    Ok(channels::format(
+        &map(fd)?,
+        channels_max,
+        owner_of(identity),
+    )?)
 }
 
 #[pyfunction]
@@ -109,36 +106,23 @@ fn format_stats(
     fd: RawFd,
     metrics: Vec<PyMetric>,
     rows: u64,
-    generation: u64,
-    owner_pid: u64,
-    owner_start: u64,
+    identity: Identity,
 ) -> Result<(), Error> {
-    let owner = Owner {
-        generation,
-        pid: owner_pid,
-        start: owner_start,
-    };
-    Ok(stats::format(&map(fd)?, &schema_of(metrics)?, rows, owner)?)
+    Ok(stats::format(
+        &map(fd)?,
+        &schema_of(metrics)?,
+        rows,
+        owner_of(identity),
+    )?)
 }
 
 #[pyfunction]
-fn format_uplink(
-    fd: RawFd,
-    capacity_bytes: u64,
-    generation: u64,
-    owner_pid: u64,
-    owner_start: u64,
-) -> Result<(), Error> {
-    let owner = Owner {
-        generation,
-        pid: owner_pid,
-        start: owner_start,
-    };
+fn format_uplink(fd: RawFd, capacity_bytes: u64, identity: Identity) -> Result<(), Error> {
     Ok(uplink::format(
         &map(fd)?,
         possible(capacity_bytes)?,
         start()?,
-        owner,
+        owner_of(identity),
     )?)
 }
 

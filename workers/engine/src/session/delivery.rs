@@ -143,8 +143,10 @@ impl Sessions {
             let (key, epoch, offset) = (channel.key, channel.epoch, channel.offset);
             let missed = match self.table.top(key) {
                 Some(top) if top.epoch == epoch && top.offset == offset => continue,
-                Some(top) if top.epoch == epoch || offset == 0 => self.missed(id, offset, top),
-                // Another life of the channel has begun.
+                Some(top) if top.epoch == epoch => {
+                    self.missed(id, offset, top, self.settings.queue_soft_bytes)
+                }
+                // Another life of the channel has begun: of the one before, more may be missing.
                 Some(_) => None,
                 // Never published to, and nothing was forgotten meanwhile.
                 None if offset == 0 && self.table.epoch_now() == epoch => continue,

@@ -22,8 +22,8 @@ use crate::protocol::tcp::Reassembly;
 use crate::slab::Token;
 use crate::wheel::{TICK, Tick};
 
-/// Publications that a connection may have to catch up with after a move. Its queue's bound holds
-/// as ever; this one is for the time that reading them takes.
+/// Publications that a connection may have to catch up with after a move, as far as its queue's
+/// bound lets them in; this one is for the time that reading them takes.
 const CATCH_UP_PUBLICATIONS_MAX: usize = 65_536;
 /// How often a publication is looked for that is written but not committed: its publisher may have
 /// lost the processor between the two, which lasts for milliseconds. Some 100 ms.
@@ -278,6 +278,7 @@ impl Sessions {
     fn missed_frames(&mut self, wanted: &Missed, top: Top) -> Result<Vec<Rc<Frame>>, Close> {
         let bounds = Bounds {
             publications_max: CATCH_UP_PUBLICATIONS_MAX,
+            bytes_max: self.settings.queue_hard_bytes,
             looks_max: CATCH_UP_LOOKS_MAX,
         };
         let payloads = self

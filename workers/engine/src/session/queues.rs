@@ -60,6 +60,8 @@ impl Sessions {
                 connection.soft_since = Some(self.now);
                 self.schedule_by(token.index, self.settings.queue_soft);
             }
+            // What it left has been dropped, and this is its answer.
+            Pressure::None => connection.soft_since = None,
             _ => {}
         }
         self.mark_to_flush(token.index);

@@ -18,6 +18,7 @@ const HISTORY_LOOKS_MAX: u32 = 100;
 /// How much trouble is taken to find what was missed.
 pub(super) struct Bounds {
     pub publications_max: usize,
+    pub bytes_max: usize,
     pub looks_max: u32,
 }
 
@@ -47,6 +48,11 @@ impl Granted {
             .flat_map(|each| each.missed.iter().map(Vec::as_slice))
     }
 
+    /// What was missed, in bytes of the log.
+    pub fn missed_bytes(&self) -> usize {
+        self.missed().map(<[u8]>::len).sum()
+    }
+
     /// As the client protocol has it: where a recovered client left off, else the top.
     pub fn reported_offset(&self) -> u64 {
         self.recovered
@@ -73,12 +79,14 @@ pub(super) fn epoch_text(epoch: u32) -> String {
 
 impl Sessions {
     /// Subscribes a connection to `name`, recovering what came after `since` (epoch, offset) if
-    /// that is asked for and possible. Live publications follow from this turn's fan-out on.
+    /// that is asked for, possible, and at most `bytes_max`. Live publications follow from this
+    /// turn's fan-out on.
     pub(super) fn subscribe(
         &mut self,
         token: Token,
         name: &str,
         since: Option<(&str, u64)>,
+        bytes_max: usize,
     ) -> Result<Granted, SubscribeError> {
         let recoverable = self.may_subscribe(token, name).inspect_err(|error| {
             self.metrics.add(
@@ -110,7 +118,7 @@ impl Sessions {
             .and_then(|(epoch, since_offset)| {
                 let is_same = epoch.is_empty() || epoch == epoch_text(top.epoch);
                 let missed = if is_same {
-                    self.missed(id, since_offset, top)
+                    self.missed(id, since_offset, top, bytes_max)
                 } else {
                     None
                 };
@@ -173,16 +181,12 @@ impl Sessions {
     /// forgotten it since (it held too many), its next publication begins a new epoch: those
     /// who wait for the old one are told now, and the channel leaves with them.
     pub(super) fn continues(&mut self, id: ChannelId, top: Top) -> bool {
-        let Some(channel) = self.hub.channel_mut(id) else {
+        let Some(channel) = self.hub.channel(id) else {
             return false;
         };
-        if channel.epoch == top.epoch {
-            return true;
-        }
-        if channel.offset == 0 {
-            // Never published to: nobody has a position that could be lost.
-            channel.epoch = top.epoch;
-            channel.offset = top.offset;
+        // One that was never published to has no epoch yet: its first publication brings it, and
+        // what the table has of it already is still on its way to those who wait here.
+        if channel.epoch == top.epoch || channel.offset == 0 {
             return true;
         }
         self.lose(id);
@@ -206,6 +210,16 @@ impl Sessions {
         });
     }
 
+    /// How much may be recovered for a connection: more than its queue may hold for a while would
+    /// only get it closed as slow, and again when it comes back.
+    pub(super) fn recovery_bytes_max(&mut self, token: Token) -> usize {
+        let queued = self
+            .connections
+            .get_mut(token)
+            .map_or(0, |each| each.queued_bytes());
+        self.settings.queue_soft_bytes.saturating_sub(queued)
+    }
+
     /// The publications of a channel after `since_offset` up to `top`, if all of them are there and
     /// within the bounds.
     pub(super) fn missed(
@@ -213,18 +227,17 @@ impl Sessions {
         id: ChannelId,
         since_offset: u64,
         top: Top,
+        bytes_max: usize,
     ) -> Option<Vec<Vec<u8>>> {
         let bounds = Bounds {
             publications_max: self.settings.recovery_publications_max,
+            bytes_max,
             looks_max: HISTORY_LOOKS_MAX,
         };
-        let payloads = self.missed_within(id, since_offset, top, &bounds)?;
-        // What would not fit the connection's queue would only get it closed as slow.
-        let bytes: usize = payloads.iter().map(Vec::len).sum();
-        (bytes <= self.settings.queue_soft_bytes).then_some(payloads)
+        self.missed_within(id, since_offset, top, &bounds)
     }
 
-    /// As [`Sessions::missed`] with bounds of the caller's, and none in bytes.
+    /// As [`Sessions::missed`] with other bounds.
     pub(super) fn missed_within(
         &mut self,
         id: ChannelId,
@@ -241,10 +254,12 @@ impl Sessions {
         }
         let key = self.hub.channel(id)?.key;
         for _ in 0..bounds.looks_max {
-            // Before the look: what is committed between the two is found by the next one.
-            let is_committed = self.reader.tail() > top.last_position;
+            // Asked before the look: what is committed during it deserves another one.
+            let behind_tail = self.reader.tail().wrapping_sub(top.last_position);
+            let is_committed = behind_tail.cast_signed() > 0;
             let view = self.reader.view();
-            let found = history(view, key, since_offset, top, bounds.publications_max);
+            let (count_max, bytes_max) = (bounds.publications_max, bounds.bytes_max);
+            let found = history(view, key, since_offset, top, count_max, bytes_max);
             if found.is_some() || is_committed {
                 return found;
             }

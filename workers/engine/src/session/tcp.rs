@@ -206,7 +206,10 @@ impl Sessions {
     }
 
     fn tcp_connect(&mut self, token: Token, connect: &Connect<'_>) {
-        // There is no key to verify tokens with: every client is anonymous.
+        // There is no key to verify tokens with, and who shows one wants to be more than anonymous.
+        if !connect.token.is_empty() {
+            return self.condemn(token, Close::InvalidToken);
+        }
         self.opened(token);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
@@ -253,7 +256,8 @@ impl Sessions {
         {
             return self.tcp_fail(token, subscribe.request, NOT_AVAILABLE);
         }
-        let granted = match self.subscribe(token, subscribe.channel, since) {
+        let bytes_max = self.recovery_bytes_max(token);
+        let granted = match self.subscribe(token, subscribe.channel, since, bytes_max) {
             Ok(granted) => granted,
             Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
         };

@@ -173,15 +173,24 @@ impl Sessions {
             Ok(request) => request,
             Err(close) => return self.condemn(token, close),
         };
+        // There is no key to verify tokens with, and who shows one wants to be more than anonymous.
+        if !request.token.is_empty() {
+            return self.condemn(token, Close::InvalidToken);
+        }
         self.opened(token);
         let mut granted = Vec::with_capacity(request.subs.len());
+        // One reply carries what was missed of all channels.
+        let mut bytes_max = self.recovery_bytes_max(token);
         for sub in &request.subs {
             let since = sub
                 .recover
                 .as_ref()
                 .map(|since| (since.epoch.as_str(), since.offset));
-            match self.subscribe(token, &sub.channel, since) {
-                Ok(subscription) => granted.push((sub, subscription)),
+            match self.subscribe(token, &sub.channel, since, bytes_max) {
+                Ok(subscription) => {
+                    bytes_max -= subscription.missed_bytes();
+                    granted.push((sub, subscription));
+                }
                 // A client of this dialect cannot be told: it sees what it got in the reply.
                 Err(SubscribeError::Denied) => {}
                 Err(SubscribeError::Limit) => return self.condemn(token, Close::ChannelLimit),

@@ -147,6 +147,40 @@ pub fn channel() -> (OwnedFd, OwnedFd) {
     fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).into()
 }
 
+/// The publisher, on a thread until its link ends.
+fn sequence(
+    segments: &Segments,
+    wake: Bell,
+    bells: &[Bell; 2],
+    link: UnixStream,
+) -> JoinHandle<()> {
+    let shared = segments.shared.clone();
+    let ours = segments.own_uplink.clone();
+    let theirs = segments.worker_uplinks.clone();
+    let readers = bells.each_ref().map(|bell| Bell::from(duplicate(bell)));
+    let repliers = bells.each_ref().map(|bell| Bell::from(duplicate(bell)));
+    std::thread::spawn(move || {
+        let settings = sequencer::Settings {
+            stats_row: 0,
+            generation: 1,
+            lag_budget: Duration::from_secs(10),
+        };
+        let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
+        for (seat, bell) in readers.into_iter().enumerate() {
+            sequencer.attach_reader(seat as u32, bell).unwrap();
+        }
+        sequencer
+            .attach_uplink(1, ours, Bell::new().unwrap())
+            .unwrap();
+        for (place, (uplink, bell)) in theirs.into_iter().zip(repliers).enumerate() {
+            sequencer
+                .attach_uplink(2 + place as u32, uplink, bell)
+                .unwrap();
+        }
+        sequencer.run(link.as_fd()).unwrap();
+    })
+}
+
 impl Pair {
     pub fn open() -> Pair {
         Pair::with(settings)
@@ -158,31 +192,7 @@ impl Pair {
         let bells = [Bell::new().unwrap(), Bell::new().unwrap()];
         let publisher = duplicate(&publisher_bell);
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
-        let shared = segments.shared.clone();
-        let ours = segments.own_uplink.clone();
-        let theirs = segments.worker_uplinks.clone();
-        let readers = bells.each_ref().map(|bell| Bell::from(duplicate(bell)));
-        let repliers = bells.each_ref().map(|bell| Bell::from(duplicate(bell)));
-        let sequencing = std::thread::spawn(move || {
-            let settings = sequencer::Settings {
-                stats_row: 0,
-                generation: 1,
-                lag_budget: Duration::from_secs(10),
-            };
-            let mut sequencer = Sequencer::open(shared, publisher_bell, settings, []).unwrap();
-            for (seat, bell) in readers.into_iter().enumerate() {
-                sequencer.attach_reader(seat as u32, bell).unwrap();
-            }
-            sequencer
-                .attach_uplink(1, ours, Bell::new().unwrap())
-                .unwrap();
-            for (place, (uplink, bell)) in theirs.into_iter().zip(repliers).enumerate() {
-                sequencer
-                    .attach_uplink(2 + place as u32, uplink, bell)
-                    .unwrap();
-            }
-            sequencer.run(their_link.as_fd()).unwrap();
-        });
+        let sequencing = sequence(&segments, publisher_bell, &bells, their_link);
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, tcp] = listeners.each_ref().map(|each| each.local_addr().unwrap());
         let mut links = Vec::new();

@@ -14,7 +14,11 @@ const SAMPLE: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v1.bin")
 
 /// What the sample was written from.
 fn sample() -> Vec<Record> {
-    let idle = Record {
+    vec![idle(), busy(), binary(), request()]
+}
+
+fn idle() -> Record {
+    Record {
         phase: Phase::Open,
         pinged: true,
         deaf: false,
@@ -39,12 +43,15 @@ fn sample() -> Vec<Record> {
         head_sent_bytes: 0,
         input: Vec::new(),
         speech: Speech::WebSocket(None),
-    };
-    let busy = Record {
+    }
+}
+
+fn busy() -> Record {
+    Record {
         pinged: false,
         timers: Timers {
             soft_ms: Some(400),
-            ..idle.timers
+            ..idle().timers
         },
         queue: vec![
             Queued {
@@ -63,9 +70,12 @@ fn sample() -> Vec<Record> {
             payload: b"half a m\xC3".to_vec(),
             valid_bytes: 8,
         })),
-        ..idle.clone()
-    };
-    let binary = Record {
+        ..idle()
+    }
+}
+
+fn binary() -> Record {
+    Record {
         phase: Phase::Closing,
         deaf: true,
         hang_up: true,
@@ -94,9 +104,12 @@ fn sample() -> Vec<Record> {
             pieces: b"piece".to_vec(),
             wire: b"wire".to_vec(),
         },
-        ..busy.clone()
-    };
-    let request = Record {
+        ..busy()
+    }
+}
+
+fn request() -> Record {
+    Record {
         phase: Phase::Connecting,
         pinged: false,
         queue: Vec::new(),
@@ -104,9 +117,8 @@ fn sample() -> Vec<Record> {
         head_sent_bytes: 0,
         input: b"GET / HT".to_vec(),
         speech: Speech::Http,
-        ..idle.clone()
-    };
-    vec![idle, busy, binary, request]
+        ..idle()
+    }
 }
 
 fn written(records: &[Record]) -> Vec<u8> {
@@ -148,36 +160,36 @@ fn what_is_no_record_is_refused_by_name() {
     }
     let impossible = [
         ("head_sent_bytes", {
-            let mut record = sample()[1].clone();
+            let mut record = busy();
             record.head_sent_bytes = 5;
             record
         }),
         ("queue", {
-            let mut record = sample()[1].clone();
+            let mut record = busy();
             record.queue[1].subscription = Some(1);
             record
         }),
         ("channel", {
-            let mut record = sample()[0].clone();
+            let mut record = idle();
             record.subscriptions[0].channel.clear();
             record
         }),
         ("valid_bytes", {
-            let mut record = sample()[1].clone();
+            let mut record = busy();
             if let Speech::WebSocket(Some(fragments)) = &mut record.speech {
                 fragments.valid_bytes = 10;
             }
             record
         }),
         ("in_flight", {
-            let mut record = sample()[2].clone();
+            let mut record = binary();
             if let Speech::Tcp { flow, .. } = &mut record.speech {
                 flow.in_flight = vec![1; 8193];
             }
             record
         }),
         ("scale", {
-            let mut record = sample()[2].clone();
+            let mut record = binary();
             if let Speech::Tcp { flow, .. } = &mut record.speech {
                 flow.peer.scale = 15;
             }

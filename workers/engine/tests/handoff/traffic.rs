@@ -1,10 +1,10 @@
 //! Many connections, moved back and forth while everybody talks.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidegate_engine::protocol::tcp::Kind;
+use tidegate_ring::sync::{AtomicU64, Ordering};
 use tungstenite::Message;
 
 use crate::clients::{Binary, Uni};
@@ -57,10 +57,10 @@ fn text(channel: usize, number: u64) -> String {
 }
 
 /// Publishes until told to stop; how many in each channel, and meanwhile in all of them.
-fn publish(source: &mut Source, stop: &AtomicBool, total: &AtomicU64) -> [u64; CHANNELS] {
+fn publish(source: &mut Source, stop: &AtomicU64, total: &AtomicU64) -> [u64; CHANNELS] {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mut published = [0; CHANNELS];
-    while !stop.load(Ordering::Relaxed) {
+    while stop.load(Ordering::Relaxed) == 0 {
         let channel = random.below(CHANNELS);
         published[channel] += 1;
         let data = text(channel, published[channel]);
@@ -73,10 +73,10 @@ fn publish(source: &mut Source, stop: &AtomicBool, total: &AtomicU64) -> [u64; C
 }
 
 /// Says things in pieces of any length, until told to stop.
-fn chatter(clients: &mut [Client], stop: &AtomicBool) {
+fn chatter(clients: &mut [Client], stop: &AtomicU64) {
     let mut random = Random(0x2545_F491_4F6C_DD1D);
     let mut said = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
+    while stop.load(Ordering::Relaxed) == 0 {
         let place = random.below(clients.len());
         let is_talking = said.iter().any(|(talker, _)| *talker == place);
         if !is_talking && let Client::Uni { client, pings } = &mut clients[place] {
@@ -87,7 +87,7 @@ fn chatter(clients: &mut [Client], stop: &AtomicBool) {
             client.0.get_mut().write_all(&ping[..cut]).unwrap();
             said.push((place, ping[cut..].to_vec()));
         }
-        if said.len() > 20 || stop.load(Ordering::Relaxed) {
+        if said.len() > 20 || stop.load(Ordering::Relaxed) != 0 {
             for (place, rest) in said.drain(..) {
                 finish(&mut clients[place], &rest);
             }
@@ -147,7 +147,7 @@ fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
     let mut clients: Vec<Client> =
         pair.serve(|house| (0..CLIENTS).map(|number| connect(&house, number)).collect());
     let mut source = pair.source.take().unwrap();
-    let (stop, total) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let published = std::thread::scope(|scope| {
         let publishing = scope.spawn(|| publish(&mut source, &stop, &total));
         let talking = scope.spawn(|| chatter(&mut clients, &stop));
@@ -159,7 +159,7 @@ fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
                 total.load(Ordering::Relaxed) >= (number + 1) * PUBLICATIONS_PER_MOVE
             });
         }
-        stop.store(true, Ordering::Relaxed);
+        stop.store(1, Ordering::Relaxed);
         while !talking.is_finished() {
             pair.turn();
         }

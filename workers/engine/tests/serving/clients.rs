@@ -91,6 +91,10 @@ pub struct Binary {
 
 impl Binary {
     pub fn connect(house: &House, window_size: u16, crc: bool) -> Binary {
+        Binary::with_scale(house, window_size, 0, crc)
+    }
+
+    pub fn with_scale(house: &House, window_size: u16, scale: u8, crc: bool) -> Binary {
         let mut client = Binary {
             stream: connect(house.tcp),
             received: Vec::new(),
@@ -102,7 +106,7 @@ impl Binary {
         };
         client.send(
             Kind::Connect,
-            &[u8::from(crc), 0, 4, b't', b'e', b's', b't', 0],
+            &[u8::from(crc), scale, 4, b't', b'e', b's', b't', 0],
         );
         let (kind, _) = client.next();
         assert_eq!(kind, Kind::Connected);

@@ -225,3 +225,29 @@ fn a_client_over_the_soft_limit_is_closed_after_the_soft_time() {
     });
     assert!(began.elapsed() > Duration::from_millis(150));
 }
+
+#[test]
+fn a_client_that_gets_below_the_soft_limit_by_unsubscribing_is_not_slow() {
+    let mut house = House::with(tidegate_engine::settings::Settings {
+        queue_soft_bytes: 20_000,
+        queue_soft: Duration::from_millis(300),
+        tcp_heartbeat_interval: Duration::from_millis(600),
+        ..settings()
+    });
+    let mut client = Binary::with_scale(&house, u16::MAX, 14, false);
+    let (alias, _) = client.subscribe("public:a");
+    let data = format!("\"{}\"", "s".repeat(16_000));
+    while house.count("sends_blocked_total") == 0 {
+        house.publish("public:a", &data);
+    }
+    for _ in 0..4 {
+        house.publish("public:a", &data);
+    }
+    client.send(Kind::Unsubscribe, &[&[1], &alias[..]].concat());
+    house.wait_for_count("subscriptions", 0);
+    // A heartbeat and its whole interval later the time is long over.
+    let pings = house.count("pings_total");
+    wait_for("two heartbeats", || house.count("pings_total") >= pings + 2);
+    while client.next().0 != Kind::Unsubscribed {}
+    assert_eq!(house.count(r#"closes_total{reason="slow"}"#), 0);
+}

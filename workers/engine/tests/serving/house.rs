@@ -247,13 +247,22 @@ impl House {
 
     /// The worker's value of a metric.
     pub fn count(&self, name: &str) -> u64 {
+        self.value(1, name)
+    }
+
+    /// The publisher's value of a metric.
+    pub fn publisher_count(&self, name: &str) -> u64 {
+        self.value(0, name)
+    }
+
+    fn value(&self, number: usize, name: &str) -> u64 {
         let place = self
             .stats
             .schema()
             .iter()
             .position(|line| line.name == name);
         let place = place.unwrap_or_else(|| panic!("no metric {name}"));
-        let row = self.stats.rows().into_iter().find(|row| row.row == 1);
+        let row = self.stats.rows().into_iter().find(|row| row.row == number);
         match row.map(|row| row.values[place].clone()) {
             Some(Value::Number(number)) => number,
             other => panic!("{name} is {other:?}"),

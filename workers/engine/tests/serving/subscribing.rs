@@ -2,9 +2,10 @@
 
 use tidegate_engine::protocol::tcp::Kind;
 use tidegate_engine::reactor::Reactor;
+use tidegate_engine::settings::Settings;
 
 use crate::clients::{Binary, Uni};
-use crate::house::{House, wait_for};
+use crate::house::{House, settings, wait_for};
 
 #[test]
 fn a_subscriber_gets_every_publication_in_order() {
@@ -296,4 +297,105 @@ fn the_hub_agrees_with_a_plain_list_whatever_the_order() {
         }
         house.wait_for_count("deliveries_total", deliveries);
     }
+}
+
+/// Publishes to more channels than the table holds, and enough to push their records out of the
+/// log, until the table has had to forget some: channels made from now on begin a new epoch.
+fn make_the_table_forget(house: &mut House) {
+    let large = format!("\"{}\"", "x".repeat(8_000));
+    for round in 0..2 {
+        for channel in 0..400 {
+            house.publish(&format!("public:{round}-{channel}"), "0");
+            if channel % 5 == 0 {
+                house.publish("public:filler", &large);
+            }
+        }
+    }
+    assert!(house.publisher_count("channel_evictions_total") > 0);
+}
+
+#[test]
+fn who_waits_for_a_channels_first_publication_gets_it_whoever_else_subscribes_meanwhile() {
+    let mut house = House::open();
+    let (mut first, before) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    let mut second = Uni::upgraded(&house);
+    make_the_table_forget(&mut house);
+    let clock = stop_the_clock(&mut house);
+    for number in 1..=3 {
+        house.publish("public:a", &number.to_string());
+    }
+    // The worker hears of the second subscriber before it looks into the log.
+    second.say(r#"{"subs":{"public:a":{}}}"#);
+    drop(clock);
+    let after = second.next()["connect"]["subs"]["public:a"].clone();
+    assert_ne!(before["subs"]["public:a"]["epoch"], after["epoch"]);
+    assert_eq!(after["offset"], 3);
+    house.publish("public:a", "4");
+    for number in 1..=4 {
+        assert_eq!(first.next_publication().1, number);
+    }
+    assert_eq!(second.next_publication().1, 4);
+}
+
+#[test]
+fn a_lapped_worker_admits_that_it_cannot_know_what_came_before_a_new_epoch() {
+    let mut house = House::open();
+    let (client, _) = Uni::connect(&house, r#"{"public:a":{}}"#);
+    let clock = stop_the_clock(&mut house);
+    let (before, _) = house.publish("public:a", "1");
+    make_the_table_forget(&mut house);
+    let (after, offset) = house.publish("public:a", "2");
+    assert_ne!(before, after, "the table should have forgotten the channel");
+    assert_eq!(offset, 1);
+    drop(clock);
+    assert_eq!(client.close_code(), 3010);
+}
+
+#[test]
+fn an_alias_is_not_given_to_another_channel_while_a_message_is_half_sent() {
+    let mut house = House::open();
+    let mut client = Binary::connect(&house, 1000, false);
+    let (alias, _) = client.subscribe("public:a");
+    let data = format!("\"{}\"", "z".repeat(1500));
+    house.publish("public:a", &data);
+    let (kind, begun) = client.next();
+    assert_eq!((kind, begun[0]), (Kind::Data, 1));
+    assert!(begun[1..].starts_with(&alias));
+    // Without an acknowledgement the message's end has to wait.
+    client.received_seq = 0;
+    client.send(Kind::Unsubscribe, &[&[2], &alias[..]].concat());
+    client.received_seq = 1;
+    assert_eq!(client.next().0, Kind::Unsubscribed);
+    client.received_seq = 0;
+    client.send(Kind::Subscribe, b"\x01\x00\x08public:b");
+    client.received_seq = 1;
+    let (kind, subscribed) = client.next();
+    assert_eq!(kind, Kind::Subscribed);
+    assert!(!subscribed[2..].starts_with(&alias));
+    client.send(Kind::Ack, &[]);
+    let (kind, end) = client.next();
+    assert_eq!((kind, end[0]), (Kind::Data, 0));
+}
+
+#[test]
+fn what_is_recovered_of_several_channels_fits_the_queue_of_the_connection() {
+    let mut house = House::with(Settings {
+        queue_soft_bytes: 32_768,
+        queue_hard_bytes: 65_536,
+        ..settings()
+    });
+    let large = format!("\"{}\"", "x".repeat(8_000));
+    for channel in ["public:a", "public:b", "public:c"] {
+        for _ in 0..3 {
+            house.publish(channel, &large);
+        }
+    }
+    let since = r#"{"recover":true}"#;
+    let subs = format!(r#"{{"public:a":{since},"public:b":{since},"public:c":{since}}}"#);
+    let (_client, reply) = Uni::connect(&house, &subs);
+    let recovered = |channel: &str| reply["subs"][channel].get("recovered").is_some();
+    assert_eq!(
+        ["public:a", "public:b", "public:c"].map(recovered),
+        [true, false, false]
+    );
 }

@@ -176,7 +176,8 @@ fn a_connect_push_leaves_out_what_is_zero() {
         concat!(
             r#"{"connect":{"client":"6f1c","version":"0.1.0","subs":{"plain":{},"#,
             r#""public:JFK":{"recoverable":true,"epoch":"00c0ffee","publications":["#,
-            r#"{"data":{"flight":"UA 1545"},"offset":4},{"data":{"flight":"UA 1545"},"offset":5}],"#,
+            r#"{"data":{"flight":"UA 1545"},"offset":4},"#,
+            r#"{"data":{"flight":"UA 1545"},"offset":5}],"#,
             r#""recovered":true,"offset":3,"positioned":true,"was_recovering":true}},"#,
             r#""ping":25,"session":"s"}}"#
         )
