@@ -31,10 +31,12 @@ READ_BYTES_MAX = 256
 class SignalQueue:
     """From construction to `close`, the signals above arrive here and nowhere else."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrived: bytes = b"") -> None:
+        """`arrived` are numbers of signals that came before."""
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self._writer.send(arrived)
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None]
         self._before = {number: signal.signal(number, _enqueued) for number in HANDLED}
         # The interpreter's C handler writes the number itself: nothing of ours runs in a handler.
@@ -58,9 +60,7 @@ class SignalQueue:
 
     @classmethod
     def restore(cls, state: bytes) -> SignalQueue:
-        queue = cls()
-        queue._writer.send(state)
-        return queue
+        return cls(state)
 
     def fileno(self) -> int:
         return self._reader.fileno()

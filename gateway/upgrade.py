@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,10 +148,11 @@ def _check(fd: int) -> None:
     """Does all that `_resume` does, but to serve. Raises what is wrong."""
     record = read_record(fd, VERSIONS_READ)
     from gateway.reload import new_config
-    from gateway.supervisor import Supervisor
+    from gateway.supervisor import Supervisor, configure_log
     from workers import child
 
     child.die_with_the_parent(record["pid"])
+    configure_log(record["state"]["parts"]["config"]["gateway"])
     for program in PROGRAMS:
         importlib.import_module(program)
     held = ExitStack()
@@ -184,26 +186,35 @@ def _hold_out(fd: int, error: Exception) -> int:
     They serve as long as this process, their parent, lives. USR2 tries again with what is installed
     by then. It cannot replace a process: the first death ends all, as do TERM, INT and QUIT.
     """
-    waited = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2, signal.SIGCHLD)
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    waited = (*ends, signal.SIGUSR2, signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    logger.critical(
-        "the new supervisor cannot take over: the gateway serves on without one; correct what is "
-        "installed and send USR2 (the first death of a process ends it)",
-        exc_info=error,
-        extra={"reason": error},
-    )
-    status = f"upgrade failed ({error}): serves without a supervisor, USR2 tries again"
-    while True:
-        _tell_manager(fd, status)
+    what = f"the new supervisor cannot take over ({error}): the gateway serves on without one"
+    remedy = "correct what is installed and send USR2; the first death of a process ends all"
+    logger.critical(f"{what}; {remedy}", exc_info=error)
+    _tell_requesters(fd, ControlError(what, remedy=remedy, code="upgrade_failed"))
+    while os.waitpid(-1, os.WNOHANG) == (0, 0):
+        _tell_manager(fd, f"serves without a supervisor, USR2 tries again ({error})")
         received = signal.sigtimedwait(waited, WATCHDOG_INTERVAL_S)
-        if received is None:
-            continue
-        if received.si_signo == signal.SIGUSR2:
+        if received is not None and received.si_signo in ends:
+            return EXIT_FAILED
+        if received is not None and received.si_signo == signal.SIGUSR2:
             with contextlib.suppress(OSError):
                 os.execve(sys.executable, _command("--resume", fd), os.environ)
-        elif received.si_signo != signal.SIGCHLD or os.waitpid(-1, os.WNOHANG) != (0, 0):
-            logger.critical("the gateway ends", extra={"signal": received.si_signo})
-            return EXIT_FAILED
+    logger.critical("a process died, and nobody replaces it: the gateway ends")
+    return EXIT_FAILED
+
+
+def _tell_requesters(fd: int, error: TidegateError) -> None:
+    """Answers the request for the upgrade, as far as the new code can."""
+    with contextlib.suppress(Exception):
+        from gateway.control.wire import send_frame
+
+        for client in read_record(fd, VERSIONS_READ)["state"]["control"]["clients"]:
+            if client["request"] is not None:
+                with socket.socket(fileno=os.dup(client["socket"])) as connection:
+                    answer = {"id": client["request"].get("id"), "error": error.as_map()}
+                    send_frame(connection, answer)
 
 
 def _tell_manager(fd: int, status: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.carrying import Inherited, Kept
 from gateway.children import Child, Process, State
 from gateway.loop import Loop
 from tests.support.waiting import wait_for
@@ -37,6 +38,17 @@ class Nursery:
         process = Process.start("a_child", "a child")
         self.child = Child(self.loop, process, "a child", self._message, self.deaths.append)
         return self.child
+
+    def forget(self) -> Process:
+        """Lets go of the loop and of the child's link, and leaves the child itself alone."""
+        assert self.child is not None
+        process = self.child._process
+        assert process.popen is not None
+        process.popen.returncode = 0  # or it would be waited for by whoever collects garbage
+        process.link.close()
+        self.loop.close()
+        self.loop = Loop()
+        return process
 
     def turn_until(self, condition: Callable[[], Any], what: str) -> None:
         def turned() -> bool:
@@ -174,3 +186,39 @@ def test_nothing_is_left_open_by_children_that_died(nursery: Nursery) -> None:
         child.kill_after_start(20)
         nursery.turn_until(lambda count=count: len(nursery.deaths) == count, "its death")
     assert open_descriptors() == before
+
+
+def test_a_child_that_died_while_nobody_looked_is_noticed(nursery: Nursery) -> None:
+    """As by an exec: the child stays, whoever watched it is gone, and its death waits for us."""
+    child = nursery.start('link.send({"type": "ready"})\nlink.recv()\n')
+    nursery.turn_until(lambda: nursery.said, "the child's word")
+    state = child.carried(Kept())
+    state["process"]["link"] = os.dup(state["process"]["link"])
+    inherited = Inherited([state["process"]["link"]])
+    process = nursery.forget()
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    again = Child(
+        nursery.loop,
+        Process.restore(state["process"], inherited),
+        state["name"],
+        nursery._message,
+        nursery.deaths.append,
+    )
+    again.take_up(state, inherited)
+    inherited.close()
+    assert (again.pid, again.lived_s > 0) == (process.pid, True)
+    nursery.child = again
+    nursery.turn_until(lambda: nursery.deaths, "the child's death")
+    assert (again.exit_status, nursery.deaths) == (-signal.SIGKILL, [again])
+
+
+def test_a_deadline_goes_on_in_the_next_code(nursery: Nursery) -> None:
+    child = nursery.start("link.recv()\n")
+    child.kill_after(0.3, "was too slow")
+    kept = Kept()
+    state = child.carried(kept)
+    child.no_deadline()
+    child.take_up(state, Inherited(kept.fds))
+    nursery.turn_until(lambda: nursery.deaths, "the child's death")
+    assert child.how_it_ended() == "was too slow"
