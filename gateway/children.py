@@ -50,6 +50,8 @@ class Process:
     """A process of ours that nobody has waited for yet, and our end of its link."""
 
     pid: int
+    pidfd: int
+    """Readable at its death, and never another process."""
     link: Link
     started: float = field(default_factory=time.monotonic)
     popen: subprocess.Popen[bytes] | None = None
@@ -73,7 +75,7 @@ class Process:
             raise ChildError(f"cannot start {name} ({error.strerror})", code="spawn") from error
         finally:
             theirs.close()
-        return cls(popen.pid, link, popen=popen)
+        return cls(popen.pid, os.pidfd_open(popen.pid), link, popen=popen)
 
     def wait(self) -> int:
         """Reaps it: its exit status, or the signal that ended it as a negative number."""
@@ -82,11 +84,17 @@ class Process:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def carried(self, keep: Keep) -> dict[str, Any]:
-        return {"pid": self.pid, "link": keep(self.link.fileno()), "started": self.started}
+        return {
+            "pid": self.pid,
+            "pidfd": keep(self.pidfd),
+            "link": keep(self.link.fileno()),
+            "started": self.started,
+        }
 
     @classmethod
     def restore(cls, state: dict[str, Any], take: Take) -> Process:
-        return cls(state["pid"], Link.inherited(take(state["link"])), state["started"])
+        link = Link.inherited(take(state["link"]))
+        return cls(state["pid"], take(state["pidfd"]), link, state["started"])
 
 
 class Child:
@@ -120,8 +128,7 @@ class Child:
         self._process = process
         self._link = process.link
         self._link.setblocking(False)
-        # Nobody else waits for it, so its pid is its own until we do, also after its death.
-        self._pidfd = os.pidfd_open(self.pid)
+        self._pidfd = process.pidfd
         loop.watch(self._pidfd, Phase.DEATHS, self._dead)
         loop.watch(self._link.fileno(), Phase.LINKS, self._ready_link)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,38 +11,18 @@ import pytest
 
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
+from tests.support.installed import copy_packages, edit
 from tests.support.raw_websocket import RawWebSocket
 
 Start = Callable[..., Gateway]
 
 CHANNEL = "public:code"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def installed_copy(tmp_path: Path) -> Path:
-    """A copy of the installed packages, for a gateway to run and a test to edit."""
-    for package in ("shm", "workers", "gateway", "ops"):
-        shutil.copytree(
-            ROOT / package,
-            tmp_path / package,
-            ignore=lambda directory, names: {
-                name
-                for name in names
-                if (Path(directory) / name).is_dir()
-                and name in ("ring", "engine", "target", "__pycache__")
-            },
-        )
+    copy_packages(tmp_path)
     return tmp_path
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    """Replace a file as an installer does: never the one that somebody may be reading."""
-    text = path.read_text()
-    assert text.count(old) == 1
-    edited = path.with_suffix(".edited")
-    edited.write_text(text.replace(old, new))
-    edited.replace(path)
 
 
 def test_an_edit_to_the_installed_code_is_in_force_after_a_reload(

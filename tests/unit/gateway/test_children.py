@@ -46,6 +46,7 @@ class Nursery:
         assert process.popen is not None
         process.popen.returncode = 0  # or it would be waited for by whoever collects garbage
         process.link.close()
+        os.close(process.pidfd)
         self.loop.close()
         self.loop = Loop()
         return process
@@ -193,8 +194,9 @@ def test_a_child_that_died_while_nobody_looked_is_noticed(nursery: Nursery) -> N
     child = nursery.start('link.send({"type": "ready"})\nlink.recv()\n')
     nursery.turn_until(lambda: nursery.said, "the child's word")
     state = child.carried(Kept())
-    state["process"]["link"] = os.dup(state["process"]["link"])
-    inherited = Inherited([state["process"]["link"]])
+    for each in ("link", "pidfd"):
+        state["process"][each] = os.dup(state["process"][each])
+    inherited = Inherited(state["process"][each] for each in ("link", "pidfd"))
     process = nursery.forget()
     os.kill(child.pid, signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)

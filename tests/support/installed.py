@@ -1,0 +1,41 @@
+"""A copy of the installed packages, for a gateway to run and a test to edit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("shm", "workers", "gateway", "ops")
+
+
+def copy_packages(folder: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package,
+            folder / package,
+            ignore=lambda directory, names: {
+                name
+                for name in names
+                if (Path(directory) / name).is_dir()
+                and name in ("ring", "engine", "load", "target", "__pycache__")
+            },
+        )
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace a file as an installer does: never the one that somebody may be reading."""
+    text = path.read_text()
+    assert text.count(old) == 1
+    edited = path.with_suffix(".edited")
+    edited.write_text(text.replace(old, new))
+    edited.replace(path)
+
+
+def set_version(folder: Path, version: str) -> None:
+    """What `importlib.metadata` says of the packages in `folder`."""
+    metadata = folder / "tidegate.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: tidegate\nVersion: {version}\n"
+    )
