@@ -41,7 +41,8 @@ def run(output: Output, path: Path | None, overrides: tuple[str, ...]) -> Exit:
       tidegate run -c /etc/tidegate/tidegate.toml
       tidegate run --set workers.count=4 --set client.http_port=9000
 
-    Says where each port and the control socket is. TERM stops it gracefully, INT fast, HUP reloads.
+    Says where each port and the control socket is. TERM stops it gracefully, INT fast, HUP reloads,
+    USR2 upgrades.
     """
     from gateway.supervisor import run as supervise
 

@@ -29,7 +29,7 @@ class Level(IntEnum):
     OPERATOR = 2
     """Operate: publish, uplink, reload, scale, drain."""
     ADMIN = 3
-    """End it: stop."""
+    """End it, or choose its code: stop, upgrade."""
 
 
 @dataclass(frozen=True, slots=True)
