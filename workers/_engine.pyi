@@ -47,8 +47,8 @@ class Engine:
         "done" (all that were wanted and could be moved), "receiver_gone", "incompatible",
         "refused" (the receiver could not take a batch), "full", "system" or "busy".
         "adopted": {id, count, refused, reason, pause_us_p50, pause_us_p99, pause_us_max}: the
-        taking with that id is over; `reason`: "done", "giver_gone", "incompatible", "protocol" or
-        "busy".
+        taking with that id is over; `reason`: "done", "giver_gone", "incompatible", "protocol",
+        "system" or "busy".
         Releases the GIL. Raises EngineFailed.
         """
 

@@ -1,6 +1,7 @@
 //! The side that gives: lets go of connections batch by batch, and owns again what is not taken.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tidegate_ring::host;
@@ -153,10 +154,14 @@ impl Giver {
                     let message = Message::parse(&buffer[..received.bytes]);
                     self.told(ground, message, returned);
                 }
-                // Told once where the receiver has left messages unread; its own come after.
-                Err(error) if passing::is_gone(&error) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The receiver has left messages unread; what it has said comes after.
+                Err(error) if passing::was_reset(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.stage = Stage::Gone;
+                    return;
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The side that takes: looks at a batch whole, acknowledges it, and only then touches a socket.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
@@ -69,27 +70,36 @@ impl Receiver {
         if !self.is_woken {
             return None;
         }
+        let reason = self.advance(ground)?;
+        let _ = ground.epoll.remove(self.socket.as_fd());
+        Some(self.finished(reason))
+    }
+
+    /// Takes the next message; returns why it is the last one, if it is.
+    fn advance(&mut self, ground: &mut Ground<'_>) -> Option<&'static str> {
         if let Some(pending) = self.pending.take() {
-            self.acknowledge(ground, pending);
+            let reason = self.acknowledge(ground, pending);
             if self.pending.is_some() {
                 self.is_woken = false;
                 return None;
             }
+            if reason.is_some() {
+                return reason;
+            }
         }
         let mut buffer = [0; MESSAGE_BYTES_MAX];
-        let reason = match passing::receive(self.socket.as_fd(), &mut buffer) {
-            Ok(received) if received.bytes == 0 => "giver_gone",
-            Ok(received) => self.told(ground, &buffer, received)?,
-            // Told once where the giver has left messages unread; its own come after.
-            Err(error) if passing::is_gone(&error) => return None,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return None,
-            Err(_) => {
+        match passing::receive(self.socket.as_fd(), &mut buffer) {
+            Ok(received) if received.bytes == 0 => Some("giver_gone"),
+            Ok(received) => self.told(ground, &buffer, received),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.is_woken = false;
-                return None;
+                None
             }
-        };
-        let _ = ground.epoll.remove(self.socket.as_fd());
-        Some(self.finished(reason))
+            // The giver has left messages unread; what it has said comes after.
+            Err(error) if passing::was_reset(&error) => None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(_) => Some("giver_gone"),
+        }
     }
 
     fn greet(&mut self, ground: &Ground<'_>) -> bool {
@@ -118,15 +128,20 @@ impl Receiver {
             }
             (Stage::Greeting, _) => Some("incompatible"),
             (_, Some(Message::Batch { number, count })) => {
-                self.batch(ground, number, count, received);
-                None
+                self.batch(ground, number, count, received)
             }
             (_, Some(Message::Fin)) => Some("done"),
             _ => Some("protocol"),
         }
     }
 
-    fn batch(&mut self, ground: &mut Ground<'_>, number: u32, count: u32, received: Received) {
+    fn batch(
+        &mut self,
+        ground: &mut Ground<'_>,
+        number: u32,
+        count: u32,
+        received: Received,
+    ) -> Option<&'static str> {
         let mut room = ground.sessions.room();
         let mut refused = Vec::new();
         let mut connections = Vec::new();
@@ -153,19 +168,19 @@ impl Receiver {
         }
         self.refused += refused.len();
         let ack = Message::Ack { number, refused }.encode();
-        self.acknowledge(ground, Pending { ack, connections });
+        self.acknowledge(ground, Pending { ack, connections })
     }
 
-    /// Says that connections are ours, and makes them so.
-    fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) {
+    /// Says that connections are ours, and makes them so. If the giver cannot be told, they are not:
+    /// it takes them back when this socket closes, for the reason that is returned.
+    fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) -> Option<&'static str> {
         match passing::send(self.socket.as_fd(), &pending.ack, &[]).into() {
             // A giver that is gone takes nothing back: they are ours as well.
             Sent::Done | Sent::Gone => self.adopt(ground, pending.connections),
             Sent::Later => self.pending = Some(pending),
-            // The giver will not learn that we have them, so we do not: it takes them back when
-            // this socket closes.
-            Sent::Crowded | Sent::Failed => self.stage = Stage::Greeting,
+            Sent::Crowded | Sent::Failed => return Some("system"),
         }
+        None
     }
 
     fn adopt(&mut self, ground: &mut Ground<'_>, connections: Vec<(OwnedFd, Record)>) {

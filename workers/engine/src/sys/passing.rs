@@ -133,6 +133,11 @@ pub fn is_gone(error: &io::Error) -> bool {
     codes.iter().any(|code| error.raw_os_error() == Some(*code))
 }
 
+/// Whether the other end was closed with messages unread: told once, before what it has sent.
+pub fn was_reset(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNRESET)
+}
+
 /// Whether more descriptors are on their way than the sender may have open (ETOOMANYREFS, unix(7)).
 pub fn is_crowded(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ETOOMANYREFS)
@@ -190,4 +195,33 @@ pub fn descriptors_left() -> usize {
     let limit = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     limit.saturating_sub(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn sealed_memory_holds_what_it_was_given_and_nothing_else_is_read() {
+        let memory = sealed_memory(b"records").unwrap();
+        let mut file = std::fs::File::from(memory.try_clone().unwrap());
+        assert!(file.write_all(b"other").is_err());
+        assert!(file.set_len(3).is_err());
+        let copy = || memory.try_clone().unwrap();
+        assert_eq!(read_sealed(copy(), 7).unwrap(), b"records");
+        let too_long = read_sealed(copy(), 6).unwrap_err();
+        assert_eq!(too_long.kind(), io::ErrorKind::InvalidData);
+        let plain = std::fs::File::open("/proc/self/status").unwrap();
+        assert!(read_sealed(plain.into(), 1 << 20).is_err());
+    }
+
+    #[test]
+    fn more_descriptors_than_the_kernel_takes_are_not_offered() {
+        let memory = sealed_memory(b"").unwrap();
+        let many = vec![memory.as_fd(); DESCRIPTORS_MAX + 1];
+        let error = send(memory.as_fd(), b"x", &many).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
 }

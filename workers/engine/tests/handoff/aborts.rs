@@ -156,6 +156,29 @@ fn one_giving_at_a_time() {
 }
 
 #[test]
+fn what_is_no_socket_moves_nobody() {
+    let mut pair = Pair::open();
+    let mut clients = crowd(&mut pair, 3);
+    let file = || std::fs::File::open("/dev/null").unwrap().into();
+    pair.give(0, file(), None);
+    pair.worker(1).adopt(file(), 1);
+    let (over, adopted) = pair.finish_move(0);
+    assert_eq!((over.moved, over.kept, over.reason), (0, 3, "system"));
+    assert_eq!((adopted.count, adopted.reason), (0, "system"));
+    let unconnected = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into();
+    pair.give(0, unconnected(), None);
+    pair.worker(1).adopt(unconnected(), 1);
+    let (over, _) = pair.finish_move(0);
+    assert_eq!((over.moved, over.kept), (0, 3));
+    pair.publish("public:a", "1");
+    pair.serve(|_| {
+        for client in &mut clients {
+            assert_eq!(client.next_publication().1, 1);
+        }
+    });
+}
+
+#[test]
 fn a_worker_that_was_told_to_go_on_accepts_again() {
     let mut pair = Pair::open();
     let request = |house: House| {
