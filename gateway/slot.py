@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.carrying import Keep, Take
 from gateway.children import Child
+from gateway.listeners import admit_to
 from gateway.processes import Worker
 from gateway.runtime import Runtime
 from gateway.service import Service
@@ -81,6 +82,11 @@ class Slot:
     def workers(self) -> list[Worker]:
         """Its living workers: mostly one, two while one replaces the other."""
         return [child for child in self.service.children if isinstance(child, Worker)]
+
+    def admit_to(self, count: int | None) -> None:
+        """New connections go to the first `count` slots; None: to all. Raises OSError."""
+        for listener in self._listeners.values():
+            admit_to(listener, count)
 
     def close_listeners(self) -> None:
         """Our copies only: the kernel closes a listener with the last copy, its worker's.

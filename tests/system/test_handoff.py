@@ -190,9 +190,9 @@ def test_publishes_of_clients_are_answered_once_over_reloads(one_worker: Gateway
         assert client.server is server, "one connection for all"
 
 
-def test_no_new_client_is_refused_or_reset_during_a_reload(start_gateway: Start) -> None:
-    gateway = start_gateway()
-    port, per_s = gateway.http_port, 500
+def connect_until_done(gateway: Gateway, meanwhile: Callable[[], Any], per_s: int) -> list[str]:
+    """New clients at a steady rate while something is done; returns what became of each."""
+    port = gateway.http_port
     outcomes: list[str] = []
     connect = frame(FIN | TEXT, json.dumps({"subs": {CHANNEL: {}}}).encode())
     request = head(f"GET {raw_websocket.PATH} HTTP/1.1", raw_websocket.HANDSHAKE)
@@ -212,23 +212,39 @@ def test_no_new_client_is_refused_or_reset_during_a_reload(start_gateway: Start)
         else:
             outcomes.append("served")
 
-    async def clients(reload: Future[dict[str, Any]]) -> None:
-        began = time.monotonic()
+    async def clients(done: Future[Any]) -> None:
+        began, started = time.monotonic(), 0
         async with asyncio.TaskGroup() as group:
-            while not reload.done():
+            while not done.done():
                 group.create_task(one_client())
-                started = len(outcomes) + len(asyncio.all_tasks()) - 1
+                started += 1
                 await asyncio.sleep(max(0.0, began + started / per_s - time.monotonic()))
 
-    def three_reloads() -> dict[str, Any]:
-        return [gateway.control("reload") for _ in range(3)][-1]
-
     with ThreadPoolExecutor(1) as pool:
-        reloading = pool.submit(three_reloads)
-        asyncio.run(clients(reloading))
-        reloading.result()
-    assert len(outcomes) > per_s
+        done = pool.submit(meanwhile)
+        asyncio.run(clients(done))
+        done.result()
+    return outcomes
+
+
+def test_no_new_client_is_refused_or_reset_during_reloads(start_gateway: Start) -> None:
+    gateway = start_gateway()
+    reload = [lambda: gateway.control("reload")] * 3
+    outcomes = connect_until_done(gateway, lambda: [each() for each in reload], per_s=500)
+    assert len(outcomes) > 500
     assert set(outcomes) == {"served"}
+
+
+def test_no_new_client_is_refused_or_reset_while_workers_leave(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 4}})
+    outcomes = connect_until_done(gateway, lambda: gateway.control("scale", count=1), per_s=500)
+    assert len(outcomes) > 500
+    assert set(outcomes) == {"served"}
+    # The kernel spreads new ones over all slots again.
+    gateway.control("scale", count=2)
+    with Crowd(gateway, CHANNEL, each=40, makers=("raw",)):
+        wait_for(lambda: sum(gateway.connections()) == 40, "everybody")
+        assert min(gateway.connections()) > 0
 
 
 # ---- scale and rebalance

@@ -186,7 +186,7 @@ impl Reactor {
     /// that wait in the listeners' queues are accepted first, as nobody else will.
     pub fn drain(&mut self, spread: Duration, close: Close, leave: bool) {
         if leave {
-            self.accept_waiting();
+            self.leave_the_door();
         }
         self.shut_the_door();
         self.sessions.metrics.set_state(state::DRAINING);
@@ -326,6 +326,13 @@ impl Reactor {
         while let Some((socket, transport)) = self.door.next(&mut self.sessions.metrics) {
             self.admit(socket, transport);
         }
+    }
+
+    /// Accepts what waits and lets go of the listeners: the supervisor has no copies any more.
+    fn leave_the_door(&mut self) {
+        self.accept_waiting();
+        self.shut_the_door();
+        self.door.close();
     }
 
     fn shut_the_door(&mut self) {

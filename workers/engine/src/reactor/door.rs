@@ -22,7 +22,8 @@ struct Listener {
 
 /// What stands between the kernel's queues and the house.
 pub struct Door {
-    listeners: [Listener; 2],
+    /// None after [`Door::close`].
+    listeners: Vec<Listener>,
     /// Where to look first: the listeners take turns.
     first: usize,
     /// Closed when there is no other descriptor left, to take and refuse a connection with.
@@ -45,7 +46,7 @@ impl Door {
             is_ready: true,
         };
         Ok(Self {
-            listeners: [
+            listeners: vec![
                 listener(http, Transport::Http),
                 listener(tcp, Transport::Tcp),
             ],
@@ -130,6 +131,13 @@ impl Door {
         }
         self.look_again();
         Some(self.listeners.iter().map(|each| each.socket.as_fd()))
+    }
+
+    /// Lets go of the listeners. The kernel closes those that nobody else holds, so that nobody waits
+    /// in a queue that no process looks into.
+    pub fn close(&mut self) {
+        self.is_open = false;
+        self.listeners.clear();
     }
 
     /// Accepts no more. Returns the listeners, not to be watched any more.

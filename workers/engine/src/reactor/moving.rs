@@ -23,7 +23,7 @@ impl Reactor {
         drains_queue: bool,
     ) {
         if drains_queue {
-            self.accept_waiting();
+            self.leave_the_door();
         }
         if !keeps_accepting {
             self.shut_the_door();
