@@ -13,6 +13,7 @@ BENCHMARKS = ("ring", "fanout", "idle", "reload", "peers")
 """In the order of the README's table."""
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADINGS = ("Measured", "Median", "Range", "Goal")
+MISSED = "**not met**"
 FIRST_LINE = "<!-- measured:begin -->"
 LAST_LINE = "<!-- measured:end -->"
 
@@ -28,9 +29,8 @@ def terminal_table(result: Result) -> Table:
     headings, *rows = comparison(result) or (HEADINGS, *map(cells, result.measures))
     for heading in headings:
         table.add_column(heading, justify="left" if heading == headings[0] else "right")
-    missed = {measure.what for measure in result.measures if measure.met is False}
     for row in rows:
-        table.add_row(*row, style="red" if row[0] in missed else None)
+        table.add_row(*row, style="red" if row[-1].endswith(MISSED) else None)
     return table
 
 
@@ -88,7 +88,7 @@ def cells(measure: Measure) -> tuple[str, str, str, str]:
     low, high = min(measure.runs), max(measure.runs)
     goal = ""
     if measure.goal is not None:
-        verdict = "met" if measure.met else "**not met**"
+        verdict = "met" if measure.met else MISSED
         goal = f"{measure.goal.sense} {quantity(measure.goal.bound, measure.unit)}: {verdict}"
     spread = f"{number(low)} to {number(high)}"
     return measure.what, quantity(measure.median, measure.unit), spread, goal
