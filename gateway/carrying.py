@@ -54,7 +54,7 @@ class Inherited:
     """
 
     def __init__(self, fds: Iterable[int]) -> None:
-        self._fds = list(fds)
+        self._fds = set(fds)
 
     def __call__(self, fd: int) -> int:
         if fd not in self._fds:

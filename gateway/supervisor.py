@@ -7,7 +7,6 @@ operation under way takes its next steps. It never touches a client's bytes.
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -15,16 +14,15 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import Any
 
-import msgspec
-
 from gateway import upgrade
 from gateway.assembly import Assembly
 from gateway.balance import skew_percent
 from gateway.carrying import Keep, Take
 from gateway.config import Config
-from gateway.control.server import ControlServer, Request
+from gateway.control.connection import Request
+from gateway.control.server import ControlServer
 from gateway.control.verbs import LEVELS, Verbs
-from gateway.errors import ChildError, InstanceError, TidegateError
+from gateway.errors import ChildError, TidegateError
 from gateway.instance import Instance
 from gateway.loop import Phase
 from gateway.moves import serving_loads
@@ -38,8 +36,6 @@ EXIT_OK = 0
 EXIT_FORCED = 2
 """A second INT: everything was killed in the middle of its work."""
 
-DESCRIPTORS_WANTED_MAX = 1 << 21
-"""Some systems set the hard limit to a thousand million, for which tools allocate tables."""
 HOUSEKEEPING_INTERVAL_S = 1.0
 REBALANCE_CONNECTIONS_MIN = 100
 """Below so many between the fullest and the emptiest worker, nothing is moved unasked."""
@@ -58,30 +54,6 @@ class State(Enum):
     DRAINED = "drained"
     """No worker is wanted until the next reload or scale."""
     STOPPING = "stopping"
-
-
-def run(config: Config) -> int:
-    """Runs a gateway in this process until it is told to stop; returns the exit status.
-
-    Raises TidegateError where it cannot start: nothing is left behind then.
-    """
-    configure_log(msgspec.structs.asdict(config.gateway))
-    _raise_descriptor_limit()
-    with ExitStack() as held:
-        return Supervisor(Assembly.make(config, held), held).run()
-
-
-def configure_log(gateway: dict[str, Any]) -> None:
-    """Logs as the section [gateway] says. Raises InstanceError."""
-    form, level, path = (gateway[f"log_{key}"] for key in ("format", "level", "file"))
-    try:
-        log.configure("supervisor", form=form, level=level, path=path)
-    except OSError as error:
-        raise InstanceError(
-            f"gateway.log_file = {path}: {error.strerror}",
-            remedy="name a file that this user may write, or none for standard error",
-            code="log_file",
-        ) from error
 
 
 class Supervisor:
@@ -445,11 +417,3 @@ def _key_place(config: Config, instance: Instance) -> str:
     if config.api.key:
         return f"as configured ({config.origins.get('api.key', 'default')})"
     return f"in {instance.directory / 'api.key'}"
-
-
-def _raise_descriptor_limit() -> None:
-    """The soft limit is a default for programs that use select(2); we do not (children inherit)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, DESCRIPTORS_WANTED_MAX) if hard != resource.RLIM_INFINITY else soft
-    if wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -148,7 +148,8 @@ def _check(fd: int) -> None:
     """Does all that `_resume` does, but to serve. Raises what is wrong."""
     record = read_record(fd, VERSIONS_READ)
     from gateway.reload import new_config
-    from gateway.supervisor import Supervisor, configure_log
+    from gateway.run import configure_log
+    from gateway.supervisor import Supervisor
     from workers import child
 
     child.die_with_the_parent(record["pid"])
@@ -167,7 +168,8 @@ def _resume(fd: int) -> int:
     try:
         record = read_record(fd, VERSIONS_READ)
         inherited = Inherited([*record["fds"], fd])
-        from gateway.supervisor import Supervisor, configure_log
+        from gateway.run import configure_log
+        from gateway.supervisor import Supervisor
 
         configure_log(record["state"]["parts"]["config"]["gateway"])
         supervisor = Supervisor.restore(record["state"], inherited, held)
@@ -176,6 +178,7 @@ def _resume(fd: int) -> int:
         held.pop_all()
         return _hold_out(fd, error)
     inherited.close()
+    logger.info("the new code has taken over")
     with held:
         return supervisor.run()
 

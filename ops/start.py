@@ -44,7 +44,7 @@ def run(output: Output, path: Path | None, overrides: tuple[str, ...]) -> Exit:
     Says where each port and the control socket is. TERM stops it gracefully, INT fast, HUP reloads,
     USR2 upgrades.
     """
-    from gateway.supervisor import run as supervise
+    from gateway.run import run as supervise
 
     return Exit(supervise(_load(path, overrides)))
 

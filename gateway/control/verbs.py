@@ -11,9 +11,9 @@ import msgspec
 
 from gateway import reload, scaling
 from gateway.config import effective
+from gateway.control.connection import Connection, Request
 from gateway.control.peers import Level
 from gateway.control.publishing import Publishing
-from gateway.control.server import Connection, Request
 from gateway.errors import ControlError, PublishError, TidegateError
 from gateway.fleet import Fleet
 from gateway.operations import Operations

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 
 from gateway.errors import TidegateError
-from ops.bench import fanout, idle, reload, report, ring
+from ops.bench import fanout, idle, peers, reload, report, ring
 from ops.bench.result import RESULTS, Result
 
 
@@ -58,6 +58,8 @@ def measure(name: str, *, quick: bool, console: Console) -> Result:
             return fanout.run(fanout.QUICK if quick else fanout.Size(), say)
         case "reload":
             return reload.run(reload.QUICK if quick else reload.Size(), say)
+        case "peers":
+            return peers.run(peers.QUICK if quick else peers.Size(), say)
         case _:
             return idle.run(idle.QUICK if quick else idle.Size(), say)
 

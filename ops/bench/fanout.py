@@ -44,9 +44,9 @@ class Size:
 QUICK = Size(connections=500, messages=20, pairs=2, bursts=2)
 
 
-def payload() -> str:
-    """JSON of exactly PAYLOAD_BYTES that carries the time, as the swarm reads it."""
-    text = f'{{"sent_ns":{time.monotonic_ns()},"pad":""}}'
+def payload(number: int = 0) -> str:
+    """JSON of exactly PAYLOAD_BYTES with a number and the time, as the swarm reads them."""
+    text = f'{{"number":{number},"sent_ns":{time.monotonic_ns()},"pad":""}}'
     return f'{text[:-2]}{"x" * (PAYLOAD_BYTES - len(text))}"}}'
 
 

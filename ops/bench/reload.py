@@ -64,11 +64,12 @@ class Seen:
 class Stream:
     """Publishes at a steady rate to all channels in turn, for the length of a block."""
 
-    def __init__(self, producer: Producer, per_s: int) -> None:
-        self._producer = producer
+    def __init__(self, publish: Callable[[str], object], per_s: int) -> None:
+        self._publish = publish
         self._per_s = per_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
+        self._failure: TidegateError | None = None
         self.published = 0
         self.lasted_s = 0.0
 
@@ -84,13 +85,21 @@ class Stream:
     ) -> None:
         self._stopping.set()
         self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
 
     def _run(self) -> None:
+        try:
+            self._publish_steadily()
+        except TidegateError as failure:
+            self._failure = failure
+
+    def _publish_steadily(self) -> None:
         began = time.monotonic()
         # A whole number of rounds, so that every client is owed the same number of messages.
         while not self._stopping.is_set() or self.published % CHANNELS:
             channel = f"{CHANNEL}-{self.published % CHANNELS}"
-            self._producer.publish(channel, payload().encode())
+            self._publish(channel)
             self.published += 1
             self.lasted_s = time.monotonic() - began
             self._stopping.wait(max(0.0, self.published / self._per_s - self.lasted_s))
@@ -161,7 +170,7 @@ class _Stage:
         """One reload in the middle of a stream. Raises TidegateError if any client noticed."""
         self.swarm.reset()
         pause = threading.Event()
-        with Stream(self.producer, messages_per_s) as stream:
+        with Stream(self.publish, messages_per_s) as stream:
             pause.wait(LEAD_S)
             with ControlClient(self.subject.control_path, timeout_s=RELOAD_TIMEOUT_S) as control:
                 (slot,) = control.call("reload")["slots"]
@@ -171,6 +180,9 @@ class _Stage:
         if slot["moved"] != self.swarm.connections:
             raise TidegateError(f"not every connection was moved: {slot}", code="bench")
         return Seen(slot, self.swarm.flawless_report(), stream.published / stream.lasted_s)
+
+    def publish(self, channel: str) -> None:
+        self.producer.publish(channel, payload().encode())
 
     def footprint(self) -> dict[str, int]:
         """Of the supervisor: descriptors and bytes; of the instance: bytes of shared memory."""

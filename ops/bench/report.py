@@ -9,10 +9,11 @@ from rich.table import Table
 
 from ops.bench.result import RESULTS, Machine, Measure, Result
 
-BENCHMARKS = ("ring", "fanout", "idle", "reload")
+BENCHMARKS = ("ring", "fanout", "idle", "reload", "peers")
 """In the order of the README's table."""
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADINGS = ("Measured", "Median", "Range", "Goal")
+MISSED = "**not met**"
 FIRST_LINE = "<!-- measured:begin -->"
 LAST_LINE = "<!-- measured:end -->"
 
@@ -24,29 +25,55 @@ def saved_results() -> list[Result]:
 
 
 def terminal_table(result: Result) -> Table:
-    table = Table(title=result.benchmark)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "Measured" else "right")
-    for measure in result.measures:
-        style = "red" if measure.met is False else None
-        table.add_row(*cells(measure), style=style)
+    table = Table(title=result.benchmark, caption=result.note or None, caption_justify="left")
+    headings, *rows = comparison(result) or (HEADINGS, *map(cells, result.measures))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+    for row in rows:
+        table.add_row(*row, style="red" if row[-1].endswith(MISSED) else None)
     return table
 
 
+def comparison(result: Result) -> list[tuple[str, ...]]:
+    """Heading and rows where several subjects are compared, a column for each; else nothing."""
+    subjects = list(dict.fromkeys(each.subject for each in result.measures if each.subject))
+    if not subjects:
+        return []
+    rows = {each.what: dict.fromkeys(subjects, "") for each in result.measures}
+    for measure in result.measures:
+        _, median, spread, _ = cells(measure)
+        varies = min(measure.runs) != max(measure.runs)
+        rows[measure.what][measure.subject] = f"{median} ({spread})" if varies else median
+    heading = ("Side by side", *subjects)
+    return [heading, *((what, *figures.values()) for what, figures in rows.items())]
+
+
 def markdown(results: Iterable[Result]) -> str:
-    """One table of all results, and below it where and when they were measured; "" without any."""
-    rows = [HEADINGS, ("---", "---:", "---:", "---:")]
+    """One table of all results, one for each comparison, and below them where and when they were
+    measured; "" without any."""
+    rows: list[tuple[str, ...]] = []
+    comparisons = []
     origins: dict[Machine, list[str]] = {}
     for result in results:
-        rows += [cells(measure) for measure in result.measures]
+        compared = comparison(result)
+        if compared:
+            comparisons.append(f"{_table(compared)}\n\n{result.note}".rstrip())
+        else:
+            rows += [cells(measure) for measure in result.measures]
         runs = len(result.measures[0].runs)
         done = f"`{result.benchmark}` {result.date} at {result.commit}, medians of {runs}"
         origins.setdefault(result.machine, []).append(done)
     if not origins:
         return ""
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    tables = [_table([HEADINGS, *rows])] if rows else []
     notes = "\n".join(f"{'; '.join(done)}: on {place(where)}." for where, done in origins.items())
-    return f"{table}\n\n{notes}\n"
+    return "\n\n".join([*tables, *comparisons, notes]) + "\n"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    heading, *others = rows
+    rule = ("---", *["---:"] * (len(heading) - 1))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, rule, *others))
 
 
 def place(machine: Machine) -> str:
@@ -61,7 +88,7 @@ def cells(measure: Measure) -> tuple[str, str, str, str]:
     low, high = min(measure.runs), max(measure.runs)
     goal = ""
     if measure.goal is not None:
-        verdict = "met" if measure.met else "**not met**"
+        verdict = "met" if measure.met else MISSED
         goal = f"{measure.goal.sense} {quantity(measure.goal.bound, measure.unit)}: {verdict}"
     spread = f"{number(low)} to {number(high)}"
     return measure.what, quantity(measure.median, measure.unit), spread, goal

@@ -33,6 +33,8 @@ class Measure:
     unit: str
     runs: tuple[float, ...]
     goal: Goal | None = None
+    subject: str = ""
+    """Whose figure it is, where several are compared."""
 
     @property
     def median(self) -> float:
@@ -80,11 +82,13 @@ def _said_by(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One benchmark's outcome. `parameters` says what was done, by name and value."""
+    """One benchmark's outcome. `parameters` says what was done, by name and value; `note` says in
+    words what a reader of the figures must know beside."""
 
     benchmark: str
     parameters: dict[str, int | float | str]
     measures: tuple[Measure, ...]
+    note: str = ""
     machine: Machine = field(default_factory=Machine.here)
     commit: str = field(default_factory=lambda: _said_by("git", "describe", "--always", "--dirty"))
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,16 @@ def family(pid: int) -> list[int]:
     """The process and all its descendants."""
     process = psutil.Process(pid)
     return [pid, *(child.pid for child in process.children(recursive=True))]
+
+
+def alive(pids: Iterable[int]) -> list[int]:
+    """Those of them that have not ended, whether or not somebody has waited for their end."""
+    left = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                left.append(pid)
+    return left
 
 
 def pss_bytes(pid: int) -> int:

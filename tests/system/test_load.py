@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ops.bench import nginx
 from ops.bench.programs import ROOT, Swarm
 from tests.support.gateway import Gateway
 
@@ -86,9 +87,8 @@ def test_a_swarm_that_reconnects_misses_nothing_in_a_reload(
     }
 
 
-@pytest.mark.parametrize("benchmark", ["ring", "fanout", "idle"])
-def test_a_benchmark_runs_to_its_end(benchmark: str, tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
+def quick_result(benchmark: str, directory: Path) -> dict[str, Any]:
+    path = directory / "results.json"
     subprocess.run(
         [sys.executable, "-m", "ops.bench", benchmark, "--quick", "--json", path],
         cwd=ROOT,
@@ -96,5 +96,29 @@ def test_a_benchmark_runs_to_its_end(benchmark: str, tmp_path: Path) -> None:
         timeout=BENCHMARK_TIMEOUT_S,
     )
     (result,) = json.loads(path.read_text())
+    return dict(result)
+
+
+@pytest.mark.parametrize("benchmark", ["ring", "fanout", "idle"])
+def test_a_benchmark_runs_to_its_end(benchmark: str, tmp_path: Path) -> None:
+    result = quick_result(benchmark, tmp_path)
     assert result["benchmark"] == benchmark
     assert all(run > 0 for run in result["measures"][0]["runs"])
+
+
+@pytest.mark.skipif(
+    nginx.find() is None, reason=f"nginx with nchan is not here: apt-get install {nginx.PACKAGES}"
+)
+def test_nginx_closes_every_client_where_a_reload_closes_none(tmp_path: Path) -> None:
+    result = quick_result("peers", tmp_path)
+    figures: dict[str, list[float]] = {}
+    for measure in result["measures"]:
+        figures.setdefault(measure["what"], []).extend(measure["runs"])
+    # Ours first, then nginx reloaded, then nginx upgraded: one run each.
+    connections = result["parameters"]["connections"]
+    assert figures["Connections closed"] == [0, connections, connections]
+    assert figures["Reconnects that clients needed"] == [0, connections, connections]
+    assert figures["Clients that were not back in the end"] == [0, 0, 0]
+    ours_lost, *_ = figures["Messages lost, per client"]
+    ours_repeated, *_ = figures["Messages repeated, per client"]
+    assert (ours_lost, ours_repeated) == (0, 0)

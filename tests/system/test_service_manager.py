@@ -108,6 +108,23 @@ def test_systemd_is_told_of_every_turn_in_the_gateways_life(
         assert gateway.process.wait(20) == 0
 
 
+def test_an_upgrade_is_told_like_a_reload_and_the_watchdog_is_fed_on(
+    manager: Manager, directory: Path
+) -> None:
+    gateway = Gateway(directory, {"workers": {"count": 1}})
+    with managed(gateway, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="500000"):
+        manager.wait("READY=1")
+        os.kill(gateway.pid, signal.SIGUSR2)
+        manager.wait("READY=1", times=2)
+        upgrade = manager.lines[manager.lines.index("RELOADING=1") :]
+        assert manager.count("RELOADING=1") == 1, "one from both codes together"
+        assert any(line.endswith("upgrade: api") for line in upgrade), "the new code tells on"
+        fed = manager.count("WATCHDOG=1")
+        manager.wait("WATCHDOG=1", times=fed + 5)
+        assert manager.count(f"MAINPID={gateway.pid}") == 2
+        assert gateway.status()["generation"] == 2
+
+
 def test_ready_waits_for_the_last_process(manager: Manager, directory: Path) -> None:
     """The API is the slowest: it is stopped as soon as it exists, and READY does not come."""
     gateway = Gateway(directory)

@@ -28,6 +28,8 @@ pub enum Phase {
 pub struct Subscription {
     pub channel: Box<str>,
     pub position: Option<Position>,
+    /// When its last publication came, CLOCK_MONOTONIC; 0: none yet.
+    delivered_ns: u64,
 }
 
 pub struct Client {
@@ -79,6 +81,7 @@ impl Client {
             .map(|channel| Subscription {
                 channel: channel.into(),
                 position: None,
+                delivered_ns: 0,
             })
             .collect();
         Client {
@@ -263,8 +266,13 @@ fn observe(
                 }
                 tally.gaps += offset - expected;
                 position.offset = offset;
+            } else if offset > 0 {
+                let epoch = "".into();
+                subscription.position = Some(Position { epoch, offset });
             }
             tally.delivered(sent_ns, now_ns, recovered);
+            tally.paused(subscription.delivered_ns, now_ns);
+            subscription.delivered_ns = now_ns;
         }
     }
 }
@@ -287,6 +295,7 @@ mod tests {
         vec![Subscription {
             channel: "a".into(),
             position,
+            delivered_ns: 0,
         }]
     }
 
@@ -312,6 +321,16 @@ mod tests {
             );
         }
         assert_eq!((tally.deliveries, tally.repeats, tally.gaps), (4, 2, 2));
+    }
+
+    #[test]
+    fn where_nobody_says_how_a_channel_stands_its_first_publication_does() {
+        let (mut subscriptions, mut tally) = (subscription(None), Tally::new());
+        for offset in [7, 8, 8, 10] {
+            let event = publication(offset);
+            observe(&mut subscriptions, &mut Phase::Open, event, 2, &mut tally);
+        }
+        assert_eq!((tally.deliveries, tally.repeats, tally.gaps), (3, 1, 1));
     }
 
     #[test]

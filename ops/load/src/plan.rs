@@ -50,6 +50,8 @@ pub enum Transport {
     Websocket,
     /// The binary protocol; `address` is the gateway's TCP port then.
     Tcp,
+    /// nginx with nchan: a WebSocket to `/subscribe/<channel>`, one channel a client.
+    Nchan,
 }
 
 /// Which channels a client subscribes to, by the client's number.
@@ -118,6 +120,9 @@ impl Plan {
         match &self.subscribe {
             Pattern::Shard(0) => Err("plan: subscribe is shard 0, must be at least 1".to_owned()),
             Pattern::Sets(sets) if sets.is_empty() => Err("plan: subscribe has no sets".to_owned()),
+            Pattern::Sets(_) if self.transport == Transport::Nchan => {
+                Err("plan: subscribe has sets, but an nchan client has one channel".to_owned())
+            }
             _ => Ok(()),
         }
     }
@@ -190,6 +195,10 @@ mod tests {
             ),
             (r#","connections":1,"subscribe":{"shard":0}"#, "shard"),
             (r#","connections":1,"subscribe":{"sets":[]}"#, "sets"),
+            (
+                r#","connections":1,"transport":"nchan","subscribe":{"sets":[["a"]]}"#,
+                "nchan",
+            ),
             (r#","connections":1,"conections":1"#, "conections"),
         ] {
             let error = plan(extra).expect_err(extra);

@@ -1,5 +1,6 @@
 //! One client's conversation with a gateway: bytes in, events and answers out, no sockets.
 
+mod nchan;
 mod tcp;
 mod websocket;
 
@@ -87,6 +88,7 @@ pub enum Event<'a> {
 pub enum Session {
     Websocket(websocket::Conversation),
     Tcp(Box<tcp::Conversation>),
+    Nchan(nchan::Conversation),
 }
 
 impl Session {
@@ -107,6 +109,13 @@ impl Session {
                 let conversation = tcp::Conversation::begin(subscriptions, moment, out);
                 Session::Tcp(Box::new(conversation))
             }
+            Transport::Nchan => {
+                let host = plan.address.to_string();
+                let (channel, _) = subscriptions
+                    .last()
+                    .expect("a client has a channel, whatever the pattern");
+                Session::Nchan(nchan::Conversation::begin(&host, channel, out))
+            }
         }
     }
 
@@ -125,13 +134,14 @@ impl Session {
         match self {
             Session::Websocket(conversation) => conversation.receive(bytes, moment, out, each),
             Session::Tcp(conversation) => conversation.receive(bytes, moment, out, each),
+            Session::Nchan(conversation) => conversation.receive(bytes, moment, out, each),
         }
     }
 
     /// Appends what a client that is open sends before it leaves.
     pub fn end(&self, moment: Moment, out: &mut Vec<u8>) {
         match self {
-            Session::Websocket(conversation) => conversation.end(moment, out),
+            Session::Websocket(_) | Session::Nchan(_) => websocket::end(moment, out),
             Session::Tcp(conversation) => conversation.end(out),
         }
     }

@@ -36,6 +36,7 @@ pub struct Tally {
     pub failures: BTreeMap<String, u64>,
     latency_live: Histogram<u64>,
     latency_recovered: Histogram<u64>,
+    pause_ns_max: u64,
 }
 
 /// A tally and the state of the swarm at one instant. Durations in the unit of their name.
@@ -57,6 +58,8 @@ pub struct Report {
     pub failures: BTreeMap<String, u64>,
     pub latency_live: Latency,
     pub latency_recovered: Latency,
+    /// The longest time from one delivery of a subscription to its next.
+    pub pause_us_max: f64,
 }
 
 /// Percentiles from publish to receipt.
@@ -92,6 +95,7 @@ impl Tally {
             failures: BTreeMap::new(),
             latency_recovered: histogram.clone(),
             latency_live: histogram,
+            pause_ns_max: 0,
         }
     }
 
@@ -107,6 +111,13 @@ impl Tally {
         match sent_ns {
             Some(sent_ns) => histogram.saturating_record(now_ns.saturating_sub(sent_ns)),
             None => self.undated += 1,
+        }
+    }
+
+    /// Takes note of a time without a delivery; one that began before the last reset is none.
+    pub fn paused(&mut self, since_ns: u64, now_ns: u64) {
+        if since_ns >= self.since_ns {
+            self.pause_ns_max = self.pause_ns_max.max(now_ns - since_ns);
         }
     }
 
@@ -136,6 +147,7 @@ impl Tally {
             failures: self.failures.clone(),
             latency_live: Latency::of(&self.latency_live),
             latency_recovered: Latency::of(&self.latency_recovered),
+            pause_us_max: self.pause_ns_max as f64 / 1e3,
         }
     }
 }
@@ -166,5 +178,24 @@ fn count(counts: &mut BTreeMap<String, u64>, reason: &str) {
     match counts.get_mut(reason) {
         Some(count) => *count += 1,
         None => drop(counts.insert(reason.to_owned(), 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_pause_is_kept_and_one_from_before_a_reset_is_none() {
+        let mut tally = Tally::new();
+        let start_ns = tally.since_ns;
+        for (since_ns, now_ns) in [
+            (0, start_ns),
+            (start_ns, start_ns + 7_000),
+            (start_ns + 7_000, start_ns + 9_000),
+        ] {
+            tally.paused(since_ns, now_ns);
+        }
+        assert_eq!(tally.report(0).pause_us_max, 7.0);
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_a_row_shows_median_range_and_verdict() -> None:
 def test_a_missed_goal_stands_out_in_the_terminal() -> None:
     table = report.terminal_table(result(measure(2.0, goal=Goal("at most", 1.3)), measure(1.0)))
     assert [row.style for row in table.rows] == ["red", None]
+
+
+def test_what_is_compared_stands_side_by_side() -> None:
+    sides = {"ours": (0.0, 0.0), "theirs": (500.0, 400.0)}
+    measures = [Measure("Closed", "", runs, subject=name) for name, runs in sides.items()]
+    compared = replace(result(*measures), note="Under load.")
+    assert report.comparison(compared) == [
+        ("Side by side", "ours", "theirs"),
+        ("Closed", "0", "450 (400 to 500)"),
+    ]
+    text = report.markdown([result(measure(1.0)), compared])
+    assert "| Cost | 1 x |" in text
+    assert "| Closed | 0 | 450 (400 to 500) |\n\nUnder load.\n" in text
+    assert report.terminal_table(compared).row_count == 1
 
 
 def test_numbers_have_three_digits() -> None:

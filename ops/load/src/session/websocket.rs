@@ -54,38 +54,50 @@ impl Conversation {
             }
             *self = Conversation::Streaming;
         }
-        while let Some(frame) = websocket::frame(&bytes[taken..])? {
-            let payload = &bytes[taken..][frame.payload.clone()];
-            taken += frame.payload.end;
-            match frame.opcode {
-                websocket::TEXT => push_events(payload, each)?,
-                websocket::PING => {
-                    websocket::encode_from_client(out, websocket::PONG, payload, mask);
-                    each(Event::Ping);
-                }
-                websocket::PONG => {}
-                websocket::CLOSE => {
-                    // RFC 6455 §5.5.1: the answer usually echoes the code; 1005 stands for none.
-                    let code = payload
-                        .first_chunk()
-                        .map_or(1005, |code| u16::from_be_bytes(*code));
-                    let echoed = &payload[..payload.len().min(2)];
-                    websocket::encode_from_client(out, websocket::CLOSE, echoed, mask);
-                    return Err(Failure::Closed(code));
-                }
-                _ => return Err(Failure::Protocol("an opcode that the dialect does not use")),
-            }
-        }
-        Ok(taken)
+        Ok(taken + take_frames(&bytes[taken..], moment, out, each, push_events)?)
     }
+}
 
-    /// See [`super::Session::end`].
-    pub fn end(&self, moment: Moment, out: &mut Vec<u8>) {
-        let mask = moment.random.to_ne_bytes();
-        if let Conversation::Streaming = self {
-            websocket::encode_from_client(out, websocket::CLOSE, &1000_u16.to_be_bytes(), mask);
+/// Takes the whole frames at the beginning of `bytes` and says how long they were: texts go to
+/// `take`, with `each` for what they mean; pings and the close are answered.
+pub fn take_frames(
+    bytes: &[u8],
+    moment: Moment,
+    out: &mut Vec<u8>,
+    each: &mut dyn FnMut(Event<'_>),
+    take: impl Fn(&[u8], &mut dyn FnMut(Event<'_>)) -> Result<(), Failure>,
+) -> Result<usize, Failure> {
+    let mask = moment.random.to_ne_bytes();
+    let mut taken = 0;
+    while let Some(frame) = websocket::frame(&bytes[taken..])? {
+        let payload = &bytes[taken..][frame.payload.clone()];
+        taken += frame.payload.end;
+        match frame.opcode {
+            websocket::TEXT => take(payload, each)?,
+            websocket::PING => {
+                websocket::encode_from_client(out, websocket::PONG, payload, mask);
+                each(Event::Ping);
+            }
+            websocket::PONG => {}
+            websocket::CLOSE => {
+                // RFC 6455 §5.5.1: the answer usually echoes the code; 1005 stands for none.
+                let code = payload
+                    .first_chunk()
+                    .map_or(1005, |code| u16::from_be_bytes(*code));
+                let echoed = &payload[..payload.len().min(2)];
+                websocket::encode_from_client(out, websocket::CLOSE, echoed, mask);
+                return Err(Failure::Closed(code));
+            }
+            _ => return Err(Failure::Protocol("an opcode that the dialect does not use")),
         }
     }
+    Ok(taken)
+}
+
+/// See [`super::Session::end`].
+pub fn end(moment: Moment, out: &mut Vec<u8>) {
+    let mask = moment.random.to_ne_bytes();
+    websocket::encode_from_client(out, websocket::CLOSE, &1000_u16.to_be_bytes(), mask);
 }
 
 fn push_events(text: &[u8], each: &mut dyn FnMut(Event<'_>)) -> Result<(), Failure> {

@@ -150,7 +150,8 @@ impl Sessions {
     pub fn adopt(&mut self, socket: OwnedFd, record: Record, catch_up: &mut CatchUp) -> Token {
         let is_closing = record.phase == Phase::Closing;
         let (positions, queue, sent) = (record.subscriptions, record.queue, record.head_sent_bytes);
-        let due = self.now + from_milliseconds(record.timers.due_ms);
+        // Not in this turn: a sign of life may wait in the socket, to be read in the next one.
+        let due = self.now + from_milliseconds(record.timers.due_ms).max(1);
         let connection = self.revive(socket, record.speech, &record.timers, record.pinged);
         let token = self.connections.insert(Connection {
             phase: record.phase,
