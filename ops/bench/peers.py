@@ -42,8 +42,8 @@ class Size:
     connections: int = 18_000
     runs: int = 3
     messages_per_s: int = 10
-    """Each goes to a tenth of the clients. Half of what one worker of nginx holds, so that the sides
-    have the same load, and nginx some room to recover."""
+    """Each goes to a tenth of the clients. Half of what one worker of nginx holds, so that the
+    sides have the same load, and nginx some room to recover."""
     offer_s: float = 3.0
     marks_s: tuple[float, float] = (1.0, 10.0)
     """Closed connections are counted so long after the command, processes left over at the last."""
