@@ -66,7 +66,7 @@ py-test: .venv/.test .venv/.demo  ## Python unit tests and system tests with rea
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600
 
-bench: .venv/.test  ## Measure ring, fan-out and idle connections against their bare baselines
+bench: .venv/.test  ## Measure ring, fan-out, idle connections and reloads; beside nginx, where it is
 	$(PY) -m ops.bench all
 
 clean:  ## Remove everything that was built or installed

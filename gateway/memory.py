@@ -108,6 +108,17 @@ class Memory:
             "free_api_banks": self._free_api_banks,
         }
 
+    def add_metrics(self) -> None:
+        """Makes places for what this code counts beyond the code that made the statistics.
+
+        Processes that are there already count on in the places that they know.
+        """
+        _ring.extend_stats(self.stats.fd, metrics_of_all())
+        del self.row  # one row has one writer
+        self.row = _ring.StatsRow.resume(self.stats.fd, SUPERVISOR_ROW)
+        self.reader = _ring.Stats(self.stats.fd)
+        self._schema = self.reader.schema()
+
     @classmethod
     def restore(cls, state: dict[str, Any], take: Take) -> Memory:
         """Raises InstanceError where this code cannot use the segments of the code before it."""
@@ -115,21 +126,15 @@ class Memory:
         try:
             for each in (log, channels, stats):
                 _ring.inspect(each.fd)
+            _ring.extend_stats(stats.fd, metrics_of_all(), only_check=True)
             row = _ring.StatsRow.resume(stats.fd, SUPERVISOR_ROW)
         except _ring.FormatError as error:
             raise InstanceError(
-                f"shared memory has a format that the new code does not know ({error.message})",
+                f"the new code cannot use the shared memory that there is ({error.message})",
                 remedy="restart the gateway",
                 code="restart_needed",
             ) from error
         memory = cls(log, channels, stats, take(state["wake"]), row)
-        known = {(kind, name) for kind, name, _ in memory._schema}
-        if new := [name for kind, name, _ in metrics_of_all() if (kind, name) not in known]:
-            raise InstanceError(
-                f"the new code counts what the statistics have no place for ({', '.join(new)})",
-                remedy="restart the gateway",
-                code="restart_needed",
-            )
         memory._free_seats, memory._free_api_banks = state["free_seats"], state["free_api_banks"]
         return memory
 

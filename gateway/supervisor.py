@@ -139,6 +139,7 @@ class Supervisor:
                 self._control.listen(runtime.instance.control_path)
                 self._fleet.start()
             else:
+                runtime.memory.add_metrics()
                 requests = [each for each in self._control.requests if each.verb == "upgrade"]
                 requester = self._upgraded.pop("requester")
                 self._verbs.upgrade(requester, requests[0] if requests else None)

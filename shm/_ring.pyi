@@ -57,6 +57,12 @@ def format_channels(fd: int, channels_max: int, identity: tuple[int, int, int]) 
 def format_stats(
     fd: int, metrics: list[Metric], rows: int, identity: tuple[int, int, int]
 ) -> None: ...
+def extend_stats(fd: int, metrics: list[Metric], *, only_check: bool = False) -> None:
+    """Adds what the schema lacks of `metrics`, for whoever attaches from now on.
+
+    Raises FormatError where there is no room for them, or one is of another kind than before.
+    """
+
 def format_uplink(fd: int, capacity_bytes: int, identity: tuple[int, int, int]) -> None:
     """The generation differs among all uplinks that ever have the same id in one instance."""
 

@@ -59,8 +59,8 @@ class Engine:
 
         `fd` is one end of a SOCK_SEQPACKET pair, see HANDOFF.md. Without `keep_accepting`, no
         connection is accepted from now on; with `drain_queue`, those that wait in the listeners'
-        queues are accepted before. `run` reports with `id`, also that it is "busy": there is one
-        giving at a time. Raises OSError.
+        queues are accepted before, and the listeners are let go of. `run` reports with `id`, also
+        that it is "busy": there is one giving at a time. Raises OSError.
         """
 
     def adopt(self, fd: int, id: int) -> None:

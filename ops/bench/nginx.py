@@ -30,8 +30,8 @@ from ops.bench.usage import alive, family
 
 PACKAGES = "nginx-light libnginx-mod-nchan"
 SHUTDOWN_TIMEOUT_S = 5
-"""`worker_shutdown_timeout`: without it, a worker that was replaced stays until its last client
-leaves of its own accord. Operators set more; less would be kinder to no one but the pause."""
+"""`worker_shutdown_timeout`, as operators set it: a bound for connections that their clients do not
+leave. nchan closes its own at once, with code 1001, when their worker is to end."""
 BUFFER_MESSAGES = 1_000
 """Kept of each channel for clients that come back: above what flows while a reload lasts."""
 START_TIMEOUT_S = 10.0

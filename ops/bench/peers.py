@@ -41,15 +41,15 @@ class Size:
 
     connections: int = 18_000
     runs: int = 3
-    messages_per_s: int = 20
-    """Each goes to a tenth of the clients: what one worker of nginx holds, for the sides to have
-    the same load."""
+    messages_per_s: int = 10
+    """Each goes to a tenth of the clients. Half of what one worker of nginx holds, so that the
+    sides have the same load, and nginx some room to recover."""
     offer_s: float = 3.0
     marks_s: tuple[float, float] = (1.0, 10.0)
     """Closed connections are counted so long after the command, processes left over at the last."""
 
 
-QUICK = Size(connections=500, runs=1, offer_s=0.5, marks_s=(1.0, 2.0))
+QUICK = Size(connections=500, runs=1, messages_per_s=20, offer_s=0.5, marks_s=(1.0, 2.0))
 
 
 @dataclass(frozen=True, slots=True)

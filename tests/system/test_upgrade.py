@@ -200,10 +200,10 @@ BROKEN = {
         "UPGRADE_STATE_VERSION = 1",
         "UPGRADE_STATE_VERSION = 9",
     ),
-    "no place for (lost_total)": (
+    "none may be of another kind than before": (
         "gateway/metrics.py",
-        "METRICS: list[_ring.Metric] = [",
-        'METRICS: list[_ring.Metric] = [("counter", "lost_total", "Lost."),',
+        '"gauge", "uplinks_open"',
+        '"counter", "uplinks_open"',
     ),
     "KeyError": ("gateway/fleet.py", 'state["wanted"]', 'state["wished"]'),
     "not checked within 15 s": (
@@ -233,6 +233,24 @@ def test_new_code_that_cannot_take_over_is_refused_and_everything_goes_on(
         status = gateway.status()
         assert (status["state"], status["operation"]) == ("serving", None)
         assert status["totals"]['upgrades_total{result="failed"}'] == 1
+
+
+def test_new_code_may_count_what_the_old_did_not(installed: Path, start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    before = gateway.totals()
+    edit(
+        installed / "gateway" / "metrics.py",
+        "METRICS: list[_ring.Metric] = [",
+        'METRICS: list[_ring.Metric] = [("counter", "later_total", "Later."),',
+    )
+    edit(
+        installed / "gateway" / "supervisor.py",
+        "self._runtime.memory.row.heartbeat()",
+        'self._runtime.memory.row.add("later_total")',
+    )
+    upgrade(gateway)
+    wait_for(lambda: gateway.totals()["later_total"] > 1, "the new counter")
+    assert gateway.totals()["control_requests_total"] > before["control_requests_total"]
 
 
 def test_a_configuration_that_cannot_be_used_refuses_the_upgrade(start_gateway: Start) -> None:

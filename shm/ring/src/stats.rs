@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 4096  folds        odd while a dead process's row is added to the supervisor's
-//! 4224  schema       text, one line a metric: kind, name, help
-//!       rows         each: identity (128 bytes), then the values in the schema's order
+//! 4224  schema       text, one line a metric: kind, name, help; then zeros, room for more lines
+//!       rows         each: identity (128 bytes), then the values in the schema's order, then room
 //!
 //! identity  0 pid   8 start   16 role   24 slot   32 generation   40 heartbeat_ns   48 state
 //! value     counter, gauge: one word; histogram: 64 buckets, sum, count
@@ -42,6 +42,10 @@ const COUNT: usize = BUCKETS + 1;
 /// Bounds of a segment: rows for 4,096 slots and their successors, a schema of some hundred lines.
 pub const ROWS_MAX: u64 = 16_384;
 pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
+
+/// Room for metrics of later code (see [`extend`]): some hundred lines, and in each row 256 words.
+const SPARE_SCHEMA_BYTES: usize = 16 << 10;
+const SPARE_ROW_BYTES: usize = 2 << 10;
 
 /// A snapshot is tried for again while the supervisor folds a row, which takes microseconds.
 const SNAPSHOTS_MAX: usize = 10_000;
@@ -133,12 +137,14 @@ pub mod state {
 /// # Errors
 /// [`SegmentError::Parameter`] beyond [`ROWS_MAX`] and [`SCHEMA_BYTES_MAX`].
 pub fn segment_bytes(schema: &[SchemaLine], rows: u64) -> Result<usize, SegmentError> {
-    let layout = Layout::new(
-        schema_text(schema).len() as u64,
-        rows,
-        row_bytes(schema) as u64,
-    )?;
-    Ok(layout.segment_bytes())
+    Ok(spacious(schema, rows)?.segment_bytes())
+}
+
+/// The layout of a new segment.
+fn spacious(schema: &[SchemaLine], rows: u64) -> Result<Layout, SegmentError> {
+    let schema_bytes = schema_text(schema).len() + SPARE_SCHEMA_BYTES;
+    let row_bytes = row_bytes(schema) + SPARE_ROW_BYTES;
+    Layout::new(schema_bytes as u64, rows, row_bytes as u64)
 }
 
 /// Writes the schema into a zeroed region of [`segment_bytes`] bytes; all rows are free.
@@ -159,28 +165,99 @@ pub fn format(
             rule: "names have no blanks outside of labels, and neither they nor help line ends",
         });
     }
-    let bytes = segment_bytes(schema, rows)?;
-    if region.len() != bytes {
+    let layout = spacious(schema, rows)?;
+    if region.len() != layout.segment_bytes() {
         return Err(SegmentError::Size {
-            said: bytes as u64,
+            said: layout.segment_bytes() as u64,
             found: region.len() as u64,
         });
     }
-    let parameters = [text.len() as u64, rows, row_bytes(schema) as u64];
+    let parameters = [layout.schema_bytes, layout.rows, layout.row_bytes].map(|each| each as u64);
     layout::format(
         region,
         SegmentKind::Statistics,
         owner,
         &parameters,
-        |region| {
-            for (index, chunk) in text.as_bytes().chunks(WORD).enumerate() {
-                let mut word = [0; WORD];
-                word[..chunk.len()].copy_from_slice(chunk);
-                region.store(SCHEMA_AT + index * WORD, u64::from_ne_bytes(word));
-            }
-        },
+        |region| write_schema(region, 0, &text),
     );
     Ok(())
+}
+
+/// Adds the metrics of `wanted` that the schema lacks, behind those there are; with `only_check`
+/// only says whether that can be. Who attached before does not see them; rows have them as zeros.
+/// For the owner of the segment alone.
+///
+/// # Errors
+/// As [`Stats::attach`]; [`SegmentError::Parameter`] where the room is used up, or a metric is of
+/// another kind by now.
+pub fn extend(
+    region: &Region,
+    wanted: &[SchemaLine],
+    only_check: bool,
+) -> Result<(), SegmentError> {
+    let stats = Stats::attach(region.clone())?;
+    let refused = |rule| SegmentError::Parameter {
+        name: "metrics",
+        value: wanted.len() as u64,
+        rule,
+    };
+    let mut schema = stats.schema.clone();
+    for line in wanted {
+        match schema.iter().find(|known| known.name == line.name) {
+            Some(known) if known.kind == line.kind => {}
+            Some(_) => return Err(refused("none may be of another kind than before")),
+            None => schema.push(line.clone()),
+        }
+    }
+    let text = schema_text(&schema);
+    if parse_schema(&text).as_deref() != Some(&schema) {
+        return Err(refused("names and help must be without line ends and tabs"));
+    }
+    if text.len() > stats.layout.schema_bytes || row_bytes(&schema) > stats.layout.row_bytes {
+        return Err(refused("new ones must fit the room that was left for them"));
+    }
+    if !only_check {
+        write_schema(region, schema_text(&stats.schema).len(), &text);
+    }
+    Ok(())
+}
+
+/// Writes `text`, of which the first `there` bytes are there already.
+///
+/// What follows them comes first and the word in which they end comes last: who reads up to a zero
+/// byte finds the text of before, or all of the new one.
+fn write_schema(region: &Region, there: usize, text: &str) {
+    let from = there / WORD;
+    let words: Vec<u64> = text.as_bytes()[from * WORD..]
+        .chunks(WORD)
+        .map(|chunk| {
+            let mut word = [0; WORD];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        })
+        .collect();
+    for (index, word) in words.iter().enumerate().rev() {
+        // SYNC: pairs with stats.rs::read_schema
+        region
+            .word(SCHEMA_AT + (from + index) * WORD)
+            .store(*word, Ordering::Release);
+    }
+}
+
+/// The text of the schema, up to a zero byte or the end of its place.
+fn read_schema(region: &Region, bytes: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(bytes);
+    for at in (0..bytes).step_by(WORD) {
+        // SYNC: pairs with stats.rs::write_schema
+        let word = region.word(SCHEMA_AT + at).load(Ordering::Acquire);
+        text.extend(word.to_ne_bytes());
+        if text.ends_with(&[0]) {
+            break;
+        }
+    }
+    let end = text.iter().position(|byte| *byte == 0);
+    text.truncate(end.unwrap_or(bytes));
+    text
 }
 
 fn row_bytes(schema: &[SchemaLine]) -> usize {
@@ -197,6 +274,9 @@ fn schema_text(schema: &[SchemaLine]) -> String {
 }
 
 fn parse_schema(text: &str) -> Option<Vec<SchemaLine>> {
+    if text.contains('\0') {
+        return None;
+    }
     let line = |line: &str| {
         let mut fields = line.split('\t');
         let kind = Kind::from_name(fields.next()?)?;
@@ -309,19 +389,14 @@ impl Stats {
                 found: region.len() as u64,
             });
         }
-        let words = layout.schema_bytes.div_ceil(WORD);
-        let mut text: Vec<u8> = (0..words)
-            .flat_map(|index| region.load(SCHEMA_AT + index * WORD).to_ne_bytes())
-            .collect();
-        text.truncate(layout.schema_bytes);
-        let schema = String::from_utf8(text)
+        let schema = String::from_utf8(read_schema(&region, layout.schema_bytes))
             .ok()
             .and_then(|text| parse_schema(&text))
-            .filter(|schema| row_bytes(schema) == layout.row_bytes)
+            .filter(|schema| row_bytes(schema) <= layout.row_bytes)
             .ok_or(SegmentError::Parameter {
                 name: "schema",
                 value: schema_bytes,
-                rule: "it must be lines of kind, name and help that fill a row",
+                rule: "it must be lines of kind, name and help that fit a row",
             })?;
         let places = schema
             .iter()

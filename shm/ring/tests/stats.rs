@@ -5,8 +5,8 @@
 use tidegate_ring::layout::Owner;
 use tidegate_ring::region::Region;
 use tidegate_ring::stats::{
-    BUCKETS, Kind, Metric, Role, Row, SchemaLine, Stats, Value, bucket_bound, bucket_of, format,
-    segment_bytes,
+    BUCKETS, Kind, Metric, Role, Row, SchemaLine, Stats, Value, bucket_bound, bucket_of, extend,
+    format, segment_bytes,
 };
 
 const OWNER: Owner = Owner {
@@ -46,6 +46,78 @@ fn counted(region: &Region, row: u32) -> Row {
     row.record(row.index_of(METRICS[1].name).unwrap(), 100);
     row.set(row.index_of(METRICS[2].name).unwrap(), 9);
     row
+}
+
+fn line(kind: Kind, name: &str) -> SchemaLine {
+    SchemaLine {
+        kind,
+        name: name.into(),
+        help: "Later.".into(),
+    }
+}
+
+#[test]
+fn later_code_adds_metrics_and_no_count_is_lost() {
+    let region = segment();
+    let old_reader = Stats::attach(region.clone()).unwrap();
+    let _old_row = counted(&region, 1);
+    let mut wanted: Vec<SchemaLine> = METRICS[1..].iter().map(SchemaLine::from).collect();
+    wanted.push(line(Kind::Counter, "later_total"));
+    wanted.push(line(Kind::Histogram, "later_microseconds"));
+
+    extend(&region, &wanted, true).unwrap();
+    assert_eq!(Stats::attach(region.clone()).unwrap().schema().len(), 3);
+    extend(&region, &wanted, false).unwrap();
+    extend(&region, &wanted, false).unwrap();
+
+    let reader = Stats::attach(region.clone()).unwrap();
+    let names: Vec<&str> = reader
+        .schema()
+        .iter()
+        .map(|line| line.name.as_str())
+        .collect();
+    assert_eq!(names[..3], METRICS.map(|metric| metric.name));
+    assert_eq!(names[3..], ["later_total", "later_microseconds"]);
+    let row = Row::claim(region.clone(), 2, Role::Worker, 8, 1).unwrap();
+    row.add(row.index_of("later_total").unwrap(), 4);
+    let rows = reader.rows();
+    assert_eq!(rows[0].values[0], Value::Number(5));
+    assert_eq!(rows[0].values[3], Value::Number(0));
+    assert_eq!(rows[1].values[3], Value::Number(4));
+    assert_eq!(old_reader.rows()[0].values[..], rows[0].values[..3]);
+
+    let supervisor = Row::claim(region.clone(), 0, Role::Supervisor, 0, 1).unwrap();
+    drop(row);
+    supervisor.fold(2).unwrap();
+    assert_eq!(reader.rows()[0].values[3], Value::Number(4));
+}
+
+#[test]
+fn metrics_without_room_or_of_another_kind_change_nothing() {
+    let region = segment();
+    let many: Vec<SchemaLine> = (0..300)
+        .map(|n| line(Kind::Counter, &format!("later_{n}_total")))
+        .collect();
+    let other = [line(Kind::Gauge, METRICS[0].name)];
+    for refused in [&many[..], &other] {
+        for only_check in [true, false] {
+            assert!(extend(&region, refused, only_check).is_err());
+        }
+    }
+    assert_eq!(Stats::attach(region.clone()).unwrap().schema().len(), 3);
+    extend(&region, &many[..250], false).unwrap();
+    assert_eq!(Stats::attach(region).unwrap().schema().len(), 253);
+}
+
+#[test]
+fn a_row_is_taken_up_as_it_is() {
+    let region = segment();
+    drop(counted(&region, 1));
+    let row = Row::resume(region.clone(), 1).unwrap();
+    row.add(row.index_of(METRICS[0].name).unwrap(), 1);
+    let rows = Stats::attach(region).unwrap().rows();
+    assert_eq!(rows[0].values[0], Value::Number(6));
+    assert_eq!(rows[0].identity.slot, 7);
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(format_channels, module)?)?;
     module.add_function(wrap_pyfunction!(format_stats, module)?)?;
     module.add_function(wrap_pyfunction!(format_uplink, module)?)?;
+    module.add_function(wrap_pyfunction!(extend_stats, module)?)?;
     module.add_function(wrap_pyfunction!(inspect, module)?)
 }
 
@@ -114,6 +115,12 @@ fn format_stats(
         rows,
         owner_of(identity),
     )?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (fd, metrics, *, only_check = false))]
+fn extend_stats(fd: RawFd, metrics: Vec<PyMetric>, only_check: bool) -> Result<(), Error> {
+    Ok(stats::extend(&map(fd)?, &schema_of(metrics)?, only_check)?)
 }
 
 #[pyfunction]

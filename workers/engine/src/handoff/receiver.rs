@@ -171,8 +171,8 @@ impl Receiver {
         self.acknowledge(ground, Pending { ack, connections })
     }
 
-    /// Says that connections are ours, and makes them so. If the giver cannot be told, they are not:
-    /// it takes them back when this socket closes, for the reason that is returned.
+    /// Says that connections are ours, and makes them so. If the giver cannot be told, they are
+    /// not: it takes them back when this socket closes, for the reason that is returned.
     fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) -> Option<&'static str> {
         match passing::send(self.socket.as_fd(), &pending.ack, &[]).into() {
             // A giver that is gone takes nothing back: they are ours as well.

@@ -133,8 +133,8 @@ impl Door {
         Some(self.listeners.iter().map(|each| each.socket.as_fd()))
     }
 
-    /// Lets go of the listeners. The kernel closes those that nobody else holds, so that nobody waits
-    /// in a queue that no process looks into.
+    /// Lets go of the listeners. The kernel closes those that nobody else holds, so that nobody
+    /// waits in a queue that no process looks into.
     pub fn close(&mut self) {
         self.is_open = false;
         self.listeners.clear();

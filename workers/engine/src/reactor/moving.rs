@@ -14,7 +14,7 @@ const SENDS_PER_HANDOFF: usize = 512;
 impl Reactor {
     /// Gives connections to another worker, which is at the other end of `socket`. Unless it
     /// `keeps_accepting`, this worker accepts no more from now on; with `drains_queue`, what waits
-    /// in the listeners' queues is accepted before, as nobody else will.
+    /// in the listeners' queues is accepted before, as nobody else will, and they are let go of.
     pub fn hand_over(
         &mut self,
         socket: OwnedFd,

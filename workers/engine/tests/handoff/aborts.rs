@@ -1,12 +1,16 @@
 //! Either side ends at any step: what it did not own is not lost, and what it owned is counted.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+
+use tidegate_engine::handoff::Order;
 
 use crate::clients::Uni;
 use crate::house::{House, Pair, UPGRADE, channel, connect, read_until, settings};
 
 /// More than a batch.
 const CROWD: usize = 300;
+const ALL: Order = Order { id: 1, count: None };
 
 /// Subscribers of one channel, connected and greeted.
 fn crowd(pair: &mut Pair, count: usize) -> Vec<Uni> {
@@ -178,21 +182,30 @@ fn what_is_no_socket_moves_nobody() {
     });
 }
 
+fn request(house: House) -> TcpStream {
+    let mut stream = connect(house.http);
+    stream.write_all(UPGRADE).unwrap();
+    stream
+}
+
+#[test]
+fn who_waits_in_the_queue_of_a_worker_that_leaves_is_accepted_before() {
+    let mut pair = Pair::open();
+    let mut early = request(pair.house);
+    let (ours, theirs) = channel();
+    pair.worker(0).hand_over(ours, ALL, false, true);
+    pair.worker(1).adopt(theirs, 1);
+    let (over, _) = pair.finish_move(0);
+    assert_eq!((over.moved, over.reason), (1, "done"));
+    let response = pair.serve(|_| read_until(&mut early, b"\r\n\r\n"));
+    assert!(response.starts_with(b"HTTP/1.1 101 "));
+}
+
 #[test]
 fn a_worker_that_was_told_to_go_on_accepts_again() {
     let mut pair = Pair::open();
-    let request = |house: House| {
-        let mut stream = connect(house.http);
-        stream.write_all(UPGRADE).unwrap();
-        stream
-    };
-    let mut early = request(pair.house);
     let (ours, theirs) = channel();
-    let order = tidegate_engine::handoff::Order { id: 1, count: None };
-    pair.worker(0).hand_over(ours, order, false, true);
-    // It waited in the queue, and is accepted before the door shuts.
-    let response = pair.serve(|_| read_until(&mut early, b"\r\n\r\n"));
-    assert!(response.starts_with(b"HTTP/1.1 101 "));
+    pair.worker(0).hand_over(ours, ALL, false, false);
     let mut late = request(pair.house);
     drop(theirs);
     pair.turn_until("the giver's report", |pair| pair.handed_over(0).is_some());
