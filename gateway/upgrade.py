@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -56,39 +56,34 @@ def try_out(carried: Carried, loop: Loop, timeout_s: float) -> Generator[Conditi
     """Lets the new code restore itself in a process of its own. Raises ControlError."""
     from gateway.loop import Phase
 
-    kept = Kept()
-    record = _record(carried, kept)
-    output = os.memfd_create("tidegate-check", os.MFD_CLOEXEC)
-    try:
-        # The same interpreter and options as `execute`: what is found here is what would run.
-        process = subprocess.Popen(
-            _command("--check", record),
-            pass_fds=[*kept.fds, record],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            process_group=0,
-        )
-    except OSError as error:
-        os.close(output)
-        raise _refused(f"it cannot be executed ({error.strerror})") from error
-    finally:
-        os.close(record)
-    deadline = time.monotonic() + timeout_s
-    # So that the loop turns at its end, and not a second later.
-    pidfd = os.pidfd_open(process.pid)
-    loop.watch(pidfd, Phase.DEATHS, lambda events: loop.unwatch(pidfd))
-    try:
+    with ExitStack() as held:
+        with _system_errors_refuse():
+            kept = Kept()
+            record = _record(carried, kept)
+            held.callback(os.close, record)
+            output = os.memfd_create("tidegate-check", os.MFD_CLOEXEC)
+            held.callback(os.close, output)
+            # The same interpreter and options as `execute`: what is found here is what would run.
+            process = subprocess.Popen(
+                _command("--check", record),
+                pass_fds=[*kept.fds, record],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+            held.callback(process.wait)
+            held.callback(process.kill)
+            # So that the loop turns at its end, and not a second later.
+            pidfd = os.pidfd_open(process.pid)
+            held.callback(os.close, pidfd)
+            loop.watch(pidfd, Phase.DEATHS, lambda events: loop.unwatch(pidfd))
+            held.callback(loop.unwatch, pidfd)
+        deadline = time.monotonic() + timeout_s
         yield lambda: process.poll() is not None or time.monotonic() >= deadline
         if process.poll() is None:
             raise _refused(f"it was not checked within {timeout_s:g} s")
         _judge(process.returncode, os.pread(output, os.fstat(output).st_size, 0))
-    finally:
-        process.kill()
-        process.wait()
-        loop.unwatch(pidfd)
-        os.close(pidfd)
-        os.close(output)
 
 
 def execute(carried: Carried) -> None:
@@ -96,17 +91,22 @@ def execute(carried: Carried) -> None:
 
     In the main thread, alone: the parent death signal of the children belongs to it (prctl(2)).
     """
-    kept = Kept()
-    record = kept(_record(carried, kept))
-    kept.inheritable(True)
-    try:
+    with _system_errors_refuse(), ExitStack() as held:
+        kept = Kept()
+        record = kept(_record(carried, kept))
+        held.callback(os.close, record)
+        kept.inheritable(True)
+        held.callback(kept.inheritable, False)
         logger.info("the supervisor executes the new code")
         os.execve(sys.executable, _command("--resume", record), os.environ)
+
+
+@contextlib.contextmanager
+def _system_errors_refuse() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise _refused(f"it cannot be executed ({error.strerror})") from error
-    finally:
-        kept.inheritable(False)
-        os.close(record)
 
 
 def _record(carried: Carried, kept: Kept) -> int:
@@ -123,8 +123,10 @@ def _judge(status: int, output: bytes) -> None:
     text = output.decode(errors="replace").rstrip()
     *before, last = text.splitlines() or [""]
     if status == EXIT_REFUSED:
-        found = json.loads(last)
-        raise _refused(found["message"], found["remedy"], found["code"])
+        # Written by code that we do not know: it may be anything.
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            found = json.loads(last)
+            raise _refused(*(str(found[key]) for key in ("message", "remedy", "code")))
     if status != 0:
         print(text, file=sys.stderr, flush=True)
         raise _refused(last or f"its check ended with status {status}")

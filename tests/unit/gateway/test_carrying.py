@@ -144,3 +144,14 @@ def test_a_socket_that_crosses_is_still_the_same(tmp_path: Path) -> None:
             inherited.close()
             theirs.sendall(b"here")
             assert taken.recv(4) == b"here"
+
+
+@pytest.mark.parametrize("said", ["", "no JSON", "3", '{"code": "x"}'])
+def test_whatever_a_failed_check_says_is_a_refusal(
+    said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for status in (1, upgrade.EXIT_REFUSED, -9):
+        with pytest.raises(ControlError, match="the new code is refused") as caught:
+            upgrade._judge(status, said.encode() + b"\xff\n")
+        assert caught.value.code == "upgrade_refused"
+    assert said in capfd.readouterr().err
