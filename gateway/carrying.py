@@ -1,7 +1,7 @@
 """What crosses an exec: one map in a sealed memfd, and the descriptors that it names by number.
 
-Each object that lives on has a `carried(keep)` and a `restore(state, take)` beside its own fields;
-the order, and the version of the whole, are `upgrade.py`'s.
+Each object that lives on has a `carried(keep)` and a `restore(state, take)` beside its own fields
+(`take_up`, where it is made first). The order is `assembly.py`'s, the version `upgrade.py`'s.
 """
 
 from __future__ import annotations
