@@ -59,6 +59,8 @@ class Seen:
     closed: int
     closed_by_mark: tuple[int, ...]
     reconnects: int
+    failed: int
+    """Attempts to come back that did not get through, for instance within 10 s."""
     not_back: int
     back_s: float
     lost: float
@@ -103,6 +105,7 @@ class Side:
             closed=_closed(report),
             closed_by_mark=tuple(course.closed_by_mark),
             reconnects=report["reconnects"],
+            failed=sum(report["failures"].values()),
             not_back=self.swarm.connections - report["connected"],
             back_s=course.back_s,
             lost=(owed - report["deliveries"]) / self.swarm.connections,
@@ -247,8 +250,8 @@ def _sentence(seen: Seen, size: Size) -> str:
         for closed, mark_s in zip(seen.closed_by_mark, size.marks_s, strict=True)
     )
     return (
-        f"{seen.closed:,} closed ({marks}), {seen.reconnects:,} reconnects, all back after "
-        f"{seen.back_s:.1f} s ({seen.not_back:,} not); {seen.lost:.2f} lost and "
+        f"{seen.closed:,} closed ({marks}), {seen.reconnects:,} reconnects ({seen.failed:,} failed), "
+        f"all back after {seen.back_s:.1f} s ({seen.not_back:,} not); {seen.lost:.2f} lost and "
         f"{seen.repeated:.2f} repeated per client, publish to receipt at worst "
         f"{seen.delay_ms:,.0f} ms, longest pause {seen.pause_ms:,.0f} ms; "
         f"{seen.old_left} old processes left, gone after {seen.old_gone_s:.1f} s; "
@@ -264,6 +267,7 @@ def _result(seen: dict[str, list[Seen]], size: Size) -> Result:
         (f"— within {first_s:g} s of the command", "", lambda each: each.closed_by_mark[0]),
         (f"— within {last_s:g} s", "", lambda each: each.closed_by_mark[1]),
         ("Reconnects that clients needed", "", lambda each: each.reconnects),
+        ("— attempts that failed", "", lambda each: each.failed),
         ("Until all clients were back", "s", lambda each: each.back_s),
         ("Clients that were not back in the end", "", lambda each: each.not_back),
         ("Messages lost, per client", "", lambda each: each.lost),
