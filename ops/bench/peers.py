@@ -250,7 +250,8 @@ def _sentence(seen: Seen, size: Size) -> str:
         for closed, mark_s in zip(seen.closed_by_mark, size.marks_s, strict=True)
     )
     return (
-        f"{seen.closed:,} closed ({marks}), {seen.reconnects:,} reconnects ({seen.failed:,} failed), "
+        f"{seen.closed:,} closed ({marks}), "
+        f"{seen.reconnects:,} reconnects ({seen.failed:,} attempts failed), "
         f"all back after {seen.back_s:.1f} s ({seen.not_back:,} not); {seen.lost:.2f} lost and "
         f"{seen.repeated:.2f} repeated per client, publish to receipt at worst "
         f"{seen.delay_ms:,.0f} ms, longest pause {seen.pause_ms:,.0f} ms; "
