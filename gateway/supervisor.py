@@ -20,6 +20,7 @@ from gateway.control.server import ControlServer, Request
 from gateway.control.verbs import LEVELS, Verbs
 from gateway.errors import ChildError, InstanceError, TidegateError
 from gateway.fleet import Fleet
+from gateway.host.examine import warning_at_start
 from gateway.instance import Instance
 from gateway.listeners import Port
 from gateway.loop import Loop, Phase
@@ -76,6 +77,8 @@ def run(config: Config) -> int:
             code="log_file",
         ) from error
     _raise_descriptor_limit()
+    if warning := warning_at_start(config):
+        logger.warning(warning)
     with ExitStack() as held:
         supervisor = Supervisor(config, held)
         return supervisor.run()

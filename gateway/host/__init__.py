@@ -1,0 +1,1 @@
+"""What the machine can hold: `kernel.py` reads it, `checks.py` judges it."""
