@@ -86,7 +86,7 @@ table! { Count, COUNTS:
     ResyncsLost = Counter, r#"resyncs_total{result="lost"}"#,
         "channels whose subscribers were closed after a lap or gap";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
-        "times that the safety poll found records or replies that nobody woke us for; must be 0";
+        "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
 }
 
 table! { Histogram, HISTOGRAMS:
