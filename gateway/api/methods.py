@@ -37,7 +37,7 @@ class Methods:
     ) -> None:
         self._producer = producer
         self._namespaces = frozenset(namespaces)
-        self._message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
         self._nodes = nodes
         self._counters = counters
 
@@ -62,11 +62,10 @@ class Methods:
     def _publish(
         self, channel: str | None, options: requests.Publication, payload: bytes
     ) -> Answer:
-        if len(payload) > self._message_bytes_max:
+        if len(payload) > self.message_bytes_max:
             raise requests.refusal(
                 requests.BAD_REQUEST,
-                f"data: {len(payload)} bytes, limits.message_bytes_max is"
-                f" {self._message_bytes_max}",
+                f"data: {len(payload)} bytes, limits.message_bytes_max is {self.message_bytes_max}",
             )
         published = self._producer.publish(
             requests.check_channel(channel, self._namespaces),
