@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -110,15 +111,22 @@ def _set(finding: Finding, root: Path) -> Outcome:
     before, wanted = str(finding.seen.now), str(finding.seen.wanted)
     if not setting:
         return Outcome(name, before, before, f"not at run time: {finding.advice}")
-    if _lowers(before, wanted):
-        return Outcome(name, before, before, f"{wanted} would lower it")
     path = root / setting
     try:
+        # Not what the check saw: somebody may have raised it since.
+        if _lowers(current := _read(path), wanted):
+            return Outcome(name, before, current, f"{wanted} would lower it")
         path.write_text(wanted)
-        after = " ".join(path.read_text().split())
+        return Outcome(name, before, _read(path))
     except OSError as error:
         return Outcome(name, before, before, f"{path} cannot be written ({error.strerror})")
-    return Outcome(name, before, after)
+
+
+def _read(path: Path) -> str:
+    """The setting's value; of words to choose from the chosen one."""
+    text = path.read_text()
+    chosen = re.search(r"\[(\w+)\]", text)
+    return chosen[1] if chosen else " ".join(text.split())
 
 
 def _lowers(before: str, after: str) -> bool:

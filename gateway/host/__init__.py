@@ -1,1 +1,1 @@
-"""What the machine can hold: `kernel.py` reads it, `checks.py` judges it."""
+"""What the machine can hold: kernel.py and looks.py read it, checks.py says why it matters."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.config import Config
-from gateway.host.checks import CHECKS, Check, Seen, Status
+from gateway.host.checks import CHECKS, Check, Status
 from gateway.host.kernel import Kernel
 from gateway.host.load import Load
+from gateway.host.looks import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,4 @@ def _status(check: Check, load: Load, seen: Seen | None) -> Status:
         return Status.OK if check.absent else Status.NOTE
     if not seen.enough or (seen.holds is not None and seen.holds < load.connections):
         return check.lacking
-    # An automatic limit fits the descriptors that there are; more memory than those is a pity.
-    if check.lacking is Status.CANNOT and seen.holds is not None and seen.holds < load.possible:
-        return Status.WARNING
-    return Status.OK
+    return Status.WARNING if seen.limiting else Status.OK

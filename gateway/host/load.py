@@ -14,8 +14,8 @@ CONNECTION_KERNEL_BYTES = 3 * KIB
 are two million sockets, take 6 GB."""
 CONNECTION_WORKER_BYTES = 1 * KIB
 """A quiet connection with its subscriptions in the worker."""
-PROCESS_BYTES = 32 * MIB
-"""An interpreter with its modules, and in a worker an engine without connections."""
+PROCESS_BYTES = 20 * MIB
+"""An interpreter with its modules (10 to 18 MiB), and in a worker an engine without connections."""
 STATISTICS_BYTES = 2 * MIB
 """The segment of statistics, with rows for 128 workers and their successors."""
 THREADS_PER_PROCESS = 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -181,6 +183,19 @@ def test_apply_raises_what_it_can_and_tells_what_it_cannot(spare: Path) -> None:
         Path("/proc/sys/fs/nr_open").read_text(),
         Path("/proc/sys/fs/file-max").read_text(),
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="private namespaces need root")
+@pytest.mark.skipif(shutil.which("sysctl") is None, reason="there is no sysctl here")
+def test_the_fix_script_does_what_it_says(spare: Path) -> None:
+    flags = ("--connections", "1e6", "--set", "workers.count=2", "--fix-script")
+    script = f"""
+        mount -t tmpfs tmpfs /etc/sysctl.d
+        {shlex.join([*MAIN, "doctor", *flags])} | sh
+        cat /proc/sys/net/core/somaxconn /proc/sys/fs/nr_open /etc/sysctl.d/*
+    """
+    lines = in_private(spare, "sh", "-c", script).stdout.splitlines()
+    assert {"4096", "500256", "net.core.somaxconn = 4096", "fs.nr_open = 500256"} <= set(lines)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's identity needs root")

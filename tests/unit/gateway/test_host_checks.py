@@ -164,6 +164,33 @@ def test_more_connections_never_want_less(
             assert greater.status is Status.OK or not greater.seen.enough, name
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    connections=st.integers(1, 2 * MILLION),
+    workers=st.integers(1, 128),
+    values=st.lists(st.integers(1, 4 * MILLION), min_size=6, max_size=6),
+)
+def test_a_number_suffices_if_and_only_if_it_is_as_large_as_wanted(
+    connections: int, workers: int, values: list[int], tmp_path: Path
+) -> None:
+    names = [
+        "fs/nr_open",
+        "fs/file-max",
+        "fs/epoll/max_user_watches",
+        "net/netfilter/nf_conntrack_max",
+        "net/core/somaxconn",
+    ]
+    files = {f"proc/sys/{name}": str(value) for name, value in zip(names, values, strict=False)}
+    files["proc/self/limits"] = limits(nofile=values[0])
+    files["proc/meminfo"] = f"MemTotal: {values[5] * 4} kB"
+    for finding in examine(a_load(connections, workers), make_host(tmp_path, dict(files))):
+        seen, name = finding.seen, finding.check.name
+        if seen is None or isinstance(seen.now, str) or isinstance(seen.wanted, str):
+            continue
+        if name not in ("net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"):  # these should be small
+            assert (finding.status is finding.check.lacking) == (seen.now < seen.wanted), name
+
+
 def _numbers(value: float | str) -> list[float]:
     if isinstance(value, str):
         return [float(word) for word in value.split() if word.isdigit()]
