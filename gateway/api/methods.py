@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from gateway.api import metrics, requests
+from gateway.channels import check_channel
 from gateway.errors import PublishError, TidegateError
 from gateway.producer import Producer
 
@@ -68,7 +69,7 @@ class Methods:
                 f"data: {len(payload)} bytes, limits.message_bytes_max is {self.message_bytes_max}",
             )
         published = self._producer.publish(
-            requests.check_channel(channel, self._namespaces),
+            check_channel(channel, self._namespaces),
             payload,
             tags=options.tags,
             idempotency_key=options.idempotency_key,

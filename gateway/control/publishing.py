@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.channels import check_channel
 from gateway.errors import PublishError
 from gateway.producer import STATUS_BAD_REQUEST, STATUS_INTERNAL
 from gateway.runtime import Runtime
@@ -23,7 +24,6 @@ PENDING_MAX = 1024
 """Each control connection has one request under way, so this is never reached by honest ones."""
 
 # Numbers of the client API's errors, beside the producer's.
-STATUS_UNKNOWN_CHANNEL = 102
 STATUS_TOO_MANY_REQUESTS = 111
 
 OnReply = Callable[[dict[str, Any] | PublishError], None]
@@ -52,7 +52,7 @@ class Publishing:
 
         `data` that is bytes is published as bytes, anything else as JSON. Raises PublishError.
         """
-        self._refuse_unknown_namespace(channel)
+        check_channel(channel, [each.name for each in self._runtime.config.channel.namespaces])
         if len(self._pending) >= PENDING_MAX:
             raise PublishError(
                 "too many publishes are under way",
@@ -85,17 +85,6 @@ class Publishing:
         if not self._pending:
             self._runtime.loop.after(POLL_INTERVAL_S, self._poll)
         self._pending[number] = Pending(on_reply, time.monotonic() + REPLY_TIMEOUT_S)
-
-    def _refuse_unknown_namespace(self, channel: str) -> None:
-        name, colon, _ = channel.partition(":")
-        known = [namespace.name for namespace in self._runtime.config.channel.namespaces]
-        if colon and name not in known:
-            raise PublishError(
-                f'channel "{channel}" is in no namespace of the configuration',
-                remedy=f"known namespaces: {', '.join(known) or 'none'}; or leave out the colon",
-                code="unknown_channel",
-                status=STATUS_UNKNOWN_CHANNEL,
-            )
 
     def _uplink(self) -> _ring.Producer:
         if self._producer is None:
