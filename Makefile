@@ -14,19 +14,22 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(PY):
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --upgrade pip
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --upgrade pip
 
-# One editable install per set of extras; it compiles both extension modules in release mode.
-.venv/.built: $(PY) pyproject.toml constraints.txt $(RUST)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
+# What `pip install tidegate[...]` takes for each job; the tests run the demonstration too.
+EXTRAS_demo := [demo]
+EXTRAS_test := [test,demo]
+
+# An editable install compiles both extension modules in release mode. The warnings that are switched
+# off are about packages at the root of a repository, which is where ours are meant to be.
+.venv/.run .venv/.demo .venv/.test: .venv/.%: $(PY) pyproject.toml constraints.txt $(RUST)
+	@echo "Installing into .venv and compiling the data plane; the first time takes some minutes."
+	@PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt \
+		--editable '.$(EXTRAS_$*)'
 	@touch $@
 
-.venv/.test .venv/.demo: .venv/.%: .venv/.built
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@
-
-build: .venv/.built  ## Install the gateway into .venv, extension modules included
+build: .venv/.run  ## Install the gateway into .venv, extension modules included
 
 run: build  ## Start a gateway in the foreground (CONFIG=FILE for a configuration)
 	$(BIN)/tidegate run $(if $(CONFIG),-c $(CONFIG))
@@ -60,7 +63,7 @@ loom:  ## Check the lock-free code against every interleaving
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)
 
-py-test: .venv/.test .venv/.demo  ## Python unit tests and system tests with real processes
+py-test: .venv/.test  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak'
 
 soak: .venv/.test  ## The long runs that `make test` leaves out

@@ -271,6 +271,7 @@ class Fleet:
         return [worker for slot in slots for worker in slot.workers]
 
     def _new_api(self, service: Service) -> Api:
+        self._api_listener.listen(self.runtime.config.client.backlog)
         return Api.start(self.runtime, service, self._api_listener, self.api_key)
 
     def _message(self, child: Child, type_: str, message: dict[str, Any]) -> None:

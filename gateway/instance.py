@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,30 +76,20 @@ class Instance:
     @classmethod
     def take(cls, config: Config) -> Instance:
         """Makes and locks the run directory. Raises InstanceError; says who holds it, if anyone."""
-        name = config.gateway.name
         directory = _make_directory(config)
-        lock_path = directory / "lock"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock_fd = os.open(lock_path, flags, 0o644)
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock_fd, 64, 0).split()
-            os.close(lock_fd)
-            pid = holder[0].decode(errors="replace") if holder else "unknown"
-            raise InstanceError(
-                f'instance "{name}" runs already as process {pid} in {directory}',
-                remedy=f"stop it (`tidegate stop -i {name}`), or give this one another "
-                "gateway.name and other ports",
-                code="instance_running",
-            ) from None
-        instance = cls(name, directory, lock_fd)
-        os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{instance.owner.pid} {instance.owner.start}\n".encode(), 0)
-        # We hold the lock, so whoever made these is dead.
-        for leftover in (instance.control_path, instance.pid_path):
-            leftover.unlink(missing_ok=True)
-        _write_whole(instance.pid_path, f"{instance.owner.pid}\n", 0o644)
+        with _named(directory), contextlib.ExitStack() as held:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock_fd = os.open(directory / "lock", flags, 0o644)
+            held.callback(os.close, lock_fd)
+            _lock(lock_fd, config.gateway.name, directory)
+            instance = cls(config.gateway.name, directory, lock_fd)
+            os.ftruncate(lock_fd, 0)
+            os.pwrite(lock_fd, f"{instance.owner.pid} {instance.owner.start}\n".encode(), 0)
+            # We hold the lock, so whoever made these is dead.
+            for leftover in (instance.control_path, instance.pid_path):
+                leftover.unlink(missing_ok=True)
+            _write_whole(instance.pid_path, f"{instance.owner.pid}\n", 0o644)
+            held.pop_all()
         return instance
 
     def admit(self, config: Config) -> None:
@@ -108,15 +99,16 @@ class Instance:
             self.control_path.chmod(socket_mode(config))
 
     def api_key(self, configured: str) -> str:
-        """The configured key, or the one drawn once and kept in `api.key`."""
+        """The configured key, or the one drawn once and kept in `api.key`. InstanceError."""
         if configured:
             return configured
         path = self.directory / "api.key"
-        with contextlib.suppress(FileNotFoundError):
-            if kept := path.read_text(encoding="ascii", errors="replace").strip():
-                return kept
-        drawn = secrets.token_urlsafe(32)
-        _write_whole(path, drawn + "\n", 0o600)
+        with _named(path):
+            with contextlib.suppress(FileNotFoundError):
+                if kept := path.read_text(encoding="ascii", errors="replace").strip():
+                    return kept
+            drawn = secrets.token_urlsafe(32)
+            _write_whole(path, drawn + "\n", 0o600)
         return drawn
 
     def release(self) -> None:
@@ -179,6 +171,33 @@ def _pid_beside(control_path: Path) -> int:
         return int((control_path.parent / "pid").read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _lock(lock_fd: int, name: str, directory: Path) -> None:
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock_fd, 64, 0).split()
+        pid = holder[0].decode(errors="replace") if holder else "unknown"
+        raise InstanceError(
+            f'instance "{name}" runs already as process {pid} in {directory}',
+            remedy=f"stop it (`tidegate stop -i {name}`), or give this one another "
+            "gateway.name and other ports",
+            code="instance_running",
+        ) from None
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the file in an error about it; `path` where the error does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise InstanceError(
+            f"{error.filename or path}: {error.strerror}",
+            remedy="remove it if it is in the way, or set another gateway.run_dir",
+            code="run_dir",
+        ) from error
 
 
 def _make_directory(config: Config) -> Path:

@@ -187,10 +187,20 @@ def _refused(address: str, port: int, key: str, error: OSError) -> InstanceError
 
 
 def _holder(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
+    """Who listens on a port, as far as this user may know: of a family, the eldest."""
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            mine = connection.laddr and connection.laddr.port == port
-            if mine and connection.status == psutil.CONN_LISTEN and connection.pid:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            if _listens(connection, port) and connection.pid:
+                process = psutil.Process(connection.pid)
+                # A child has the listener from its parent, and is replaced when it is stopped.
+                while (parent := process.parent()) and any(
+                    _listens(each, port) for each in parent.net_connections("tcp")
+                ):
+                    process = parent
+                return f"process {process.pid} ({process.name()})"
     return "another process"
+
+
+def _listens(connection: Any, port: int) -> bool:
+    listening = connection.status == psutil.CONN_LISTEN
+    return bool(listening and connection.laddr and connection.laddr.port == port)

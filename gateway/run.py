@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 from contextlib import ExitStack
 from typing import Any
@@ -11,11 +12,14 @@ import msgspec
 from gateway.assembly import Assembly
 from gateway.config import Config
 from gateway.errors import InstanceError
+from gateway.host.examine import warning_at_start
 from gateway.supervisor import Supervisor
 from workers import log
 
 DESCRIPTORS_WANTED_MAX = 1 << 21
 """Some systems set the hard limit to a thousand million, for which tools allocate tables."""
+
+logger = logging.getLogger("tidegate.supervisor")
 
 
 def run(config: Config) -> int:
@@ -25,6 +29,8 @@ def run(config: Config) -> int:
     """
     configure_log(msgspec.structs.asdict(config.gateway))
     _raise_descriptor_limit()
+    if warning := warning_at_start(config):
+        logger.warning(warning)
     with ExitStack() as held:
         return Supervisor(Assembly.make(config, held), held).run()
 

@@ -76,6 +76,9 @@ class Slot:
 
     def _new_worker(self, service: Service) -> Worker:
         self.generation += 1
+        for listener in self._listeners.values():
+            # A reload may have changed it; a listener takes the newest (listen(2)).
+            listener.listen(self._runtime.config.client.backlog)
         return Worker.start(self._runtime, service, self.number, self.generation, self._listeners)
 
     @property

@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Any
 
@@ -410,7 +410,9 @@ class Supervisor:
             f"  API key    {_key_place(config, self._runtime.instance)}",
             f"  control    {endpoints['control']}",
         ]
-        print("\n".join(where), flush=True)
+        # Whoever reads it may be gone, or its disk full: no reason to end what serves now.
+        with suppress(OSError):
+            print("\n".join(where), flush=True)
 
 
 def _key_place(config: Config, instance: Instance) -> str:

@@ -86,13 +86,18 @@ def show_config(output: Output, values: dict[str, dict[str, Any]]) -> None:
 def _load(path: Path | None, overrides: tuple[str, ...]) -> Any:
     from gateway.config import load
 
+    return load(path, flags=parse_overrides(overrides))
+
+
+def parse_overrides(overrides: tuple[str, ...]) -> dict[str, str]:
+    """The values of `--set`, by key."""
     flags = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise click.UsageError(f"--set {override}: write KEY=VALUE")
         flags[key] = value
-    return load(path, flags=flags)
+    return flags
 
 
 def _shown(each: dict[str, Any]) -> str:

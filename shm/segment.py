@@ -133,13 +133,19 @@ def create(name: str, size_bytes: int, fill: Callable[[int], None], *, key: str)
 
 
 def attach(name: str) -> Segment:
-    """Open a segment by its name. Raises NotFound."""
+    """Open a segment by its name. Raises NotFound, and InUse where it is another user's."""
     try:
         return Segment(name, posix_ipc.SharedMemory(name).fd)
     except posix_ipc.ExistentialError as error:
         raise NotFound(
             f"there is no shared memory {name}",
             remedy="check that the instance runs on this host (`tidegate status`)",
+        ) from error
+    except posix_ipc.PermissionsError as error:
+        raise InUse(
+            f"shared memory {name} belongs to another user"
+            f" ({(DIRECTORY / name.lstrip('/')).stat().st_uid})",
+            remedy="give this instance another gateway.name, or become that user",
         ) from error
 
 

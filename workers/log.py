@@ -69,7 +69,8 @@ class TextLines(logging.Formatter):
             _time(record),
             record.levelname,
             f"{self._process}[{os.getpid()}]",
-            record.getMessage(),
+            # One event, one line: an error's message may have several.
+            " ".join(record.getMessage().split()),
             *(f"{key}={_text(value)}" for key, value in _extras(record).items()),
         ]
         line = " ".join(parts)

@@ -19,7 +19,7 @@ from gateway.api.methods import Counters, Methods
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
-"""Of a request. A record of the log is at most an eighth of it, so most of this is for batches."""
+"""Of a request; twice a message where messages may be larger. Most of it is for batches."""
 
 ERROR_MODE_HEADER = "X-Centrifugo-Error-Mode"
 """The name that API clients already send; its one value is `transport`."""
@@ -63,10 +63,12 @@ class ApiResource:
 
     def __init__(self, methods: Methods) -> None:
         self._methods = methods
+        # Twice: base64 and JSON's escapes make a message longer.
+        self._body_bytes_max = max(BODY_BYTES_MAX, 2 * methods.message_bytes_max)
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, method: str) -> None:
         try:
-            answer = self._methods.answer(method, _read_body(req))
+            answer = self._methods.answer(method, _read_body(req, self._body_bytes_max))
         except requests.NotJson as error:
             raise falcon.HTTPBadRequest(description=f"the body is not JSON: {error}") from error
         if "error" in answer and _wants_http_errors(req):
@@ -116,16 +118,16 @@ def _wants_http_errors(req: falcon.Request) -> bool:
     return (req.get_header(ERROR_MODE_HEADER) or "").lower() == "transport"
 
 
-def _read_body(req: falcon.Request) -> bytes:
+def _read_body(req: falcon.Request, bytes_max: int) -> bytes:
     """The whole body. Raises falcon.HTTPContentTooLarge without reading more than the limit."""
     too_large = falcon.HTTPContentTooLarge(
-        description=f"the body is above {BODY_BYTES_MAX} bytes; send several requests"
+        description=f"the body is above {bytes_max} bytes; send several requests"
     )
-    if (req.content_length or 0) > BODY_BYTES_MAX:
+    if (req.content_length or 0) > bytes_max:
         raise too_large
     # A chunked body tells no length, so one byte above the limit is asked for.
-    body: bytes = req.stream.read(BODY_BYTES_MAX + 1)
-    if len(body) > BODY_BYTES_MAX:
+    body: bytes = req.stream.read(bytes_max + 1)
+    if len(body) > bytes_max:
         raise too_large
     return body
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from gateway.api import metrics, requests
+from gateway.channels import check_channel
 from gateway.errors import PublishError, TidegateError
 from gateway.producer import Producer
 
@@ -37,7 +38,7 @@ class Methods:
     ) -> None:
         self._producer = producer
         self._namespaces = frozenset(namespaces)
-        self._message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
         self._nodes = nodes
         self._counters = counters
 
@@ -62,14 +63,13 @@ class Methods:
     def _publish(
         self, channel: str | None, options: requests.Publication, payload: bytes
     ) -> Answer:
-        if len(payload) > self._message_bytes_max:
+        if len(payload) > self.message_bytes_max:
             raise requests.refusal(
                 requests.BAD_REQUEST,
-                f"data: {len(payload)} bytes, limits.message_bytes_max is"
-                f" {self._message_bytes_max}",
+                f"data: {len(payload)} bytes, limits.message_bytes_max is {self.message_bytes_max}",
             )
         published = self._producer.publish(
-            requests.check_channel(channel, self._namespaces),
+            check_channel(channel, self._namespaces),
             payload,
             tags=options.tags,
             idempotency_key=options.idempotency_key,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection
 
 import msgspec
 
@@ -30,8 +29,6 @@ ERROR_TEXTS = {
     NOT_AVAILABLE: "not available",
 }
 
-CHANNEL_BYTES_MAX = 255
-"""Of a channel's name; its length is one byte in the log."""
 BROADCAST_CHANNELS_MAX = 1024
 """Channels of one broadcast: one request keeps an API thread for at most some 100 ms."""
 BATCH_COMMANDS_MAX = 1024
@@ -158,24 +155,6 @@ def decode(method: str, body: bytes) -> Request:
         raise refusal(BAD_REQUEST, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotJson(str(error)) from error
-
-
-def check_channel(channel: str | None, namespaces: Collection[str]) -> str:
-    """The channel, if one may publish into it. Raises PublishError (107 or 102)."""
-    if not channel:
-        raise refusal(BAD_REQUEST, "channel: required")
-    if not channel.isascii():
-        raise refusal(BAD_REQUEST, "channel: only ASCII characters are allowed")
-    if len(channel) > CHANNEL_BYTES_MAX:
-        raise refusal(BAD_REQUEST, f"channel: {len(channel)} bytes, at most {CHANNEL_BYTES_MAX}")
-    # `$` marks a channel that needs a token to subscribe; it is no part of the namespace.
-    namespace, colon, _ = channel.removeprefix("$").partition(":")
-    if colon and namespace not in namespaces:
-        raise refusal(
-            UNKNOWN_CHANNEL,
-            f"namespace {namespace!r} is not in the configuration (channel.namespaces)",
-        )
-    return channel
 
 
 def _json_of_base64(text: str) -> bytes:

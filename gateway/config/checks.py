@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.balance import BALANCED_PERCENT
 from gateway.config.schema import KIB, MIB, WORKERS_MAX, Config
 from gateway.errors import Problem
+from gateway.host.kernel import Kernel
 
 RECORD_OVERHEAD_BYTES = 1024
 """Room beside a message's data in one record: header, channel (255), tags, alignment."""
@@ -46,17 +47,9 @@ class Host:
         if hard == resource.RLIM_INFINITY:
             hard = CONNECTIONS_AUTO_MAX + DESCRIPTORS_RESERVED
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(len(os.sched_getaffinity(0)), min(memory, _cgroup_memory_bytes(memory)), hard)
-
-
-def _cgroup_memory_bytes(default: int) -> int:
-    """The memory limit of this process's cgroup (v2, memory.max), or `default` without one."""
-    try:
-        line = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
-        text = Path(f"/sys/fs/cgroup{line}/memory.max").read_text().strip()
-        return int(text) if text != "max" else default
-    except (OSError, ValueError):
-        return default
+        limit = Kernel().cgroup_memory_bytes()
+        bound = memory if limit is None else min(memory, limit)
+        return cls(len(os.sched_getaffinity(0)), bound, hard)
 
 
 def worker_count(config: Config, host: Host) -> int:

@@ -37,7 +37,8 @@ class ControlClient:
         self.path = Path(path) if path is not None else find_instance().control_path
         self._request_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        patience_s = CONNECT_TIMEOUT_S if timeout_s is None else timeout_s
+        self._socket.settimeout(min(CONNECT_TIMEOUT_S, patience_s))
         try:
             self._connect()
         except BaseException:

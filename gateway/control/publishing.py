@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.channels import check_channel
 from gateway.errors import PublishError
 from gateway.producer import STATUS_BAD_REQUEST, STATUS_INTERNAL
 from gateway.runtime import Runtime
@@ -24,7 +25,6 @@ PENDING_MAX = 1024
 """Each control connection has one request under way, so this is never reached by honest ones."""
 
 # Numbers of the client API's errors, beside the producer's.
-STATUS_UNKNOWN_CHANNEL = 102
 STATUS_TOO_MANY_REQUESTS = 111
 
 OnReply = Callable[[dict[str, Any] | PublishError], None]
@@ -54,7 +54,7 @@ class Publishing:
 
         `data` that is bytes is published as bytes, anything else as JSON. Raises PublishError.
         """
-        self._refuse_unknown_namespace(channel)
+        check_channel(channel, [each.name for each in self._runtime.config.channel.namespaces])
         if len(self._awaited) >= PENDING_MAX:
             raise PublishError(
                 "too many publishes are under way",
@@ -97,17 +97,6 @@ class Publishing:
         if self._lent is not None:
             self._runtime.uplinks.reclaim(self._lent)
         self._producer = self._lent = None
-
-    def _refuse_unknown_namespace(self, channel: str) -> None:
-        name, colon, _ = channel.partition(":")
-        known = [namespace.name for namespace in self._runtime.config.channel.namespaces]
-        if colon and name not in known:
-            raise PublishError(
-                f'channel "{channel}" is in no namespace of the configuration',
-                remedy=f"known namespaces: {', '.join(known) or 'none'}; or leave out the colon",
-                code="unknown_channel",
-                status=STATUS_UNKNOWN_CHANNEL,
-            )
 
     def _uplink(self) -> _ring.Producer:
         if self._producer is None:

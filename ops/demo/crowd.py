@@ -73,8 +73,10 @@ class Crowd:
         """What each process reports once everything up to `tops` came. Raises TidegateError."""
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(tops).encode() + b"\n")
-            await process.stdin.drain()
+            # Of one that is dead its end of the pipe tells; `_check` says so below.
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(json.dumps(tops).encode() + b"\n")
+                await process.stdin.drain()
         try:
             await asyncio.wait_for(asyncio.gather(*self._readers), REPORT_TIMEOUT_S)
         except TimeoutError:

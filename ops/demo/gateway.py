@@ -20,6 +20,7 @@ from typing import Any
 
 from gateway.control.client import ControlClient
 from gateway.errors import TidegateError
+from shm import segment
 from workers import child
 
 START_TIMEOUT_S = 60.0
@@ -106,6 +107,8 @@ async def running() -> AsyncIterator[Gateway]:
             raise
         finally:
             await _end(process)
+            # It does this itself, unless somebody killed it.
+            segment.sweep(name)
 
 
 async def _serving(process: asyncio.subprocess.Process, control_path: Path, key: str) -> Gateway:

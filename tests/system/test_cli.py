@@ -6,14 +6,17 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.control.client import CONNECT_TIMEOUT_S
 from gateway.instance import find_instances
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.waiting import wait_for
@@ -73,6 +76,16 @@ def test_a_socket_that_is_not_there_is_status_3_also_for_programs() -> None:
     ran = tidegate("status", "--json", "--socket", "/nowhere/control.sock")
     assert ran.status == 3
     assert ran.json["error"]["code"] == "unreachable"
+
+
+def test_a_gateway_that_says_nothing_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        began = time.monotonic()
+        assert tidegate("status", "--socket", path, "--timeout", 0.2).status == 3
+        assert time.monotonic() - began < CONNECT_TIMEOUT_S
 
 
 def test_an_instance_is_found_without_arguments_where_it_is_the_only_one() -> None:

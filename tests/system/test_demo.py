@@ -62,3 +62,27 @@ def test_a_demonstration_that_is_ended_leaves_no_process_and_no_memory(
     assert not list(Path("/dev/shm").glob(f"tidegate-demo-{demo.pid}-*"))
     if number != signal.SIGKILL:
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["ops.demo.gateway", "ops.demo.subscribers"])
+def test_a_demonstration_without_one_of_its_processes_says_so_and_fails(module: str) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "ops.demo", "--websocket", "4", "--tcp", "4", "--seconds", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert demo.stdout is not None
+    try:
+        while "the day begins" not in (line := demo.stdout.readline()):
+            assert line, "it ended by itself"
+        victims = [each for each in psutil.Process(demo.pid).children() if module in each.cmdline()]
+        victims[0].kill()
+        _, err = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
+        demo.communicate()
+    assert demo.returncode == 2
+    assert "Traceback" not in err
+    assert err.startswith("tidegate: ")
+    assert not list(Path("/dev/shm").glob(f"tidegate-demo-{demo.pid}-*"))

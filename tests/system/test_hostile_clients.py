@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 import psutil
 import pytest
 
+from gateway.errors import TidegateError
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
 from tests.support.subscriber import Subscriber
@@ -216,3 +217,19 @@ def test_many_half_open_frames_hold_no_more_than_their_bound(start_gateway: Star
     # Twice what was sent, and some for the allocator: growth by doubling has such a bound.
     assert grown < 2 * 400 * 16384 + (8 << 20)
     wait_for(lambda: connections(gateway) == 0, "an empty house")
+
+
+@pytest.mark.parametrize("channel", ["public:ü", "$public:secret", "x" * 256, "nowhere:a"])
+def test_a_channel_that_is_none_for_a_client_is_refused_by_every_entrance(
+    gateway: Gateway, channel: str
+) -> None:
+    subscriber = Subscriber(gateway.websocket_url, channel)
+    wait_for(lambda: subscriber.connects or subscriber.close_codes, "an answer")
+    # Not allowed: left out of the answer. Impossible, or in no namespace: 3501.
+    if channel.startswith("$"):
+        assert not subscriber.connects[0].get("subs")
+    else:
+        wait_for(lambda: subscriber.close_codes == [3501], "a bad request")
+        with pytest.raises(TidegateError):
+            gateway.publish(channel, 1)
+    subscriber.__exit__()

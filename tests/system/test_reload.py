@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -106,6 +109,24 @@ def test_a_reload_takes_the_new_configuration(start_gateway: Start) -> None:
     result = gateway.control("reload")
     assert result["changed"] == ["gateway.log_level", "limits.headers_max"]
     assert gateway.control("config")["config"]["limits.headers_max"]["value"] == 32
+
+
+def backlogs(port: int) -> set[str]:
+    """What ss(8) shows as Send-Q of a port's listeners."""
+    command = ["ss", "--no-header", "--listening", "--tcp", "--numeric", f"sport = :{port}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {line.split()[2] for line in shown.splitlines()}
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="ss(8) is not installed")
+def test_a_reload_changes_the_backlog_of_listeners_that_stay(start_gateway: Start) -> None:
+    gateway = start_gateway({"client": {"backlog": 100}})
+    ports = [gateway.http_port, gateway.tcp_port, urlsplit(gateway.api_url).port or 0]
+    assert [backlogs(port) for port in ports] == [{"100"}] * 3
+    gateway.sections["client"]["backlog"] = 50
+    gateway.write_config()
+    assert gateway.control("reload")["changed"] == ["client.backlog"]
+    assert [backlogs(port) for port in ports] == [{"50"}] * 3
 
 
 def test_a_bad_configuration_is_refused_and_the_old_one_stays(start_gateway: Start) -> None:

@@ -51,6 +51,23 @@ def test_a_process_that_cannot_start_ends_the_start_with_its_reason(directory: P
     assert leftovers(gateway) == []
 
 
+def test_a_full_disk_behind_standard_output_is_no_reason_to_end(directory: Path) -> None:
+    gateway = Gateway(directory)
+    try:
+        with Path("/dev/full").open("wb") as full:
+            gateway.process = subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", "run", "-c", str(gateway.config_path)],
+                stdout=full,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"NOTIFY_SOCKET": str(directory / "notify")},
+            )
+        gateway.wait_notified("READY=1")
+        assert gateway.status()["state"] == "serving"
+        assert gateway.stop() == 0
+    finally:
+        gateway.close()
+
+
 def test_a_log_file_that_cannot_be_opened_is_a_clear_error(directory: Path) -> None:
     gateway, status = run(directory, {"gateway": {"log_file": "/proc/none/tidegate.log"}})
     assert status == 2

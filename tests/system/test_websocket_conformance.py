@@ -288,6 +288,24 @@ def test_a_broken_rule_closes_with_its_code_and_is_counted(
     wait_for(lambda: gateway.totals()[metric] == count_before + 1, f"{metric} is counted")
 
 
+@pytest.mark.parametrize("way", ["query", "same packet"])
+def test_a_refused_connect_request_never_costs_the_answer_to_the_upgrade(
+    raw: RawWebSocket, way: str
+) -> None:
+    text = json.dumps({"subs": {"nowhere:a": {}}})
+    if way == "query":
+        raw.open("?" + urllib.parse.urlencode({"cf_connect": text}))
+    else:
+        raw.open(after=frame(FIN | TEXT, text.encode()))
+    assert raw.read_push() == {"disconnect": {"code": 3501, "reason": "bad request"}}
+    assert raw.read_close() == (3501, "bad request")
+
+
+def test_a_goodbye_with_the_handshake_is_answered_after_the_upgrade(raw: RawWebSocket) -> None:
+    raw.open(after=frame(FIN | CLOSE, struct.pack("!H", 1000)))
+    assert raw.read_close()[0] == 1000
+
+
 def test_a_token_that_nobody_can_verify_is_refused(raw: RawWebSocket) -> None:
     raw.open()
     raw.send(frame(FIN | TEXT, json.dumps({"token": "t0ken", "subs": {CHANNEL: {}}}).encode()))

@@ -23,6 +23,9 @@ def closes_table() -> str:
 
 
 def reconnect_rule(code: int) -> str:
+    if code == 1009:
+        # centrifuge-js stops at it too: the same message would be too large again.
+        return "no"
     if code < 3000:
         return "client's choice"
     return "yes" if code < 3500 or 4000 <= code < 4500 or code >= 5000 else "no"

@@ -22,6 +22,12 @@ pub const RECORD_KIND: u32 = 1;
 /// The longest channel name: its length travels in one byte.
 pub const CHANNEL_BYTES_MAX: usize = 255;
 
+/// Whether `name` can be a channel's: ASCII, so that it is the same to every client, and of a
+/// length that the log can say.
+pub fn is_channel_name(name: &str) -> bool {
+    (1..=CHANNEL_BYTES_MAX).contains(&name.len()) && name.is_ascii()
+}
+
 /// The longest tags: their length travels in two bytes.
 pub const TAGS_BYTES_MAX: usize = u16::MAX as usize;
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.api import requests
+from gateway.channels import check_channel
 from gateway.errors import PublishError
 
 NAMESPACES = frozenset({"public", "news"})
@@ -110,12 +111,12 @@ def test_methods_are_told_apart_from_those_that_are_served_elsewhere() -> None:
     ],
 )
 def test_a_channel_that_cannot_be_published_to_is_refused(channel: str | None, status: int) -> None:
-    assert refused(requests.check_channel, channel, NAMESPACES).status == status
+    assert refused(check_channel, channel, NAMESPACES).status == status
 
 
 @pytest.mark.parametrize("channel", ["a", "a" * 255, "public:a", "$news:a", "public:a:b", "#42"])
 def test_a_channel_of_a_known_namespace_or_of_none_is_accepted(channel: str) -> None:
-    assert requests.check_channel(channel, NAMESPACES) == channel
+    assert check_channel(channel, NAMESPACES) == channel
 
 
 def test_a_broadcast_has_between_one_and_the_maximum_of_channels() -> None:

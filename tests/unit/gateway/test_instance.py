@@ -91,6 +91,15 @@ def test_a_directory_that_cannot_be_written_is_a_clear_error(directory: Path) ->
     assert "gateway.run_dir" in caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["lock", "pid", "control.sock", "api.key"])
+def test_what_is_in_the_way_of_a_file_is_named(directory: Path, name: str) -> None:
+    (directory / "one" / name).mkdir(parents=True)
+    with pytest.raises(InstanceError) as caught:
+        Instance.take(config(directory)).api_key("")
+    assert str(directory / "one" / name) in caught.value.message
+    assert "gateway.run_dir" in caught.value.remedy
+
+
 def test_neither_home_nor_an_account_is_needed(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

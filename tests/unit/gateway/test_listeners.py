@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,24 @@ def test_a_port_of_another_process_is_refused_even_if_it_would_share(shares: boo
         assert caught.value.code == "port_taken"
         assert f"client.http_port = {taken}" in caught.value.message
         assert f"process {os.getpid()}" in caught.value.message
+
+
+def test_of_a_family_that_shares_a_listener_the_eldest_is_named() -> None:
+    """Stopping a worker of another gateway would not free the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        program = "import signal; print(flush=True); signal.pause()"
+        child = subprocess.Popen(
+            [sys.executable, "-c", program], pass_fds=[listener.fileno()], stdout=subprocess.PIPE
+        )
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            with pytest.raises(InstanceError) as caught:
+                Port("127.0.0.1", listener.getsockname()[1], "client.http_port")
+        finally:
+            child.kill()
+            child.communicate()
+    assert f"process {os.getpid()} " in caught.value.message
 
 
 def test_a_port_with_connections_in_time_wait_is_free() -> None:

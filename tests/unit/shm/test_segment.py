@@ -119,6 +119,21 @@ def test_a_living_owner_is_named_and_nothing_is_removed(instance: str) -> None:
     made.unlink()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_another_users_segment_is_told_so(instance: str) -> None:
+    made = make_log(instance)
+    code = (
+        "import os, sys; from shm import segment; os.setresuid(54321, 54321, 54321)\n"
+        "try: segment.sweep(sys.argv[1])\n"
+        "except segment.InUse as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, instance]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "belongs to another user (0)" in ran.stdout
+    assert "gateway.name" in ran.stdout
+    made.unlink()
+
+
 def test_a_pid_that_was_given_to_another_process_is_no_owner(instance: str) -> None:
     this = Owner.this_process()
     make_log(instance, owner=Owner(this.pid, this.start + 1)).close()

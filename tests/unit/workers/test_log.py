@@ -35,6 +35,13 @@ def test_a_text_line_ends_in_its_facts(path: Path) -> None:
     assert rest == 'slow client slot=3 why="a \\"b\\" c" empty=""'
 
 
+def test_a_text_message_of_several_lines_is_one_line(path: Path) -> None:
+    log.configure("supervisor", path=str(path))
+    logger.error("two problems\n  one\n  INFO another")
+    [line] = path.read_text().splitlines()
+    assert line.endswith(" two problems one INFO another")
+
+
 def test_a_json_line_is_one_object_with_the_facts_as_keys(path: Path) -> None:
     log.configure("publisher", form="json", path=str(path))
     logger.info("two\nlines", extra={"n": 1, "where": path})

@@ -100,7 +100,7 @@ table! { Count, COUNTS:
     HandoffLost = Counter, "handoff_lost_total",
         "connections closed in a hand-off because the kernel did not let them be watched";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
-        "times that the safety poll found records or replies that nobody woke us for; must be 0";
+        "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
 }
 
 table! { Histogram, HISTOGRAMS:

@@ -106,9 +106,17 @@ impl Outbox {
             .chain(self.rest.iter().flat_map(|rest| rest.iter()))
     }
 
+    /// Ends the queue: `socket` gets what it takes at once, above all the answer to an upgrade that
+    /// came in the same turn, and the rest is forgotten. Returns how many frames were dropped. What
+    /// is wrong with the socket shows at the next flush.
+    pub fn cut(&mut self, socket: BorrowedFd<'_>) -> usize {
+        let _ = self.flush(socket);
+        self.drop_unsent()
+    }
+
     /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
     /// must begin at a frame's end. Returns how many were dropped.
-    pub fn drop_unsent(&mut self) -> usize {
+    fn drop_unsent(&mut self) -> usize {
         let dropped = self.rest.take().map_or(0, |rest| rest.len());
         if self.head_sent > 0 {
             self.queued_bytes = self.head.as_deref().map_or(0, cost);

@@ -13,7 +13,7 @@ mod subscribe;
 mod tcp;
 mod websocket;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelTable;
@@ -236,7 +236,7 @@ impl Sessions {
                 connection.outbox.clear()
             }
             _ => {
-                let dropped = connection.outbox.drop_unsent();
+                let dropped = connection.outbox.cut(connection.socket.as_fd());
                 connection.outbox.push(websocket::goodbye_frame(close));
                 dropped
             }

@@ -54,7 +54,9 @@ pub struct Settings {
 impl Settings {
     /// The rules for `channel`; `None`: no such namespace.
     pub fn namespace(&self, channel: &str) -> Option<&Namespace> {
-        let name = channel.split_once(':').map_or("", |(name, _)| name);
+        // `$` marks a private channel; it is no part of the namespace.
+        let name = channel.strip_prefix('$').unwrap_or(channel);
+        let name = name.split_once(':').map_or("", |(name, _)| name);
         self.namespaces.iter().find(|each| each.name == name)
     }
 }

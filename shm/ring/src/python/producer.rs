@@ -10,7 +10,7 @@ use pyo3::types::IntoPyDict;
 
 use super::{Error, bell, epoch_text, map};
 use crate::json;
-use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX};
+use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX, is_channel_name};
 use crate::uplink::{Request, UplinkProducer};
 use crate::wake::Bell;
 
@@ -75,10 +75,10 @@ impl Producer {
         binary: bool,
         want_reply: bool,
     ) -> Result<u64, Error> {
-        if !(1..=CHANNEL_BYTES_MAX).contains(&channel.len()) {
+        if !is_channel_name(channel) {
             let bytes = channel.len();
             return Err(Error::Request(format!(
-                "channel: {bytes} bytes, it has to have 1 to {CHANNEL_BYTES_MAX}"
+                "channel: {bytes} bytes, it has to be 1 to {CHANNEL_BYTES_MAX} ASCII characters"
             )));
         }
         let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());

@@ -9,7 +9,7 @@ use crate::error::{LogError, UplinkError};
 use crate::host;
 use crate::log::{Batch, LogWriter};
 use crate::publication::{
-    CHANNEL_BYTES_MAX, Idempotency, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX,
+    Idempotency, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, is_channel_name,
 };
 use crate::ring::Ring;
 use crate::uplink::{Reply, Request};
@@ -215,7 +215,7 @@ impl<'a> Draft<'a> {
 /// Whether a request may be shown to clients: a producer's library sees to it, but any process may
 /// be at the other end.
 fn is_sound(request: &Request<'_>) -> bool {
-    (1..=CHANNEL_BYTES_MAX).contains(&request.channel.len())
+    is_channel_name(request.channel)
         && request.tags.len() <= TAGS_BYTES_MAX
         && std::str::from_utf8(request.tags).is_ok()
         && (!request.json || std::str::from_utf8(request.data).is_ok())

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tidegate_ring::error::UplinkError;
 use tidegate_ring::json;
-use tidegate_ring::publication::CHANNEL_BYTES_MAX;
+use tidegate_ring::publication::is_channel_name;
 use tidegate_ring::uplink::{Reply, Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
 
@@ -183,7 +183,7 @@ impl Sessions {
             data,
             ..
         } = *publish;
-        if channel.is_empty() || channel.len() > CHANNEL_BYTES_MAX || data.is_empty() {
+        if !is_channel_name(channel) || data.is_empty() {
             return Err(BAD_REQUEST);
         }
         let namespace = self.settings.namespace(channel).ok_or(UNKNOWN_CHANNEL)?;

@@ -2,7 +2,7 @@
 
 use tidegate_ring::channels::Top;
 use tidegate_ring::history::history;
-use tidegate_ring::publication::CHANNEL_BYTES_MAX;
+use tidegate_ring::publication::is_channel_name;
 
 use super::Sessions;
 use crate::connection::Subscriptions;
@@ -147,14 +147,15 @@ impl Sessions {
 
     /// Checks what can be checked without the channel; returns whether it can be recovered.
     fn may_subscribe(&mut self, token: Token, name: &str) -> Result<bool, SubscribeError> {
-        if name.is_empty() || name.len() > CHANNEL_BYTES_MAX {
+        if !is_channel_name(name) {
             return Err(SubscribeError::BadName);
         }
         let namespace = self
             .settings
             .namespace(name)
             .ok_or(SubscribeError::Unknown)?;
-        if !namespace.allow_subscribe_for_client {
+        // A private channel (`$`) wants a token, which nobody can show yet.
+        if !namespace.allow_subscribe_for_client || name.starts_with('$') {
             return Err(SubscribeError::Denied);
         }
         let recoverable = namespace.recovery;

@@ -1,5 +1,6 @@
 //! The HTTP upgrade, and the unidirectional dialect over WebSocket.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use tidegate_ring::publication::PublicationView;
@@ -159,7 +160,7 @@ impl Sessions {
         connection.flags.set(Flags::HANG_UP, true);
         connection.flags.set(Flags::DEAF, true);
         let before = connection.queued_bytes();
-        let dropped = connection.outbox.drop_unsent();
+        let dropped = connection.outbox.cut(connection.socket.as_fd());
         self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
         self.metrics.add(Count::DeliveriesDropped, dropped);
         let mut bytes = Vec::with_capacity(4);
