@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,19 @@ class Pulse:
     still: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """What a guard has done: to which slots, why, and when (CLOCK_MONOTONIC)."""
+
+    slots: list[int]
+    reason: str
+    at: float
+
+    def describe(self) -> dict[str, Any]:
+        ago_s = round(time.monotonic() - self.at, 3)
+        return {"slots": self.slots, "reason": self.reason, "ago_s": ago_s}
+
+
 class Fleet:
     """Starts, counts and describes the processes. What verbs do to them is in `reload.py`
     and `scaling.py`.
@@ -54,6 +68,8 @@ class Fleet:
         self.handoffs = Handoffs(runtime)
         self.canary: Canary | None = None
         """Slots on probation, if there are any."""
+        self.rolled_back: RolledBack | None = None
+        """The last canary, if its guard ended it, until the next reload."""
         self._leaving: list[Slot] = []
         self._publisher_generation = 0
         self._pulses: dict[int, Pulse] = {}
@@ -206,6 +222,7 @@ class Fleet:
             "publisher": _describe(self.publisher),
             "api": _describe(self.api),
             "canary": self.canary.describe(self) if self.canary else None,
+            "rolled_back": self.rolled_back.describe() if self.rolled_back else None,
         }
 
     def pids(self) -> dict[str, Any]:

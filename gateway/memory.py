@@ -164,10 +164,6 @@ class Memory:
         """Counters and gauges of all processes, summed by name; histograms as sum and count."""
         return stats.totals(self.reader)
 
-    def figures(self, row: int) -> dict[str, int]:
-        """The same of one process."""
-        return stats.totals(self.reader, row)
-
     def connections_by_row(self) -> dict[int, int]:
         """How many client connections each worker's row shows, over all transports."""
         metrics = enumerate(self._schema)

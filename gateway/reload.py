@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
-from gateway.canary import Canary, figures_by_pid
+from gateway.canary import Canary
 from gateway.config import Config, differing_keys, reread
 from gateway.errors import ConfigError, ControlError, TidegateError
-from gateway.fleet import Fleet
+from gateway.figures import figures_by_pid
+from gateway.fleet import Fleet, RolledBack
 from gateway.moves import Moved
 from gateway.processes import Worker
 from gateway.replacing import replace, replace_publisher, replace_worker, start_slot
@@ -33,19 +35,26 @@ FIXED_KEYS = frozenset(
 
 
 def reload(
-    fleet: Fleet, report: Report, spread_s: float | None = None, canary: int | None = None
+    fleet: Fleet,
+    report: Report,
+    spread_s: float | None = None,
+    canary: int | None = None,
+    *,
+    guard: bool = False,
 ) -> Steps:
     """Replaces every process by one of the code and configuration that are there now.
 
     Workers first, one slot at a time: if the first successor cannot start, nothing has changed.
     Then the publisher, whose rings wait for it; then the API, whose predecessor serves meanwhile.
 
-    With `canary`, only the workers of so many slots, until `promote` or `roll_back`.
+    With `canary`, only the workers of so many slots, until `promote` or `roll_back`; with `guard`
+    the supervisor rolls back by itself.
     """
     check_canary(fleet, canary)
     before = fleet.pids()
     probation = Canary(fleet.runtime.config, fleet.runtime.generation)
     changed = _take_new_config(fleet)
+    fleet.rolled_back = None
     if canary is None:
         moved = yield from _replace_all(fleet, report, spread_s, probation)
         return _result(fleet, before, moved, changed)
@@ -57,6 +66,8 @@ def reload(
             code="canary",
         )
     moved = yield from _begin_canary(fleet, report, probation, canary)
+    if guard:
+        probation.begin_guard(fleet)
     return _result(fleet, before, moved, changed)
 
 
@@ -85,6 +96,9 @@ def roll_back(fleet: Fleet, report: Report) -> Steps:
         moved.append((yield from replace_worker(fleet, slot, 0.0, report, phase, recall=True)))
     fleet.canary = None
     fleet.go_back_to(canary.config_before, canary.generation_before)
+    if canary.reason:
+        numbers = [worker.slot for worker in canary.workers]
+        fleet.rolled_back = RolledBack(numbers, canary.reason, time.monotonic())
     return _result(fleet, before, moved, changed)
 
 
@@ -157,7 +171,7 @@ def _result(
 def check_canary(fleet: Fleet, count: int | None = None) -> None:
     """Raises ControlError while a canary is under way, or where one of `count` slots cannot be."""
     if fleet.canary is not None:
-        numbers = [slot.number for slot in fleet.slots if fleet.canary.on_probation(slot)]
+        numbers = fleet.canary.slots(fleet)
         raise ControlError(
             f"a canary is under way (slots {', '.join(map(str, numbers)) or 'none any more'})",
             remedy="end it first: `tidegate reload --promote` or `tidegate reload --rollback`",

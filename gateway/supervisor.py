@@ -21,8 +21,9 @@ from gateway.carrying import Keep, Take
 from gateway.config import Config
 from gateway.control.connection import Request
 from gateway.control.server import ControlServer
-from gateway.control.verbs import LEVELS, Verbs
+from gateway.control.verbs import LEVELS, ReloadArguments, Verbs
 from gateway.errors import ChildError, TidegateError
+from gateway.guard import SAMPLE_INTERVAL_S
 from gateway.instance import Instance
 from gateway.loop import Phase
 from gateway.moves import serving_loads
@@ -146,6 +147,7 @@ class Supervisor:
             self._fleet.watch_pulses()
             self._keep_house()
             self._runtime.loop.after(REBALANCE_INTERVAL_S, self._rebalance_if_skewed)
+            self._runtime.loop.after(SAMPLE_INTERVAL_S, self._watch_canary)
             self._feed_watchdog()
             while not self._finished:
                 runtime.loop.turn()
@@ -379,6 +381,17 @@ class Supervisor:
         if skew_percent(loads) > bound and max(loads) - min(loads) >= REBALANCE_CONNECTIONS_MIN:
             self._verbs.rebalance("workers.rebalance_above_percent", None)
 
+    def _watch_canary(self) -> None:
+        self._runtime.loop.after(SAMPLE_INTERVAL_S, self._watch_canary)
+        canary = self._fleet.canary
+        if canary is None:
+            return
+        canary.watch(self._fleet)
+        busy = bool(self._operations.closed or self._operations.current)
+        if not busy and canary.trips():
+            logger.error(f"the canary is rolled back: {canary.reason}")
+            self._verbs.reload("reload --guard", None, ReloadArguments(end="rollback"))
+
     def _tell_status(self) -> None:
         if self._state is State.STOPPING:
             return
@@ -386,6 +399,8 @@ class Supervisor:
         text = f"{self._state.value}: {connections} connections, {len(self._fleet.slots)} workers"
         if looping := self._fleet.crash_loops():
             text += f"; crash loop, waiting: {', '.join(looping)}"
+        if rolled_back := self._fleet.rolled_back:
+            text += f"; the canary was rolled back: {rolled_back.reason}"
         if operation := self._operations.describe():
             text += f"; {operation['name']}: {operation['phase']}"
             if "moved" in operation:

@@ -106,20 +106,31 @@ def _status_parts(found: dict[str, Any]) -> list[Any]:
     counted = table(("COUNTED", "TOTAL"), list(totals.items()))
     parts = [head, "", endpoints, "", _workers_table(found["workers"]), "", counted]
     if canary := found["canary"]:
-        parts[1:1] = ["", _canary_table(canary)]
+        parts[1:1] = ["", _canary_table(canary), *_guard_lines(canary)]
+    elif rolled_back := found["rolled_back"]:
+        slots = ", ".join(map(str, rolled_back["slots"]))
+        ago = duration(rolled_back["ago_s"])
+        parts[1:1] = [f"canary rolled back {ago} ago (slots {slots}): {rolled_back['reason']}"]
     return parts
 
 
 def _canary_table(canary: dict[str, Any]) -> Any:
     """Both sides since the canary began."""
-    columns = ("CANARY", "WORKERS", "CONNECTIONS", "CLOSES", "ERRORS", "DELIVERIES", "MEAN LATENCY")
+    columns = ("workers", "connections", "closes", "unclean_closes", "failures", "deliveries")
     rows = []
     for side in ("new", "old"):
         figures = canary[side]
-        latency = figures["publish_to_flush_ms_mean"]
-        counts = [figures[column.lower()] for column in columns[1:-1]]
-        rows.append((side, *counts, "-" if latency is None else f"{latency:g} ms"))
-    return table(columns, rows)
+        latencies = (figures[f"publish_to_flush_ms_{part}"] for part in ("mean", "p99"))
+        shown = ("-" if latency is None else f"{latency:g} ms" for latency in latencies)
+        rows.append((side, *(figures[column] for column in columns), *shown))
+    heads = (column.upper().replace("_", " ") for column in columns)
+    return table(("CANARY", *heads, "MEAN LATENCY", "P99"), rows)
+
+
+def _guard_lines(canary: dict[str, Any]) -> list[str]:
+    if canary["guarded"]:
+        return ["guarded: rolled back by itself where it fares worse"]
+    return [f"to be rolled back: {canary['reason']}"] if canary["reason"] else []
 
 
 def _workers_table(workers: list[dict[str, Any]]) -> Any:

@@ -12,11 +12,17 @@ from ops.output import Output, duration, table
 
 @click.command()
 @click.option("--canary", type=click.IntRange(min=1), metavar="K", help="Only K slots, for now.")
+@click.option("--guard", is_flag=True, help="Roll the canary back where it fares worse.")
 @click.option("--promote", is_flag=True, help="End the canary: replace all other processes too.")
 @click.option("--rollback", is_flag=True, help="End the canary: go back to the old workers.")
 @instance_options(timeout_s=LONG_TIMEOUT_S)
 def reload(
-    connect: Connect, output: Output, canary: int | None, promote: bool, rollback: bool
+    connect: Connect,
+    output: Output,
+    canary: int | None,
+    guard: bool,
+    promote: bool,
+    rollback: bool,
 ) -> None:
     """Replace all workers by new ones, and keep their connections.
 
@@ -24,6 +30,7 @@ def reload(
     Examples:
       tidegate reload
       tidegate reload --canary 1     replace one worker, and compare in `tidegate status`
+      tidegate reload --canary 1 --guard     ... and go back by itself if it fares worse
       tidegate reload --promote      ... then all others
       tidegate reload --rollback     ... or none: the clients go back to the old worker
 
@@ -34,10 +41,13 @@ def reload(
     """
     if (canary is not None) + promote + rollback > 1:
         raise click.UsageError("give one of --canary, --promote and --rollback")
+    if guard and canary is None:
+        raise click.UsageError("--guard goes with --canary K")
     if promote or rollback:
         _carry_out(connect, output, "reload", end="promote" if promote else "rollback")
     else:
-        _carry_out(connect, output, "reload", **({"canary": canary} if canary else {}))
+        arguments = {"canary": canary, "guard": guard} if canary else {}
+        _carry_out(connect, output, "reload", **arguments)
 
 
 @click.command()

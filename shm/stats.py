@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from shm._ring import Stats
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shm._ring import HISTOGRAM_BOUNDS, Stats
+
+if TYPE_CHECKING:
+    from shm._ring import Histogram
+
+    Value = int | Histogram
 
 
-def totals(stats: Stats, only_row: int | None = None) -> dict[str, int]:
-    """Every metric by its name, labels included; a histogram as `<name>_sum` and `<name>_count`.
+def by_row(stats: Stats) -> dict[int, dict[str, Value]]:
+    """What each process counts, by its row and the name of the metric, labels included."""
+    names = [name for _, name, _ in stats.schema()]
+    return {row["row"]: dict(zip(names, row["values"], strict=True)) for row in stats.rows()}
 
-    Over all processes, or of the one with that row.
+
+def percentile(buckets: Mapping[int, int], percent: float) -> int | None:
+    """The bound of the histogram's bucket that holds it; None where nothing was counted.
+
+    Of the last bucket, which has no bound, that of the one before.
     """
+    remaining = sum(buckets.values()) * percent / 100
+    for bucket, count in sorted(buckets.items()):
+        remaining -= count
+        if count and remaining <= 0:
+            return HISTOGRAM_BOUNDS[min(bucket, len(HISTOGRAM_BOUNDS) - 1)]
+    return None
+
+
+def totals(stats: Stats) -> dict[str, int]:
+    """Every metric by its name, labels included; a histogram as `<name>_sum` and `<name>_count`."""
     sums: dict[str, int] = {}
-    schema = stats.schema()
-    for row in stats.rows():
-        if only_row not in (None, row["row"]):
-            continue
-        for (_, name, _), value in zip(schema, row["values"], strict=True):
+    for values in by_row(stats).values():
+        for name, value in values.items():
             if isinstance(value, int):
                 sums[name] = sums.get(name, 0) + value
                 continue

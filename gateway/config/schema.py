@@ -123,6 +123,10 @@ class ReloadSection(Section, frozen=True, kw_only=True):
     handoff_timeout_s: SomeSeconds = 10.0
     spread_s: Seconds = 5.0
     start_timeout_s: SomeSeconds = 30.0
+    guard_factor: Annotated[float, Meta(ge=1, le=1000)] = 3.0
+    guard_events_min: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
+    # A guard looks once a second; an hour of that is as much as it should keep.
+    guard_window_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
 
 
 class StopSection(Section, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ class ReloadArguments(Arguments, forbid_unknown_fields=True, frozen=True):
     spread_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
     canary: int | None = None
     """Slots to replace on probation."""
+    guard: bool = False
+    """Whether the supervisor is to roll the canary back by itself where it fares worse."""
     end: Literal["promote", "rollback"] | None = None
     """How a canary ends."""
 
@@ -228,7 +230,14 @@ class Verbs:
     # ---- operating
 
     def _reload(self, request: Request) -> None:
-        self.reload(str(request.peer), request, _arguments(request, ReloadArguments))
+        arguments = _arguments(request, ReloadArguments)
+        if arguments.guard and arguments.canary is None:
+            raise ControlError(
+                "reload: a guard needs a canary to guard",
+                remedy="give `canary`, a number of slots, with `guard`",
+                code="bad_arguments",
+            )
+        self.reload(str(request.peer), request, arguments)
 
     def reload(
         self,
@@ -247,7 +256,11 @@ class Verbs:
                     result = yield from reload.roll_back(self._fleet, report)
                 else:
                     result = yield from reload.reload(
-                        self._fleet, report, arguments.spread_s, arguments.canary
+                        self._fleet,
+                        report,
+                        arguments.spread_s,
+                        arguments.canary,
+                        guard=arguments.guard,
                     )
             except TidegateError:
                 row.add('reloads_total{result="failed"}')

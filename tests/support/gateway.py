@@ -111,6 +111,13 @@ class Gateway:
         except AssertionError as failure:
             raise AssertionError(f"{failure}\n{self.log()}") from None
 
+    def forget_notifications(self) -> None:
+        """Make room for those to come: the kernel keeps few, and the gateway drops the rest."""
+        self._notify.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notify.recv(4096)
+
     def stop(self) -> int:
         """Stop gracefully, then by force; leave nothing behind. Returns the exit status."""
         if self.process is None:
