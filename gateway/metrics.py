@@ -14,6 +14,7 @@ METRICS: list[_ring.Metric] = [
         ("counter", f'reloads_total{{result="{result}"}}', "Reloads by how they ended.")
         for result in ("done", "failed", "refused")
     ),
+    ("counter", "guard_rollbacks_total", "Canaries that their guard began to roll back."),
     *(
         ("counter", f'upgrades_total{{result="{result}"}}', "Upgrades by how they ended.")
         for result in ("done", "failed")

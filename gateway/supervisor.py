@@ -390,6 +390,7 @@ class Supervisor:
         busy = bool(self._operations.closed or self._operations.current)
         if not busy and canary.trips():
             logger.error(f"the canary is rolled back: {canary.reason}")
+            self._runtime.memory.row.add("guard_rollbacks_total")
             self._verbs.reload("reload --guard", None, ReloadArguments(end="rollback"))
 
     def _tell_status(self) -> None:

@@ -38,7 +38,7 @@ async def reload_half_way(gateway: Gateway, replay_s: float, board: Board) -> fl
     start = time.monotonic()
     await gateway.call("reload")
     took_s = time.monotonic() - start
-    board.phase(f"all workers replaced in {took_s:.1f} s; subscribers are coming back")
+    board.phase(f"all workers replaced in {took_s:.1f} s")
     return took_s
 
 

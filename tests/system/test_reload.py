@@ -56,8 +56,9 @@ class Stopper:
 
     def _run(self) -> None:
         while not self._done.wait(0.002):
-            for child in self._supervisor.children():
-                with contextlib.suppress(psutil.Error):
+            # Whoever ends between two looks, the supervisor too, is none to stop.
+            with contextlib.suppress(psutil.Error):
+                for child in self._supervisor.children():
                     if child.pid not in self._known and self._module in child.cmdline():
                         child.suspend()
                         self._known.add(child.pid)

@@ -74,8 +74,8 @@ def segments(gateway: Gateway) -> dict[str, int]:
 
 def code_of(process: psutil.Process) -> set[str]:
     """The extension modules that a process has mapped."""
-    names = {line.split(maxsplit=5)[-1] for line in _maps(process) if ".abi3.so" in line}
-    return {name for name in names if Path(name.split(".abi3.so")[0]).parent.name in PACKAGES}
+    names = {line.split(maxsplit=5)[-1] for line in _maps(process) if ".so" in line}
+    return {name for name in names if Path(name.split()[0]).parent.name in PACKAGES}
 
 
 def _maps(process: psutil.Process) -> list[str]:
@@ -84,7 +84,8 @@ def _maps(process: psutil.Process) -> list[str]:
 
 def reinstall(folder: Path, version: str) -> None:
     """As an installer does: every file is a new one."""
-    for extension in (folder / "shm" / "_ring.abi3.so", folder / "workers" / "_engine.abi3.so"):
+    # Named for the stable ABI or for one Python, as the build has it.
+    for extension in (*folder.glob("shm/_ring.*.so"), *folder.glob("workers/_engine.*.so")):
         shutil.copy2(extension, extension.with_suffix(".new"))
         extension.with_suffix(".new").replace(extension)
     set_version(folder, version)
