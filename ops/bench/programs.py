@@ -136,9 +136,11 @@ class Swarm(Program):
             raise self._failure(f"connected {ready['connected']} of {self.connections}: {failures}")
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Count from zero; returns when that is so, lest what is published next is forgotten."""
         self.command("reset")
         self._delivered = 0
+        # Commands are obeyed in order: an answer to the next one means that this one was.
+        self.report()
 
     def announce(self, messages: int = 1) -> None:
         """Say that this many messages will be published to all of its clients."""
