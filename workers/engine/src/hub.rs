@@ -105,7 +105,8 @@ impl Hub {
             name: name.into(),
             epoch,
             offset,
-            subscribers: Vec::new(),
+            // Most channels of a unicast have one subscriber, and a vector begins with room for four.
+            subscribers: Vec::with_capacity(1),
             wanting: [0; 2],
         };
         loop {
