@@ -84,7 +84,7 @@ class Gateway:
         environment = os.environ | {"NOTIFY_SOCKET": str(self.directory / "notify")}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ops.cli", "run", "-c", str(self.config_path)],
+                [sys.executable, "-P", "-m", "ops.cli", "run", "-c", str(self.config_path)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

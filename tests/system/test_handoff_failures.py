@@ -13,11 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway.client.frames import Kind
+from gateway.client.payloads import Publish
 from gateway.errors import ControlError
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.raw_websocket import RawWebSocket
 from tests.support.waiting import wait_for
+from tests.support.wire import raw_wire
 
 Start = Callable[..., Gateway]
 
@@ -187,3 +190,28 @@ def test_whoever_is_killed_at_whatever_moment_each_loss_is_counted(
             assert faults == []
             wait_for(lambda: sum(gateway.connections()) == 600 - crowd.ended(), "the others")
             assert sum(gateway.ends().values()) - before == crowd.ended()
+
+
+def test_an_answer_that_does_not_come_holds_up_nobody_but_who_waits_for_it(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}, "reload": {"handoff_timeout_s": 3}})
+    publisher = gateway.status()["publisher"]["pid"]
+    with Crowd(gateway, CHANNEL) as crowd, raw_wire(gateway.tcp_port) as asker:
+        asker.connect()
+        received = gateway.totals()['received_total{kind="frame"}']
+        os.kill(publisher, signal.SIGSTOP)
+        resume = threading.Timer(5, os.kill, (publisher, signal.SIGCONT))
+        resume.start()
+        try:
+            publish = Publish(1, "public:asked", b"1").encode()
+            asker.send(Kind.PUBLISH, b"\0" + publish)
+            wait_for(
+                lambda: gateway.totals()['received_total{kind="frame"}'] > received,
+                "the publish to be read",
+            )
+            slot = gateway.control("reload")["slots"][0]
+        finally:
+            resume.join()
+        assert (slot["moved"], slot["kept"], slot["lost"]) == (len(crowd.members), 1, 0)
+        assert crowd.ended() == 0

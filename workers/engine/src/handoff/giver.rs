@@ -33,6 +33,11 @@ enum Stage {
     Gone,
 }
 
+/// How long connections are held for the publisher's answers once all others are through. A
+/// publisher that is away for longer must not hold up the hand-off, whose watcher would blame the
+/// receiver: such connections stay with the giver.
+const HELD_NS_MAX: u64 = 1_000_000_000;
+
 /// Connections on their way.
 struct Batch {
     number: u32,
@@ -53,6 +58,8 @@ pub struct Giver {
     wanted: VecDeque<Token>,
     /// Wait for an answer of the publisher, and are not read from meanwhile.
     held: Vec<Token>,
+    /// Since when there is nothing left to do but to wait for them (CLOCK_MONOTONIC).
+    waiting_since_ns: Option<u64>,
     /// How many the receiver has room for beyond what is on its way.
     room: usize,
     last_number: u32,
@@ -78,6 +85,7 @@ impl Giver {
             is_broken: false,
             wanted: wanted.into(),
             held: Vec::new(),
+            waiting_since_ns: None,
             room: 0,
             last_number: 0,
             outbound: None,
@@ -282,9 +290,10 @@ impl Giver {
         }
     }
 
-    /// Moves those that have their answers; lets all go on here if no more are wanted.
+    /// Moves those that have their answers; lets all go on here if no more are wanted, or if their
+    /// answers do not come.
     fn reconsider_held(&mut self, ground: &mut Ground<'_>, returned: &mut Vec<Token>) {
-        let is_stopped = self.reason != "done" || self.is_broken;
+        let is_stopped = self.reason != "done" || self.is_broken || self.has_waited_enough();
         for token in std::mem::take(&mut self.held) {
             match ground.sessions.movable(token) {
                 None => {}
@@ -299,6 +308,19 @@ impl Giver {
                 Some(_) => self.wanted.push_front(token),
             }
         }
+    }
+
+    fn has_waited_enough(&mut self) -> bool {
+        let is_waiting = !self.held.is_empty()
+            && self.wanted.is_empty()
+            && self.outbound.is_none()
+            && self.in_flight.is_empty();
+        if !is_waiting {
+            self.waiting_since_ns = None;
+            return false;
+        }
+        let now_ns = host::monotonic_ns();
+        now_ns > *self.waiting_since_ns.get_or_insert(now_ns) + HELD_NS_MAX
     }
 
     /// Lets go of the next connections.
