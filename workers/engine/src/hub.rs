@@ -105,7 +105,7 @@ impl Hub {
             name: name.into(),
             epoch,
             offset,
-            // Most channels of a unicast have one subscriber, and a vector begins with room for four.
+            // A channel of one client has one subscriber; a vector would begin with room for four.
             subscribers: Vec::with_capacity(1),
             wanting: [0; 2],
         };
