@@ -187,6 +187,8 @@ def _share_out(
                 fleet, worker, receiver, progress, count=count, drain_queue=True
             )
             moved.count(handoff)
+            if not receiver.alive:
+                moved.lost += receiver.connections_lost
 
 
 def serving_workers(fleet: Fleet) -> list[Worker]:

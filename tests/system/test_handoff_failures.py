@@ -215,3 +215,15 @@ def test_an_answer_that_does_not_come_holds_up_nobody_but_who_waits_for_it(
             resume.join()
         assert (slot["moved"], slot["kept"], slot["lost"]) == (len(crowd.members), 1, 0)
         assert crowd.ended() == 0
+
+
+def test_scaling_down_tells_of_those_who_died_with_the_worker_that_was_to_take_them(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"reload": {"handoff_timeout_s": 1}})
+    with Crowd(gateway, CHANNEL):
+        receiver = gateway.status()["workers"][0]
+        assert receiver["connections"] > 0
+        os.kill(receiver["pid"], signal.SIGSTOP)
+        slot = gateway.control("scale", count=1)["slots"][0]
+        assert slot["lost"] == receiver["connections"]
