@@ -98,7 +98,8 @@ def test_random_deaths_lose_no_answered_publish_and_leave_nothing(
     publishing.stop()
     wait_for(lambda: gateway.status()["state"] == "serving", "everything in its place", 30)
     gateway.control("scale", count=3)
-    wait_for(lambda: belongings(gateway) == before, f"{before} again, not {belongings(gateway)}")
+    # A process under the brake comes back late, and its uplinks with it.
+    wait_for(lambda: belongings(gateway) == before, f"{before} again", 90)
     assert len(publishing.offsets) > 100
     assert publishing.offsets == list(range(1, len(publishing.offsets) + 1))
     totals = gateway.totals()
