@@ -77,13 +77,10 @@ class Link:
         Raises LinkClosed at the end of the stream and LinkError for a malformed message.
         """
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(
-                MESSAGE_BYTES_MAX,
-                socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize),
-                socket.MSG_CMSG_CLOEXEC,
-            )
-        except ConnectionResetError as error:
-            raise LinkClosed("the other end of the link is closed") from error
+            data, ancillary, flags = self._recv()
+        except ConnectionResetError:
+            # It ended without reading all of ours. That is told once, and before what it sent.
+            data, ancillary, flags = self._recv()
         fds = _descriptors(ancillary)
         try:
             # The kernel drops descriptors that do not fit and tells only by MSG_CTRUNC (recv(2)).
@@ -95,6 +92,14 @@ class Link:
         except Exception:
             close_all(fds)
             raise
+
+    def _recv(self) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        data, ancillary, flags, _ = self._socket.recvmsg(
+            MESSAGE_BYTES_MAX,
+            socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize),
+            socket.MSG_CMSG_CLOEXEC,
+        )
+        return data, ancillary, flags
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -80,6 +80,18 @@ def test_the_end_of_the_other_side_is_told_after_its_last_message(ends: Ends) ->
         theirs.send({"type": "late"})
 
 
+def test_an_unread_message_does_not_hide_what_the_other_side_said_before_its_end(
+    ends: Ends,
+) -> None:
+    ours, theirs = ends
+    theirs.send({"type": "unread"})
+    ours.send({"type": "last"})
+    ours.close()
+    assert theirs.recv()[0] == {"type": "last"}
+    with pytest.raises(LinkClosed):
+        theirs.recv()
+
+
 def test_an_unread_message_does_not_hide_the_end(ends: Ends) -> None:
     ours, theirs = ends
     theirs.send({"type": "unread"})
