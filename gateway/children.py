@@ -166,8 +166,8 @@ class Child:
         return self.state is not State.DEAD
 
     def become(self, state: State) -> None:
-        """Notes a transition; only transitions are logged, never states."""
-        if state is not self.state:
+        """Notes a transition, from death none; only transitions are logged, never states."""
+        if self.alive and state is not self.state:
             before, self.state = self.state, state
             self.served = self.served or state is State.SERVING
             logger.info(
@@ -175,7 +175,12 @@ class Child:
             )
 
     def send(self, type_: str, fds: dict[str, int] | None = None, **values: Any) -> None:
-        """Sends one message, now or when the child reads on; descriptors stay the caller's."""
+        """Sends one message, now or when the child reads on; descriptors stay the caller's.
+
+        Steps that wait may find that the child died meanwhile: a dead one is told nothing.
+        """
+        if not self.alive:
+            return
         message = {"type": type_, **values}
         if fds:
             message["fds"] = list(fds)
@@ -204,6 +209,8 @@ class Child:
             self.kill()
 
         self.no_deadline()
+        if not self.alive:
+            return
         self._deadline_at, self._deadline_reason = time.monotonic() + delay_s, reason
         self._deadline = self._loop.after(delay_s, expire)
 
@@ -263,9 +270,10 @@ class Child:
 
     def _dead(self, events: int) -> None:
         self._loop.unwatch(self._pidfd)
-        os.close(self._pidfd)
         # A child sends at most one window of messages before it ends; all are here by now.
         self._receive(OUTBOX_MESSAGES_MAX)
+        # Not before: who broke its link in its last message is killed by it once more.
+        os.close(self._pidfd)
         self.exit_status = self._process.wait()
         self.no_deadline()
         self._loop.unwatch(self._link.fileno())

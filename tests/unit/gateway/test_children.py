@@ -155,6 +155,24 @@ signal.pause()
     assert child.exit_status == -signal.SIGKILL
 
 
+def test_a_child_that_breaks_its_link_at_its_end_has_ended_by_itself(nursery: Nursery) -> None:
+    child = nursery.start('os.write(link.fileno(), b"no message")\nos._exit(4)\n')
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    nursery.turn_until(lambda: nursery.deaths, "the child's death")
+    assert child.exit_status == 4
+
+
+def test_a_dead_child_is_told_nothing_and_stays_dead(nursery: Nursery) -> None:
+    child = nursery.start("os._exit(0)\n")
+    nursery.turn_until(lambda: nursery.deaths, "the child's death")
+    child.become(State.DRAINING)
+    child.send("leave")
+    child.kill_after(0.0, "did not leave")
+    nursery.loop.turn()
+    assert child.state is State.DEAD
+    assert child.how_it_ended() == "exited with status 0"
+
+
 def test_a_child_that_closes_its_link_is_waited_for_without_spinning(nursery: Nursery) -> None:
     nursery.start(
         """
