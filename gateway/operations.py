@@ -53,6 +53,11 @@ class Operation:
             self._finish({**end.value, "duration_s": round(self._elapsed_s, 3)}, None)
         except TidegateError as error:
             self._finish(None, error)
+        except Exception:
+            # A defect in one operation is no reason to end everybody's connections.
+            logger.exception(f"{self.name} failed")
+            remedy = "see the gateway's log"
+            self._finish(None, ControlError(f"{self.name} failed", remedy=remedy))
         else:
             if time.monotonic() - self._reported_at >= PROGRESS_INTERVAL_S:
                 self._report(self._last_progress)
