@@ -118,17 +118,19 @@ def into_successor(
             fleet.retire_worker(predecessor, 0.0)
         raise
     moved.count(handoff)
-    if not handoff.problem:
+    problem = handoff.problem
+    if not problem:
         return
     if predecessor.alive:
         yield from _call_off(fleet, slot, predecessor, handoff, progress)
+    if predecessor.alive:
         ending = f"{predecessor.name} serves on"
     elif successor.alive:
         ending = f"{successor.name} serves what it took, the other connections are lost"
     else:
         ending = "both are dead and every connection is lost; the slot starts anew"
     raise ChildError(
-        f"{slot.service.name}, hand-off: {handoff.problem}, after {handoff.moved} connections had "
+        f"{slot.service.name}, hand-off: {problem}, after {handoff.moved} connections had "
         f"moved and with {handoff.remaining} to go; {ending}",
         remedy="see the log",
         code="handoff_failed",
@@ -146,7 +148,10 @@ def _call_off(
             yield from hand_over(fleet, successor, predecessor, progress)
     finally:
         slot.service.discard_successor()
-    yield lambda: not successor.alive
+    if successor is slot.service.current:
+        # The predecessor died on the way back: who was to end has the slot now.
+        successor.send("resume")
+    yield lambda: successor not in slot.service.retiring
 
 
 def out_of_slot(

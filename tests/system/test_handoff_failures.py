@@ -16,6 +16,8 @@ import pytest
 from gateway.client.frames import Kind
 from gateway.client.payloads import Publish
 from gateway.errors import ControlError
+from gateway.memory import FIRST_WORKER_ROW
+from shm import _ring, segment, stats
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.raw_websocket import RawWebSocket
@@ -80,6 +82,19 @@ def children(gateway: Gateway, module: str) -> list[int]:
     family = psutil.Process(gateway.pid).children()
     found = [child for child in family if module in child.cmdline()]
     return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
+
+
+def wait_for_refusal(gateway: Gateway) -> None:
+    """Waits until the first worker has taken back what was refused, and has told of it."""
+    memory = segment.attach(segment.segment_name(gateway.name, "stats"))
+    try:
+        reader = _ring.Stats(memory.fd)
+        wait_for(lambda: stats.totals(reader)["handoff_taken_back_total"] > 0, "the refusal")
+        # It tells before the end of the turn.
+        turn = reader.heartbeat_ns(FIRST_WORKER_ROW)
+        wait_for(lambda: reader.heartbeat_ns(FIRST_WORKER_ROW) > turn, "the end of the turn")
+    finally:
+        memory.close()
 
 
 def assert_as_if_nothing_had_been(gateway: Gateway, crowd: Crowd, predecessor: int) -> None:
@@ -163,6 +178,34 @@ def test_a_predecessor_killed_with_connections_on_their_way_takes_none_with_it(
         assert_as_if_nothing_had_been(one_worker, crowd, held.successor)
 
 
+def test_a_predecessor_killed_while_it_takes_connections_back_leaves_the_slot_to_its_successor(
+    one_worker: Gateway,
+) -> None:
+    with Crowd(one_worker, CHANNEL, each=600, makers=("raw",)), Held(one_worker) as held:
+        successor = psutil.Process(held.successor)
+        limits = successor.rlimit(psutil.RLIMIT_NOFILE)
+        room = successor.num_fds() + 300  # for the first batch, not for all
+        successor.rlimit(psutil.RLIMIT_NOFILE, (room, limits[1]))
+        # The supervisor hears of it when the predecessor is stopped again.
+        os.kill(one_worker.pid, signal.SIGSTOP)
+        try:
+            os.kill(held.predecessor, signal.SIGCONT)
+            wait_for_refusal(one_worker)
+            os.kill(held.predecessor, signal.SIGSTOP)
+        finally:
+            os.kill(one_worker.pid, signal.SIGCONT)
+        wait_for(lambda: handoffs(one_worker) == 2, "the way back")
+        os.kill(held.predecessor, signal.SIGKILL)
+        error = held.failure()
+        assert "worker 0.2 refused connections" in error.message
+        assert "worker 0.2 serves what it took, the other connections are lost" in error.message
+        assert one_worker.worker_pids() == [held.successor]
+        successor.rlimit(psutil.RLIMIT_NOFILE, limits)
+        with RawWebSocket(one_worker.http_port) as newcomer:
+            newcomer.connect(CHANNEL)
+        assert one_worker.control("reload")["slots"][0]["moved"] > 0
+
+
 @pytest.mark.parametrize("victim", ["predecessor", "successor"])
 def test_whoever_is_killed_at_whatever_moment_each_loss_is_counted(
     start_gateway: Start, victim: str
@@ -227,3 +270,23 @@ def test_scaling_down_tells_of_those_who_died_with_the_worker_that_was_to_take_t
         os.kill(receiver["pid"], signal.SIGSTOP)
         slot = gateway.control("scale", count=1)["slots"][0]
         assert slot["lost"] == receiver["connections"]
+
+
+def test_a_worker_that_dies_while_it_leaves_takes_nobody_but_its_own_clients_with_it(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway()
+    makers = ("websockets", "aiohttp", "raw")
+    with Crowd(gateway, CHANNEL, makers=makers) as crowd, ThreadPoolExecutor(1) as pool:
+        leaving = gateway.status()["workers"][1]
+        assert leaving["connections"] > 0
+        os.kill(leaving["pid"], signal.SIGSTOP)
+        answer = pool.submit(gateway.control, "scale", count=1)
+        wait_for(lambda: handoffs(gateway) == 1, "the hand-off")
+        os.kill(leaving["pid"], signal.SIGKILL)
+        (slot,) = answer.result(60)["slots"]
+        assert (slot["moved"], slot["lost"]) == (0, leaving["connections"])
+        wait_for(lambda: crowd.ended() == leaving["connections"], "the end of its clients")
+        assert gateway.status()["state"] == "serving"
+        top = gateway.publish(CHANNEL, "still here")["offset"]
+        crowd.wait_for_offset(top)
