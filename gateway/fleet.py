@@ -116,7 +116,8 @@ class Fleet:
     @property
     def settled(self) -> bool:
         """Whether no process replaces another, and none has yet to end."""
-        return not self._leaving and all(service.settled for service in self.services)
+        left = any(slot.service.children for slot in self._leaving)
+        return not left and all(service.settled for service in self.services)
 
     def add_slot(self) -> Slot:
         """Makes the next slot and starts its worker. Raises InstanceError for want of a seat."""

@@ -420,6 +420,24 @@ def test_new_code_that_fails_after_all_keeps_the_processes_that_serve(installed:
         assert not set(pids) & set(gateway.worker_pids())
 
 
+def test_an_upgrade_does_not_wait_for_a_slot_that_left_without_a_process(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"restart_delay_min_s": 60, "restart_delay_max_s": 60}})
+
+    def kill_the_last() -> bool:
+        """Whether it is dead and waits to start: the first death is answered at once."""
+        worker = gateway.status()["workers"][1]
+        if worker["pid"] is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker["pid"], signal.SIGKILL)
+        return worker["state"] == "backing_off"
+
+    wait_for(kill_the_last, "a worker that waits to start")
+    gateway.control("scale", count=1)
+    assert len(upgrade(gateway)["after"]["workers"]) == 1
+
+
 def test_an_upgrade_needs_the_end_of_a_canary(start_gateway: Start) -> None:
     gateway = start_gateway()
     gateway.control("reload", canary=1)
