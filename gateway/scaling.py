@@ -50,16 +50,16 @@ def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
         done += 1
     if len(fleet.slots) > count:
         yield from _lead_newcomers_away(fleet, count)
-    try:
-        while len(fleet.slots) > count:
-            phase = {"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps}
-            report(phase)
-            spread_s = fleet.runtime.config.reload.spread_s
-            slot = fleet.take_out_slot()
-            left.append((yield from out_of_slot(fleet, slot, spread_s, report, phase)))
-            done += 1
-    finally:
-        _admit_to(fleet, None)
+        try:
+            while len(fleet.slots) > count:
+                phase = {"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps}
+                report(phase)
+                spread_s = fleet.runtime.config.reload.spread_s
+                slot = fleet.take_out_slot()
+                left.append((yield from out_of_slot(fleet, slot, spread_s, report, phase)))
+                done += 1
+        finally:
+            _admit_to(fleet, None)
     report({"phase": "done", "done": done, "total": steps})
     return {
         "before": before,
