@@ -23,3 +23,19 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 20
         if time.monotonic() >= deadline:
             raise AssertionError(f"{what}: did not happen within {timeout_s:g} s")
         pause.wait(POLL_S)
+
+
+def wait_until_equal(
+    read: Callable[[], T], expected: T, what: str, timeout_s: float = 20.0
+) -> None:
+    """Return when `read()` gives `expected`; fail naming `what` and what it gave last."""
+    last: list[T] = []
+
+    def is_equal() -> bool:
+        last[:] = [read()]
+        return last == [expected]
+
+    try:
+        wait_for(is_equal, what, timeout_s)
+    except AssertionError as failure:
+        raise AssertionError(f"{failure}; last: {last[0]}, wanted: {expected}") from None
