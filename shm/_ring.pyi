@@ -51,7 +51,6 @@ def uplink_size(capacity_bytes: int) -> int: ...
 def keep_size(slots_max: int, arena_bytes: int) -> tuple[int, int]:
     """Length of a keep's segment, and how much of it is to be reserved when it is made."""
 
-
 # `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
     fd: int, capacity_bytes: int, readers: int, identity: tuple[int, int, int]

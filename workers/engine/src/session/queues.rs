@@ -74,6 +74,9 @@ impl Sessions {
         if connection.flags.raise(Flags::TO_FLUSH) {
             self.to_flush.push(index);
         }
+        if connection.flags.raise(Flags::UNKEPT) {
+            self.keep.behind.push(index);
+        }
     }
 
     /// The socket takes bytes again.
@@ -95,6 +98,7 @@ impl Sessions {
     /// Sends what this turn has put into the queues of the first `count` connections that have
     /// something: one system call for each at most. The others are first the next time.
     pub fn flush(&mut self, count: usize) {
+        self.put_down();
         let mut list = std::mem::take(&mut self.to_flush);
         let mut others = list.split_off(count.min(list.len()));
         list.retain(|index| self.flush_one(*index));
@@ -131,6 +135,7 @@ impl Sessions {
         }
         match result {
             Ok((sent, state)) => {
+                connection.kept.count_sent(sent);
                 connection.flags.set(Flags::TO_FLUSH, state == Flush::More);
                 connection
                     .flags
@@ -145,6 +150,8 @@ impl Sessions {
                     .add(Count::SendsBlocked, usize::from(was_blocked));
                 if has_said_all {
                     self.said_goodbye(index);
+                } else if was_blocked {
+                    self.waits(index);
                 }
                 state == Flush::More
             }
@@ -152,6 +159,18 @@ impl Sessions {
                 self.send_failed(index, &error);
                 false
             }
+        }
+    }
+
+    /// The socket takes no more now.
+    fn waits(&mut self, index: u32) {
+        let Some(token) = self.connections.token(index) else {
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(token)
+            && connection.flags.raise(Flags::WAITING)
+        {
+            self.keep.waits(token);
         }
     }
 
