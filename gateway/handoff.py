@@ -166,7 +166,7 @@ class Handoffs:
         return handoff
 
     def take(self, child: Worker | Keeper, type_: str, message: dict[str, Any]) -> None:
-        """Takes a worker's or keeper's word on a hand-off; one that has ended interests nobody any more."""
+        """Takes a word on a hand-off of one of the two; one that has ended interests nobody."""
         handoff = self._under_way.get(int(message["id"]))
         if handoff is not None and child in (handoff.giver, handoff.receiver):
             handoff.take(type_, message)

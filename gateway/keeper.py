@@ -48,6 +48,7 @@ class Keeper:
     """One worker's keeper, from before it is made until it is dead."""
 
     def __init__(self, loop: Loop, name: str, link: Link, segment: Segment) -> None:
+        self._worker = name
         self.name = f"the keeper of {name}"
         self.pid: int | None = None
         """None: it has not said yet that it is there."""
@@ -70,7 +71,7 @@ class Keeper:
 
     def carried(self, keep: Keep) -> dict[str, Any]:
         return {
-            "name": self.name.removeprefix("the keeper of "),
+            "name": self._worker,
             "pid": self.pid,
             "pidfd": keep(self._pidfd) if self.pid is not None else -1,
             "link": keep(self._link.fileno()),
@@ -171,6 +172,14 @@ class Keeper:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid or 0, 0)[1])
         if status < 0:
             self.failure["message"] = f"was killed by {signal.Signals(-status).name}"
+        elif status > 0:
+            self.failure["message"] = f"exited with status {status}"
+        if self.failure and self.found is None:
+            logger.error(
+                f"{self._worker} has lost its keeper, which {self.how_it_ended()}: if it dies, so do "
+                "its connections",
+                extra={"keeper": self.pid},
+            )
         if self._link.fileno() >= 0:
             self._loop.unwatch(self._link.fileno())
             self._link.close()

@@ -33,6 +33,10 @@ KEEP_ARENA_BYTES_MIN = 4 * 1024 * 1024
 """Frames wait there until their sockets take them: some ten thousand of the usual ones."""
 KEEP_ARENA_MESSAGES = 16
 """The longest message takes at most an eighth of it, with its frame."""
+KEEP_ARENA_QUEUES = 4
+"""The longest queue takes at most a quarter of it, up to ..."""
+KEEP_ARENA_BYTES_FOR_QUEUES_MAX = 64 * 1024 * 1024
+"""... this much; a connection with a longer queue does not survive its worker."""
 KEEP_SLOTS_SPARE = 256
 """Connections that are on their way to another worker have their places still."""
 
@@ -201,9 +205,10 @@ def _told(step: Callable[[], T]) -> T:
 
 def make_keep(config: Config, owner: Owner, number: int, connections_max: int) -> Segment:
     """The segment of one worker's keep. Raises InstanceError where there is no room."""
-    arena_bytes = max(
-        KEEP_ARENA_BYTES_MIN, _power_of_two(KEEP_ARENA_MESSAGES * config.limits.message_bytes_max)
-    )
+    limits = config.limits
+    queues = min(KEEP_ARENA_QUEUES * limits.queue_hard_bytes, KEEP_ARENA_BYTES_FOR_QUEUES_MAX)
+    wanted = max(KEEP_ARENA_BYTES_MIN, KEEP_ARENA_MESSAGES * limits.message_bytes_max, queues)
+    arena_bytes = 1 << (wanted - 1).bit_length()
     slots = connections_max + KEEP_SLOTS_SPARE
     size, reserved = _ring.keep_size(slots, arena_bytes)
     return _told(
@@ -215,10 +220,6 @@ def make_keep(config: Config, owner: Owner, number: int, connections_max: int) -
             reserved_bytes=reserved,
         )
     )
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
 
 
 def make_uplink(config: Config, owner: Owner, uplink: int) -> Segment:
