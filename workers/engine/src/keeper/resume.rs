@@ -344,3 +344,6 @@ impl Places {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
