@@ -176,8 +176,8 @@ class Keeper:
             self.failure["message"] = f"exited with status {status}"
         if self.failure and self.found is None:
             logger.error(
-                f"{self._worker} has lost its keeper, which {self.how_it_ended()}: if it dies, so do "
-                "its connections",
+                f"{self._worker} has lost its keeper, which {self.how_it_ended()}: if it dies, its "
+                "connections do too",
                 extra={"keeper": self.pid},
             )
         if self._link.fileno() >= 0:

@@ -205,11 +205,7 @@ def _told(step: Callable[[], T]) -> T:
 
 def make_keep(config: Config, owner: Owner, number: int, connections_max: int) -> Segment:
     """The segment of one worker's keep. Raises InstanceError where there is no room."""
-    limits = config.limits
-    queues = min(KEEP_ARENA_QUEUES * limits.queue_hard_bytes, KEEP_ARENA_BYTES_FOR_QUEUES_MAX)
-    wanted = max(KEEP_ARENA_BYTES_MIN, KEEP_ARENA_MESSAGES * limits.message_bytes_max, queues)
-    arena_bytes = 1 << (wanted - 1).bit_length()
-    slots = connections_max + KEEP_SLOTS_SPARE
+    slots, arena_bytes = keep_dimensions(config, connections_max)
     size, reserved = _ring.keep_size(slots, arena_bytes)
     return _told(
         lambda: segment.create(
@@ -220,6 +216,14 @@ def make_keep(config: Config, owner: Owner, number: int, connections_max: int) -
             reserved_bytes=reserved,
         )
     )
+
+
+def keep_dimensions(config: Config, connections_max: int) -> tuple[int, int]:
+    """Slots of a worker's keep, and bytes of its arena."""
+    limits = config.limits
+    queues = min(KEEP_ARENA_QUEUES * limits.queue_hard_bytes, KEEP_ARENA_BYTES_FOR_QUEUES_MAX)
+    wanted = max(KEEP_ARENA_BYTES_MIN, KEEP_ARENA_MESSAGES * limits.message_bytes_max, queues)
+    return connections_max + KEEP_SLOTS_SPARE, 1 << (wanted - 1).bit_length()
 
 
 def make_uplink(config: Config, owner: Owner, uplink: int) -> Segment:

@@ -12,6 +12,7 @@ use crate::connection::{Connection, Slot};
 use crate::handoff::record::{self, Record};
 use crate::hub::ChannelId;
 use crate::outbox::{Frame, Outbox};
+use crate::session::Movable;
 use crate::slab::Token;
 
 /// The keep, and what it is behind with. Without a writer nothing is put down.
@@ -46,7 +47,8 @@ impl Keep {
     }
 
     /// Puts a connection down; with `changed`, also what was described last.
-    pub fn put(&mut self, connection: &mut Connection, position: u64, owes: bool, changed: bool) {
+    #[inline]
+    pub fn put(&mut self, connection: &mut Connection, position: u64, changed: bool) {
         let Some(writer) = &mut self.writer else {
             return;
         };
@@ -67,7 +69,7 @@ impl Keep {
                 frames: all.then_some(self.frames.as_slice()),
                 head_sent_bytes: connection.outbox.head().map_or(0, |(_, sent)| sent as u32),
                 position,
-                owes,
+                owes: Movable::of(connection) == Movable::Later,
                 blob: changed.then_some(self.blob.as_slice()),
             },
         );

@@ -4,11 +4,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::blobs::Places;
 use super::{
-    BLOB_ALIGN, BLOB_AT, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, FREE, GIVEN, GIVEN_AT,
-    HELD, INTENT_AT, LIST, LISTED, Map, OWES, PARTIAL, POSITION_AT, RECEIVED_AT, SENT_AT,
-    SETTLED_AT, SLOTS_AT, TAIL_AT, WRITING,
+    ARENA_AT, BLOB_ALIGN, BLOB_AT, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, FREE, GIVEN,
+    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, OWES, PARTIAL, POSITION_AT, RECEIVED_AT, SENT_AT,
+    SETTLED_AT, SLOT_BYTES, SLOTS_AT, TAIL_AT, WRITING,
 };
 use crate::error::SegmentError;
+use crate::layout::PAGE;
 use crate::region::{Claim, Region, WORD};
 use crate::ring::{ALIGN, Ring};
 use crate::sync::{Ordering, fence};
@@ -81,6 +82,10 @@ impl KeepWriter {
         let tail = map.arena_bytes;
         region.store(INTENT_AT, tail);
         region.store(TAIL_AT, tail);
+        // The pages are there since the segment was made: better mapped now than frame by frame.
+        for page in (ARENA_AT..map.slots_at).step_by(PAGE) {
+            region.store(page, 0);
+        }
         Ok(Self {
             map,
             arena,
@@ -181,21 +186,23 @@ impl KeepWriter {
         if blob == 0 {
             flags |= PARTIAL;
         }
-        self.region.store(at, WRITING.into());
+        let words = self.region.words(at, SLOT_BYTES / WORD);
+        let store = |at: usize, value| words[at / WORD].store(value, Ordering::Relaxed);
+        store(0, WRITING.into());
         // SYNC: pairs with keep/reader.rs::KeepView::read. Nothing below is there before it.
         fence(Ordering::Release);
         let sent = u64::from(entry.sent_bytes) | u64::from(entry.head_sent_bytes) << 32;
-        self.region.store(at + SENT_AT, sent);
-        self.region.store(at + POSITION_AT, entry.position);
-        self.region.store(at + BLOB_AT, blob);
+        store(SENT_AT, sent);
+        store(POSITION_AT, entry.position);
+        store(BLOB_AT, blob);
         let [first, second] = references.map(u64::from);
-        self.region.store(at + FRAMES_AT, first | second << 32);
+        store(FRAMES_AT, first | second << 32);
         let state = u64::from(HELD)
             | u64::from(count) << 8
             | u64::from(flags) << 16
             | u64::from(entry.descriptor) << 32;
         // SYNC: pairs with keep/reader.rs::KeepView::read. It says so only when all is there.
-        self.region.word(at).store(state, Ordering::Release);
+        words[0].store(state, Ordering::Release);
         if blob != before {
             self.give_blob(before);
         }

@@ -1,7 +1,7 @@
 //! When connections are put down in the keep: once a turn each, after all that the turn has done
-//! to them and before anything of it leaves this process.
+//! to them and before anything of it is sent.
 
-use super::{Movable, Sessions};
+use super::Sessions;
 use crate::connection::Flags;
 use crate::slab::Token;
 
@@ -25,44 +25,56 @@ impl Sessions {
         }
     }
 
-    /// Puts down whatever has changed since the last call. Nothing that this turn has made for a
-    /// client is sent before.
+    /// Puts down whatever has changed since the last call.
     pub fn put_down(&mut self) {
         let mut behind = std::mem::take(&mut self.keep.behind);
         if self.keep.is_on() {
             self.refresh(&mut behind);
-            let position = self.reader.position();
             for index in &behind {
-                self.put_down_one(*index, position);
+                self.put_down_one(*index);
             }
-            self.keep.settle(position);
+            self.keep.settle(self.reader.position());
         }
         behind.clear();
         self.keep.behind = behind;
     }
 
-    fn put_down_one(&mut self, index: u32, position: u64) {
+    /// Puts a connection down, if the keep is behind with it: nothing that this turn has made for
+    /// its client is sent before.
+    #[inline]
+    pub(super) fn put_down_one(&mut self, index: u32) {
+        let position = self.reader.position();
         let Some(connection) = self.connections.at_mut(index) else {
             return;
         };
         let flags = connection.flags;
-        // Whoever was refused is only told so.
-        if !flags.has(Flags::UNKEPT) || flags.has(Flags::REFUSED) {
+        if !flags.has(Flags::UNKEPT) || !self.keep.is_on() {
             return;
         }
-        connection.flags.set(Flags::UNKEPT | Flags::CHANGED, false);
         // Each frame of the binary protocol changes numbers that the record has.
-        let is_changed = flags.has(Flags::CHANGED) || connection.is_tcp();
-        let received_bytes = connection.kept.received_bytes;
+        if flags.has(Flags::CHANGED) || connection.is_tcp() {
+            return self.put_down_whole(index, position);
+        }
+        connection.flags.set(Flags::UNKEPT, false);
+        self.keep.put(connection, position, false);
+    }
+
+    fn put_down_whole(&mut self, index: u32, position: u64) {
         let Some(token) = self.connections.token(index) else {
             return;
         };
-        if is_changed && let Some((record, channels)) = self.describe(token) {
+        let described = self.describe(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        connection.flags.set(Flags::UNKEPT | Flags::CHANGED, false);
+        // Whoever was refused is only told so.
+        if let Some((record, channels)) = described
+            && !connection.flags.has(Flags::REFUSED)
+        {
+            let received_bytes = connection.kept.received_bytes;
             self.keep.describe(&record, received_bytes, &channels);
-        }
-        let owes = self.movable(token) == Some(Movable::Later);
-        if let Some(connection) = self.connections.get_mut(token) {
-            self.keep.put(connection, position, owes, is_changed);
+            self.keep.put(connection, position, true);
         }
     }
 

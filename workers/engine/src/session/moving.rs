@@ -41,6 +41,17 @@ pub enum Movable {
     Never,
 }
 
+impl Movable {
+    #[inline]
+    pub fn of(connection: &Connection) -> Self {
+        match &connection.dialect {
+            _ if connection.flags.has(Flags::REFUSED) => Self::Never,
+            Dialect::Tcp(tcp) if tcp.publishes > 0 => Self::Later,
+            _ => Self::Now,
+        }
+    }
+}
+
 /// Frames that subscribers of a channel have missed: read and encoded once for all who missed the
 /// same. Lives for one batch of connections.
 #[derive(Default)]
@@ -63,12 +74,9 @@ impl Sessions {
 
     /// `None`: the connection is no more.
     pub fn movable(&mut self, token: Token) -> Option<Movable> {
-        let connection = self.connections.get_mut(token)?;
-        Some(match &connection.dialect {
-            _ if connection.flags.has(Flags::REFUSED) => Movable::Never,
-            Dialect::Tcp(tcp) if tcp.publishes > 0 => Movable::Later,
-            _ => Movable::Now,
-        })
+        self.connections
+            .get_mut(token)
+            .map(|each| Movable::of(each))
     }
 
     /// Lets go of a connection: from now on it is what the record says. Its publications of this

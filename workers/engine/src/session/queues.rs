@@ -98,10 +98,12 @@ impl Sessions {
     /// Sends what this turn has put into the queues of the first `count` connections that have
     /// something: one system call for each at most. The others are first the next time.
     pub fn flush(&mut self, count: usize) {
-        self.put_down();
         let mut list = std::mem::take(&mut self.to_flush);
         let mut others = list.split_off(count.min(list.len()));
-        list.retain(|index| self.flush_one(*index));
+        list.retain(|index| {
+            self.put_down_one(*index);
+            self.flush_one(*index)
+        });
         list.append(&mut self.to_flush);
         if !others.is_empty() {
             others.append(&mut list);
