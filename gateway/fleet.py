@@ -190,6 +190,9 @@ class Fleet:
     def close(self) -> None:
         """Everything is dead: lets go of the listeners."""
         self.rescues.close()
+        for worker in self._readers():
+            if worker.keeper is not None:
+                worker.keeper.close()
         for slot in self.slots:
             slot.close_listeners()
         self._api_listener.close()

@@ -62,7 +62,7 @@ class Keeper:
         self.handoff = 0
         """Number of the hand-off that it gives in."""
         self.on_given: Any = None
-        """Called with `handed_over`, while it gives."""
+        """Called with `moving` and `handed_over`, while it gives."""
         self._loop = loop
         self._link = link
         self._pidfd = -1
@@ -153,6 +153,8 @@ class Keeper:
                 self._is_there(int(message["pid"]), os.pidfd_open(message["pid"]))
             case "found":
                 self.found = Found(*(int(message[each]) for each in Found.__slots__))
+            case "moving" if self.on_given is not None:
+                self.on_given(self, "moving", message | {"id": self.handoff})
             case "handed_over":
                 self.given = message
                 if self.found is not None:

@@ -190,7 +190,7 @@ class Worker(Child):
             "seat": self.seat,
             "wake": keep(self._wake),
             "uplink": self._uplink.id,
-            "keeper": self.keeper.carried(keep) if self.keeper is not None else None,
+            "keeper": self.keeper.carried(keep) if self.keeper and self.keeper.alive else None,
         }
 
     def _boot(self, listeners: dict[str, socket.socket], keeping: socket.socket | None) -> None:

@@ -25,8 +25,8 @@ ELSEWHERE_S = 3.0
 """So long the slot's own next worker is waited for, which is mostly there within half a second."""
 PATIENCE_S = 30.0
 """So long any worker is: clients find out by themselves that nobody answers, and come back."""
-END_S = 5.0
-"""What a keeper may take to look at what it has, or to end."""
+END_S = 30.0
+"""What a keeper may take to look at what it has, which for a million connections are seconds."""
 
 logger = logging.getLogger("tidegate.rescue")
 

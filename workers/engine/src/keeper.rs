@@ -16,6 +16,7 @@
 //! |---|---|---|
 //! | `hello` | pid | it is there |
 //! | `found` | held, given, acknowledged, unrecorded | its worker is dead |
+//! | `moving` | moved, remaining | while it gives, at most ten times a second |
 //! | `handed_over` | moved, kept, lost, reason, and of `lost` each reason | a giving is over |
 //!
 //! A message with a descriptor tells it to give what it has to the worker at the other end.
@@ -35,6 +36,8 @@ use crate::sys::{self, passing, process};
 use resume::Places;
 
 const TITLE: &str = "tidegate: keeper";
+/// What the kernel refused, or a supervisor that is gone.
+const EXIT_FAILED: i32 = 1;
 /// Longest message of the supervisor that is looked at; its descriptor is what matters.
 const ORDER_BYTES_MAX: usize = 1024;
 
@@ -62,16 +65,16 @@ pub fn start(memory: &Memory, link: OwnedFd) -> Result<(), EngineError> {
     let cloned = process::beside(move || {
         process::die_with_the_parent();
         // The supervisor may have died before the kernel was told.
-        if process::parent_pid() == parent {
-            let keeper = Keeper {
-                view,
-                places,
-                worker,
-                link,
-            };
-            // Nobody is left to be told of what the kernel refuses; the link's end says it.
-            let _ = keeper.live();
+        if process::parent_pid() != parent {
+            return EXIT_FAILED;
         }
+        let keeper = Keeper {
+            view,
+            places,
+            worker,
+            link,
+        };
+        keeper.live().map_or(EXIT_FAILED, |()| 0)
     });
     cloned.map_err(EngineError::system("clone"))
 }

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use tidegate_ring::host;
 use tidegate_ring::keep::{KeepView, State};
 
 use super::resume::{Counted, Loss, Places, Resumed, resume};
@@ -13,6 +14,9 @@ use crate::handoff::message::{MESSAGE_BYTES_MAX, Message, Refusal};
 use crate::handoff::record::{VERSION, Writer};
 use crate::handoff::{BATCH_BYTES_SOFT, BATCH_CONNECTIONS_MAX, BATCHES_IN_FLIGHT_MAX};
 use crate::sys::{self, passing, process};
+
+/// Time between two reports of progress.
+const REPORT_INTERVAL_NS: u64 = 100_000_000;
 
 /// How a giving ended.
 pub struct Given {
@@ -55,6 +59,7 @@ pub struct Giver {
     died_ns: u64,
     moved: usize,
     losses: [usize; Loss::ALL.len()],
+    told_ns: u64,
 }
 
 /// One hand-off.
@@ -74,6 +79,7 @@ impl Giver {
             died_ns,
             moved: 0,
             losses: Default::default(),
+            told_ns: 0,
         }
     }
 
@@ -173,6 +179,7 @@ impl Giver {
                     let batch = talk.in_flight.pop_front();
                     let parcels = batch.map_or_else(Vec::new, |batch| batch.parcels);
                     self.acknowledged(talk, parcels, &refused);
+                    self.tell(talk);
                 }
                 _ => {
                     // It may have touched what it was sent: nobody can go on with that.
@@ -281,6 +288,17 @@ impl Giver {
             }
         }
         self.take_back(back);
+    }
+
+    /// Says how far it is, so that the supervisor sees that it is getting on.
+    fn tell(&mut self, talk: &Talk<'_>) {
+        let now_ns = host::monotonic_ns();
+        if now_ns >= self.told_ns + REPORT_INTERVAL_NS {
+            self.told_ns = now_ns;
+            let fields = [("moved", self.moved), ("remaining", self.wanted.len())];
+            // One that finds no room is followed by others.
+            let _ = say(talk.link.as_raw_fd(), "moving", &fields, "");
+        }
     }
 
     fn take_back(&mut self, parcels: Vec<Parcel>) {

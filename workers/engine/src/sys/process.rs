@@ -7,19 +7,18 @@ use super::syscall;
 
 /// Makes a process that shares our table of descriptors and nothing else, a child of our parent:
 /// what either opens or closes, it opens or closes for both, until one of them ends; then the
-/// other has the table alone. The child runs `run` and ends; nothing else of this program goes on
-/// in it. To be called while this process has one thread.
+/// other has the table alone. The child runs `run` and ends with the status that it returns;
+/// nothing else of this program goes on in it. To be called while this process has one thread.
 ///
 /// # Errors
 /// As clone(2).
-pub fn beside(run: impl FnOnce()) -> io::Result<()> {
+pub fn beside(run: impl FnOnce() -> i32) -> io::Result<()> {
     let flags = libc::CLONE_FILES | libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and a stack of its own, this is a fork(2): the child goes on in a
     // copy of our memory. Only one thread has locks, and it holds none of the allocator's here.
     let pid = syscall(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
     if pid == 0 {
-        run();
-        super::exit_now(0);
+        super::exit_now(run());
     }
     Ok(())
 }
