@@ -13,7 +13,7 @@
 //! then  blobs                          8 bytes handed to the kernel, modulo 2^32
 //!                                     12 ... of which in the first frame
 //!                                     16 log position
-//!                                     24 blob: place / 16 << 24 | bytes
+//!                                     24 blob: place / 8 << 24 | bytes
 //!                                     32 frame 0, frame 1
 //! ```
 //!
@@ -87,7 +87,7 @@ const FRAME: u32 = 1;
 const LIST: u32 = 2;
 
 /// Blobs begin at multiples of this.
-const BLOB_ALIGN: usize = 16;
+const BLOB_ALIGN: usize = 8;
 
 /// Where the parts of a keep are.
 #[derive(Clone, Copy, Debug)]

@@ -18,8 +18,9 @@
 //!                               then, page-aligned: the ring
 //! ```
 //!
-//! Words with different writers, and words that are polled, are [`LINE`] bytes apart. Channel table,
-//! statistics and keeps have their maps in their own modules; they begin at [`HEADER_BYTES`] too.
+//! Words with different writers, and words that are polled, are [`LINE`] bytes apart. Channel
+//! table, statistics and keeps have their maps in their own modules; they begin at [`HEADER_BYTES`]
+//! too.
 
 use crate::error::SegmentError;
 use crate::region::{Region, WORD};

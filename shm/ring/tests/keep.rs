@@ -150,7 +150,7 @@ fn whatever_is_written_is_read_back_or_known_to_be_overwritten() {
     let mut random = Random(3);
     let mut model: HashMap<u32, Model> = HashMap::new();
     let (mut read, mut overwritten) = (0, 0);
-    for step in 0..3_000 {
+    for step in 0..1_500 {
         if random.below(10) == 0 && !model.is_empty() {
             let slot = *model.keys().nth(random.below(model.len())).unwrap();
             model.remove(&slot);

@@ -81,11 +81,11 @@ mod tests {
         let mut places = Places::new(4096, 4096 + 1024);
         let first = places.take(100).unwrap();
         let second = places.take(100).unwrap();
-        assert_eq!((first, second), (4096, 4096 + 112));
+        assert_eq!((first, second), (4096, 4096 + 104));
         places.give(first, 100);
-        assert_eq!(places.take(97), Some(first));
+        assert_eq!(places.take(98), Some(first));
         assert_eq!(places.take(2000), None);
-        assert_eq!(places.take(1024 - 224), None);
+        assert_eq!(places.take(1024 - 200), None);
         assert!(places.take(512).is_some());
     }
 }

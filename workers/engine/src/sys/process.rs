@@ -81,27 +81,27 @@ pub fn forget_inherited_memory() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
         return;
     };
-    for line in maps.lines() {
-        let mut fields = line.split_ascii_whitespace();
-        let (Some(range), Some("rw-p"), path) = (fields.next(), fields.next(), fields.nth(3))
-        else {
-            continue;
-        };
-        let parse = |text| usize::from_str_radix(text, 16).ok();
-        let Some((Some(start), Some(end))) = range
-            .split_once('-')
-            .map(|(start, end)| (parse(start), parse(end)))
-        else {
-            continue;
-        };
-        let is_ours = needed.iter().any(|each| (start..end).contains(each)) || path.is_some();
-        if is_ours || !(end - start).is_multiple_of(ARENA_BYTES) {
+    for (start, end) in maps.lines().filter_map(private_anonymous) {
+        let is_needed = needed.iter().any(|each| (start..end).contains(each));
+        if is_needed || !(end - start).is_multiple_of(ARENA_BYTES) {
             continue;
         }
         // SAFETY: private anonymous memory, none of it this thread's stack or variables, the
-        // allocator's heap or a file's; what is forgotten reads as zeros, and nothing that runs here reads it.
+        // allocator's heap or a file's; what is forgotten reads as zeros, and nobody here reads it.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
     }
+}
+
+/// Where a line of /proc/self/maps (proc(5)) speaks of memory that is neither shared nor a file's,
+/// and has no name, as heap and stack have.
+fn private_anonymous(line: &str) -> Option<(usize, usize)> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [range, "rw-p", _, _, _] = fields[..] else {
+        return None;
+    };
+    let (start, end) = range.split_once('-')?;
+    let parse = |text| usize::from_str_radix(text, 16).ok();
+    Some((parse(start)?, parse(end)?))
 }
 
 /// Which of the two can be read, or is at its end.
