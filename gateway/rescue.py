@@ -69,12 +69,12 @@ class Rescue:
             self._losses["unrecorded"] += keeper.found.unrecorded
             yield from self._give(keeper)
             yield from self._count_those_on_their_way(keeper)
+        self._tell()
         if keeper is not None:
             keeper.dismiss()
             yield _within(END_S, lambda: not keeper.alive)
             keeper.kill()
             yield lambda: not keeper.alive
-        self._tell()
 
     def _give(self, keeper: Keeper) -> Generator[Condition, None, None]:
         full: set[int] = set()

@@ -114,6 +114,7 @@ def test_a_worker_that_hangs_is_killed_and_its_clients_go_on(start_gateway: Star
         pid = kill_worker(gateway, signal.SIGSTOP)
         top = gateway.publish(CHANNEL, "while it hangs")["offset"]
         wait_for(lambda: pid not in gateway.worker_pids(), "the end of the worker")
+        settle(gateway)
         crowd.assert_undisturbed(top)
         assert rescued(gateway) == len(crowd.members)
         assert gateway.ends() == {}

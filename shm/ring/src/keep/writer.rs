@@ -259,7 +259,7 @@ impl KeepWriter {
             last[..rest.len()].copy_from_slice(rest);
             words[chunks.len()].store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
-        Some((place / BLOB_ALIGN) as u64 * (1 << 24) | bytes.len() as u64)
+        Some(((place / BLOB_ALIGN) as u64) << 24 | bytes.len() as u64)
     }
 
     fn give_blob(&mut self, word: u64) {
