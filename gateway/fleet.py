@@ -16,6 +16,7 @@ from gateway.config import Config, worker_count
 from gateway.handoff import Handoffs
 from gateway.listeners import Port, listen_unix
 from gateway.processes import Api, Publisher, Worker
+from gateway.rescue import Rescues
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.slot import Slot
@@ -66,6 +67,7 @@ class Fleet:
         self.wanted = worker_count(runtime.config, runtime.host)
         """How many slots there are to be, also while they are drained."""
         self.handoffs = Handoffs(runtime)
+        self.rescues = Rescues(self)
         self.canary: Canary | None = None
         """Slots on probation, if there are any."""
         self.rolled_back: RolledBack | None = None
@@ -115,9 +117,10 @@ class Fleet:
 
     @property
     def settled(self) -> bool:
-        """Whether no process replaces another, and none has yet to end."""
+        """Whether no process replaces another, none has yet to end, and no connections to move."""
         left = any(slot.service.children for slot in self._leaving)
-        return not left and all(service.settled for service in self.services)
+        is_settled = not left and all(service.settled for service in self.services)
+        return is_settled and self.rescues.settled
 
     def add_slot(self) -> Slot:
         """Makes the next slot and starts its worker. Raises InstanceError for want of a seat."""
@@ -187,6 +190,10 @@ class Fleet:
 
     def close(self) -> None:
         """Everything is dead: lets go of the listeners."""
+        self.rescues.close()
+        for worker in self._readers():
+            if worker.keeper is not None:
+                worker.keeper.close()
         for slot in self.slots:
             slot.close_listeners()
         self._api_listener.close()
@@ -308,16 +315,8 @@ class Fleet:
         if not asked:
             kind = type(child).__name__.lower()
             self.runtime.memory.row.add(f'process_deaths_total{{process="{kind}"}}')
-        if isinstance(child, Worker) and child.connections_lost:
-            moving = self.handoffs.concerns(child)
-            self.runtime.memory.row.add(
-                f'connections_lost_total{{while="{"moving" if moving else "serving"}"}}',
-                child.connections_lost,
-            )
-            logger.error(
-                f"{child.connections_lost} connections were lost with {child.name}",
-                extra={"child": child.pid, "moving": moving},
-            )
+        if isinstance(child, Worker):
+            self.rescues.begin(child, child.connections_at_death)
         self._leaving = [slot for slot in self._leaving if slot.service.children]
 
 

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from gateway.children import State
+from gateway.keeper import Keeper
 from gateway.processes import Worker
 from gateway.runtime import Runtime
 
@@ -36,17 +37,18 @@ logger = logging.getLogger("tidegate.handoff")
 class Handoff:
     """One hand-off, as both workers tell of it. Counts are of connections."""
 
-    def __init__(self, runtime: Runtime, number: int, giver: Worker, receiver: Worker) -> None:
+    def __init__(
+        self, runtime: Runtime, number: int, giver: Worker | Keeper, receiver: Worker
+    ) -> None:
         self.number = number
         self.giver, self.receiver = giver, receiver
         self.moved = 0
         """They have another owner now."""
-        self.remaining = runtime.memory.connections_by_row().get(giver.stats_row, 0)
+        self.remaining = giver.connections()
         """They are still the giver's, and wanted elsewhere."""
         self.adopted: dict[str, Any] | None = None
         """What the receiver said at its end."""
         self._given: dict[str, Any] | None = None
-        self._runtime = runtime
         self._timeout_s = runtime.config.reload.handoff_timeout_s
         self._progressed()
 
@@ -107,15 +109,13 @@ class Handoff:
         self._heartbeats = self._heartbeats_now()
 
     def _heartbeats_now(self) -> tuple[int, int]:
-        reader = self._runtime.memory.reader
-        giver, receiver = self.giver.stats_row, self.receiver.stats_row
-        return reader.heartbeat_ns(giver), reader.heartbeat_ns(receiver)
+        return self.giver.heartbeat(), self.receiver.heartbeat()
 
     def _kill_the_hung_one(self) -> None:
         """The giver only if its heart alone stands still: it is the one with more to lose."""
         now = self._heartbeats_now()
         giver, receiver = (old == new for old, new in zip(self._heartbeats, now, strict=True))
-        hung = self.giver if giver and not receiver else self.receiver
+        hung: Worker | Keeper = self.giver if giver and not receiver else self.receiver
         if hung.state is not State.KILLED:
             reason = f"made no progress in a hand-off for {self._timeout_s:g} s and was killed"
             logger.error(f"{hung.name} {reason}", extra={"child": hung.pid})
@@ -134,7 +134,7 @@ class Handoffs:
 
     def begin(
         self,
-        giver: Worker,
+        giver: Worker | Keeper,
         receiver: Worker,
         *,
         count: int = ALL,
@@ -165,8 +165,8 @@ class Handoffs:
         )
         return handoff
 
-    def take(self, child: Worker, type_: str, message: dict[str, Any]) -> None:
-        """Takes a worker's word on a hand-off; one that has ended interests nobody any more."""
+    def take(self, child: Worker | Keeper, type_: str, message: dict[str, Any]) -> None:
+        """Takes a word on a hand-off of one of the two; one that has ended interests nobody."""
         handoff = self._under_way.get(int(message["id"]))
         if handoff is not None and child in (handoff.giver, handoff.receiver):
             handoff.take(type_, message)
@@ -186,6 +186,10 @@ class Handoffs:
         else:
             logger.info(f"{handoff.receiver.name} has taken connections over", extra=figures)
 
-    def concerns(self, worker: Worker) -> bool:
-        """Whether the worker is giving or taking now."""
-        return any(worker in (each.giver, each.receiver) for each in self._under_way.values())
+    def givers(self) -> list[Worker | Keeper]:
+        """Who gives now."""
+        return [each.giver for each in self._under_way.values()]
+
+    def given_by(self, worker: Worker) -> Handoff | None:
+        """The hand-off in which the worker gives now, if it does."""
+        return next((each for each in self._under_way.values() if each.giver is worker), None)

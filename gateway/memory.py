@@ -29,6 +29,17 @@ API_ROWS = 1 + 64
 FIRST_API_ROW = PUBLISHER_ROW + 1
 FIRST_WORKER_ROW = FIRST_API_ROW + 2 * API_ROWS
 
+KEEP_ARENA_BYTES_MIN = 4 * 1024 * 1024
+"""Frames wait there until their sockets take them: some ten thousand of the usual ones."""
+KEEP_ARENA_MESSAGES = 16
+"""The longest message takes at most an eighth of it, with its frame."""
+KEEP_ARENA_QUEUES = 4
+"""The longest queue takes at most a quarter of it, up to ..."""
+KEEP_ARENA_BYTES_FOR_QUEUES_MAX = 64 * 1024 * 1024
+"""... this much; a connection with a longer queue does not survive its worker."""
+KEEP_SLOTS_SPARE = 256
+"""Connections that are on their way to another worker have their places still."""
+
 T = TypeVar("T")
 
 logger = logging.getLogger("tidegate.memory")
@@ -190,6 +201,29 @@ def _told(step: Callable[[], T]) -> T:
         return step()
     except SegmentError as error:
         raise InstanceError(error.message, remedy=error.remedy, code=error.code) from error
+
+
+def make_keep(config: Config, owner: Owner, number: int, connections_max: int) -> Segment:
+    """The segment of one worker's keep. Raises InstanceError where there is no room."""
+    slots, arena_bytes = keep_dimensions(config, connections_max)
+    size, reserved = _ring.keep_size(slots, arena_bytes)
+    return _told(
+        lambda: segment.create(
+            segment_name(config.gateway.name, f"keep-{number}"),
+            size,
+            lambda fd: _ring.format_keep(fd, slots, arena_bytes, (number, owner.pid, owner.start)),
+            key="workers.survive_crashes",
+            reserved_bytes=reserved,
+        )
+    )
+
+
+def keep_dimensions(config: Config, connections_max: int) -> tuple[int, int]:
+    """Slots of a worker's keep, and bytes of its arena."""
+    limits = config.limits
+    queues = min(KEEP_ARENA_QUEUES * limits.queue_hard_bytes, KEEP_ARENA_BYTES_FOR_QUEUES_MAX)
+    wanted = max(KEEP_ARENA_BYTES_MIN, KEEP_ARENA_MESSAGES * limits.message_bytes_max, queues)
+    return connections_max + KEEP_SLOTS_SPARE, 1 << (wanted - 1).bit_length()
 
 
 def make_uplink(config: Config, owner: Owner, uplink: int) -> Segment:

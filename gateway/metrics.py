@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from gateway.keeper import LOSSES
 from shm import _ring
+
+LOSS_REASONS = (*LOSSES, "unrecorded", "in_message", "no_worker", "no_keeper")
+"""Why connections are lost; ARCHITECTURE.md says what each means."""
 
 METRICS: list[_ring.Metric] = [
     *(
@@ -22,10 +26,15 @@ METRICS: list[_ring.Metric] = [
     *(
         (
             "counter",
-            f'connections_lost_total{{while="{when}"}}',
+            f'connections_lost_total{{reason="{reason}"}}',
             "Connections that ended with the death of their worker.",
         )
-        for when in ("serving", "moving")
+        for reason in LOSS_REASONS
+    ),
+    (
+        "counter",
+        "connections_rescued_total",
+        "Connections that went on in another worker after the death of theirs.",
     ),
     ("counter", "control_requests_total", "Requests on the control socket."),
     *(

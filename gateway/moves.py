@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gateway.balance import shares
@@ -101,8 +102,8 @@ def into_successor(
 ) -> Generator[Condition, None, None]:
     """All connections of a slot's worker go to the successor, which serves already.
 
-    Raises ChildError where that fails. The slot then has a worker that serves what is left: the
-    predecessor, or, if that is the one that died, the successor.
+    Raises ChildError where that fails. The slot then has a worker that serves on, also what the
+    one that died had: the predecessor, or, if that is the one, the successor.
     """
     predecessor, successor = slot.service.current, slot.service.successor
     if not isinstance(predecessor, Worker) or not isinstance(successor, Worker):
@@ -126,9 +127,13 @@ def into_successor(
     if predecessor.alive:
         ending = f"{predecessor.name} serves on"
     elif successor.alive:
-        ending = f"{successor.name} serves what it took, the other connections are lost"
+        ending = f"{successor.name} serves on"
     else:
-        ending = "both are dead and every connection is lost; the slot starts anew"
+        ending = "both are dead; the slot starts anew"
+    yield lambda: fleet.rescues.known(predecessor, successor)
+    lost = predecessor.connections_lost + successor.connections_lost
+    moved.lost += lost
+    ending += f", {lost} connections are lost" if lost else ", no connection is lost"
     raise ChildError(
         f"{slot.service.name}, hand-off: {problem}, after {handoff.moved} connections had "
         f"moved and with {handoff.remaining} to go; {ending}",
@@ -170,7 +175,7 @@ def out_of_slot(
             yield from _share_out(fleet, worker, moved, Progress(report, phase))
     finally:
         fleet.retire_worker(worker, spread_s, "leave")
-    yield lambda: not worker.alive
+    yield lambda: not worker.alive and fleet.rescues.known(worker)
     moved.closed += worker.closed
     moved.lost += worker.connections_lost
     return moved
@@ -193,6 +198,7 @@ def _share_out(
             )
             moved.count(handoff)
             if not receiver.alive:
+                yield partial(fleet.rescues.known, receiver)
                 moved.lost += receiver.connections_lost
 
 

@@ -14,12 +14,14 @@ from gateway.api.settings import ApiSettings
 from gateway.carrying import Keep, Take
 from gateway.children import Child, Process
 from gateway.config import connections_max
-from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW
+from gateway.keeper import Keeper
+from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW, make_keep
 from gateway.publisher import PublisherSettings
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.topology import place
 from gateway.uplinks import Uplink
+from workers.link import Link
 from workers.settings import NamespaceSettings, WorkerSettings
 
 
@@ -100,17 +102,21 @@ class Worker(Child):
         seat: int,
         wake: int,
         uplink: Uplink,
+        keeper: Keeper | None = None,
     ) -> None:
         name = _name(slot, generation)
         super().__init__(runtime.loop, process, name, service.message, service.died)
         self.slot, self.generation = slot, generation
         self.seat, self._wake, self._uplink = seat, wake, uplink
+        self.keeper = keeper
+        """Who has its connections if it dies; None: nobody."""
         self.remaining = 0
         """Connections that it has yet to close, while it drains."""
         self.closed = 0
         """Connections that it closed, when it has drained."""
         self.connections_lost = 0
-        """Connections that it still had at its death."""
+        """Connections that ended with its death; known when a rescue is over."""
+        self.connections_at_death = 0
         self.placement = place(slot, runtime.nodes, runtime.config.workers.pin)
         self._runtime = runtime
 
@@ -133,12 +139,27 @@ class Worker(Child):
             # The one eventfd tells it of log records and of replies alike.
             uplink = runtime.uplinks.open(runtime.config, name, wake)
             held.callback(runtime.uplinks.reclaim, uplink)
+            keeper, keeping = None, None
+            if runtime.config.workers.survive_crashes:
+                keeper, keeping = _new_keeper(runtime, name, uplink.id)
+                held.callback(keeper.close)
+                held.callback(keeping.close)
             process = Process.start("workers", name)
             held.pop_all()
         worker = cls(
-            runtime, service, process, slot, generation, seat=seat, wake=wake, uplink=uplink
+            runtime,
+            service,
+            process,
+            slot,
+            generation,
+            seat=seat,
+            wake=wake,
+            uplink=uplink,
+            keeper=keeper,
         )
-        worker._boot(listeners)
+        worker._boot(listeners, keeping)
+        if keeping is not None:
+            keeping.close()
         return worker
 
     @classmethod
@@ -154,6 +175,10 @@ class Worker(Child):
             seat=state["seat"],
             wake=take(state["wake"]),
             uplink=runtime.uplinks.named(state["uplink"]),
+            # A supervisor of before there were keepers has none for its workers.
+            keeper=Keeper.restore(runtime.loop, kept, take)
+            if (kept := state.get("keeper"))
+            else None,
         )
         worker.take_up(state, take)
         return worker
@@ -165,9 +190,10 @@ class Worker(Child):
             "seat": self.seat,
             "wake": keep(self._wake),
             "uplink": self._uplink.id,
+            "keeper": self.keeper.carried(keep) if self.keeper and self.keeper.alive else None,
         }
 
-    def _boot(self, listeners: dict[str, socket.socket]) -> None:
+    def _boot(self, listeners: dict[str, socket.socket], keeping: socket.socket | None) -> None:
         runtime = self._runtime
         if runtime.publisher is not None:
             self.attach_to(runtime.publisher)
@@ -180,6 +206,8 @@ class Worker(Child):
             "wake": self._wake,
             "publisher_wake": runtime.memory.publisher_wake,
         }
+        if self.keeper is not None and keeping is not None:
+            fds |= {"keep": self.keeper.segment.fd, "keeper": keeping.fileno()}
         self.send("boot", fds, settings=self._settings().as_map())
         self.kill_after_start(runtime.config.reload.start_timeout_s)
 
@@ -187,13 +215,20 @@ class Worker(Child):
     def stats_row(self) -> int:
         return FIRST_WORKER_ROW + self.seat
 
+    def connections(self) -> int:
+        """How many it serves, by its statistics."""
+        return self._runtime.memory.connections_by_row().get(self.stats_row, 0)
+
+    def heartbeat(self) -> int:
+        return self._runtime.memory.reader.heartbeat_ns(self.stats_row)
+
     def attach_to(self, publisher: Child) -> None:
         """Makes a publisher wait for this reader, and wake it."""
         publisher.send("attach_reader", {"wake": self._wake}, seat=self.seat)
 
     def reclaim(self) -> None:
         by_row = self._runtime.memory.connections_by_row()
-        self.connections_lost = by_row.get(self.stats_row, 0)
+        self.connections_at_death = by_row.get(self.stats_row, 0)
         if self._runtime.publisher is not None:
             self._runtime.publisher.send("detach_reader", seat=self.seat)
         self._runtime.uplinks.reclaim(self._uplink)
@@ -302,6 +337,16 @@ class Api(Child):
 
     def reclaim(self) -> None:
         self._runtime.memory.give_api_rows(self.stats_row)
+
+
+def _new_keeper(runtime: Runtime, name: str, number: int) -> tuple[Keeper, socket.socket]:
+    """A keeper to be made by the worker, and the end of its link for that. Raises InstanceError."""
+    config = runtime.config
+    segment = make_keep(
+        config, runtime.instance.owner, number, connections_max(config, runtime.host)
+    )
+    link, theirs = Link.pair()
+    return Keeper(runtime.loop, name, link, segment), theirs
 
 
 def _name(slot: int, generation: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from gateway.children import Child, State
@@ -32,6 +33,8 @@ def replace_worker(
     """
     report(phase)
     moved = Moved(slot.number)
+    # Who is still on the way to the predecessor would be left behind.
+    yield lambda: not fleet.rescues.concern_slot(slot.number)
     predecessor = slot.service.current
 
     def retire(worker: Child) -> None:
@@ -49,6 +52,7 @@ def replace_worker(
         start=slot.service.recall if recall else slot.service.start_successor,
     )
     if isinstance(predecessor, Worker):
+        yield partial(fleet.rescues.known, predecessor)
         moved.closed, moved.lost = predecessor.closed, moved.lost + predecessor.connections_lost
     return moved
 

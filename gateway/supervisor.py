@@ -151,6 +151,7 @@ class Supervisor:
             self._feed_watchdog()
             while not self._finished:
                 runtime.loop.turn()
+                self._fleet.rescues.advance()
                 self._operations.advance()
                 self._reload_if_asked()
                 self._advance_stop()

@@ -48,6 +48,8 @@ def channels_size(channels_max: int) -> int:
 
 def stats_size(metrics: list[Metric], rows: int) -> int: ...
 def uplink_size(capacity_bytes: int) -> int: ...
+def keep_size(slots_max: int, arena_bytes: int) -> tuple[int, int]:
+    """Length of a keep's segment, and how much of it is to be reserved when it is made."""
 
 # `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
@@ -66,9 +68,13 @@ def extend_stats(fd: int, metrics: list[Metric], *, only_check: bool = False) ->
 def format_uplink(fd: int, capacity_bytes: int, identity: tuple[int, int, int]) -> None:
     """The generation differs among all uplinks that ever have the same id in one instance."""
 
+def format_keep(
+    fd: int, slots_max: int, arena_bytes: int, identity: tuple[int, int, int]
+) -> None: ...
+
 @type_check_only
 class Header(TypedDict):
-    kind: Literal["log", "channels", "stats", "uplink"]
+    kind: Literal["log", "channels", "stats", "uplink", "keep"]
     version: int
     generation: int
     owner_pid: int

@@ -21,7 +21,7 @@ from shm import _ring
 # Where Linux shows POSIX shared memory (shm_overview(7)).
 DIRECTORY = Path("/dev/shm")
 
-PARTS = re.compile(r"log|channels|stats|uplink-[0-9]+")
+PARTS = re.compile(r"log|channels|stats|(uplink|keep)-[0-9]+")
 
 
 class SegmentError(Exception):
@@ -99,16 +99,24 @@ class Segment:
 
 
 def segment_name(instance: str, part: str) -> str:
-    """`part` is "log", "channels", "stats" or "uplink-<id>"."""
+    """`part` is "log", "channels", "stats", "uplink-<id>" or "keep-<id>"."""
     if not PARTS.fullmatch(part):
         raise ValueError(f"{part!r} is no part of an instance")
     return f"/tidegate-{instance}-{part}"
 
 
-def create(name: str, size_bytes: int, fill: Callable[[int], None], *, key: str) -> Segment:
+def create(
+    name: str,
+    size_bytes: int,
+    fill: Callable[[int], None],
+    *,
+    key: str,
+    reserved_bytes: int | None = None,
+) -> Segment:
     """Make a segment, reserve its memory and let `fill(fd)` format it (`_ring.format_*`).
 
-    `key` is the configuration key that decides the size; it is named where there is no room.
+    `key` is the configuration key that decides the size; it is named where there is no room. Of
+    the memory only `reserved_bytes` are reserved, if that is given: the rest is its writer's to.
     Raises InUse where the name is taken, NoRoom, and what `fill` raises; nothing is left then.
     """
     try:
@@ -123,7 +131,8 @@ def create(name: str, size_bytes: int, fill: Callable[[int], None], *, key: str)
     try:
         # Held while the segment has no owner in it yet: `sweep` sees that somebody is at work.
         fcntl.flock(segment.fd, fcntl.LOCK_EX)
-        _reserve(segment, size_bytes, key)
+        os.ftruncate(segment.fd, size_bytes)
+        _reserve(segment, size_bytes if reserved_bytes is None else reserved_bytes, key)
         fill(segment.fd)
         fcntl.flock(segment.fd, fcntl.LOCK_UN)
     except BaseException:

@@ -61,7 +61,8 @@ def _boot(link: Link) -> Engine | None:
             path=settings.log_file,
         )
         affinity.settle(settings)
-        return Engine(settings, descriptors, link.fileno())
+        keep = descriptors if "keep" in descriptors else None
+        return Engine(settings, descriptors, link.fileno(), keep)
     except (OSError, TypeError, ValueError) as error:
         _failed(link, "worker_boot", str(error))
         return None

@@ -26,12 +26,21 @@ def prefer_memory_node(node: int) -> None:
 class Engine:
     """A reactor of one thread. It must be used by the thread that made it."""
 
-    def __new__(cls, settings: WorkerSettings, descriptors: Mapping[str, int], link: int) -> Engine:
+    def __new__(
+        cls,
+        settings: WorkerSettings,
+        descriptors: Mapping[str, int],
+        link: int,
+        keep: Mapping[str, int] | None = None,
+    ) -> Engine:
         """Attach everything; clients are accepted from the first `run` on.
 
         `descriptors` has the keys http, tcp (listeners), log, channels, stats, uplink (segments),
-        wake and publisher_wake (eventfds). From here on a panic ends the process with status 70.
-        Raises EngineFailed, OSError, ValueError for settings that cannot be.
+        wake and publisher_wake (eventfds). `keep` has the keys keep (a segment) and keeper (a
+        link): with it a process is made beside this one that has the connections if this one dies
+        (HANDOFF.md §7); this process must have one thread. From here on a panic ends the
+        process with status 70. Raises EngineFailed, OSError, ValueError for settings that cannot
+        be.
         """
 
     def run(

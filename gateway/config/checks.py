@@ -118,8 +118,9 @@ def _descriptors(config: Config, host: Host) -> Iterator[Problem]:
             f"RLIMIT_NOFILE is {host.descriptors_max}",
             "raise the hard limit (LimitNOFILE= in systemd, `ulimit -Hn`), or lower the key",
         )
-    # Two listeners, a link, a pidfd and an uplink's four descriptors for each of two generations.
-    supervisor = 16 * worker_count(config, host) + 8 * config.log.uplinks_max
+    # Two listeners; for each of two generations a link, a pidfd and an uplink's four descriptors,
+    # and of its keeper a link, a pidfd and a segment.
+    supervisor = 22 * worker_count(config, host) + 8 * config.log.uplinks_max
     if supervisor + DESCRIPTORS_RESERVED > host.descriptors_max:
         yield Problem(
             "workers.count",

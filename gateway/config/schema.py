@@ -61,6 +61,7 @@ class WorkersSection(Section, frozen=True, kw_only=True):
     crash_loop_deaths: Annotated[int, Meta(ge=2, le=1000)] = 5
     crash_loop_window_s: SomeSeconds = 60.0
     rebalance_above_percent: Annotated[int, Meta(ge=0, le=100)] = 0
+    survive_crashes: bool = True
 
 
 class ClientSection(Section, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from gateway.config import WORKERS_MAX, Config, Host, connections_max, worker_count
 from gateway.config.checks import DESCRIPTORS_RESERVED
 from gateway.config.schema import KIB, MIB
+from gateway.memory import keep_dimensions
 from shm import _ring
 
 CONNECTION_KERNEL_BYTES = 3 * KIB
@@ -16,6 +17,10 @@ CONNECTION_WORKER_BYTES = 1 * KIB
 """A quiet connection with its subscriptions in the worker."""
 PROCESS_BYTES = 20 * MIB
 """An interpreter with its modules (10 to 18 MiB), and in a worker an engine without connections."""
+KEEPER_BYTES = 4 * MIB
+"""What a worker's keeper has of its own: memory of the interpreter that it was made of."""
+CONNECTION_KEEP_BYTES = 192
+"""What a worker puts down of a quiet connection, so that it survives the worker."""
 STATISTICS_BYTES = 2 * MIB
 """The segment of statistics, with rows for 128 workers and their successors."""
 THREADS_PER_PROCESS = 4
@@ -34,6 +39,7 @@ class Load:
     segments_bytes: int
     others: int
     """Processes that are no workers: supervisor, publisher, API."""
+    keepers: int
     tasks: int
     """Processes and threads, of predecessors and successors at a reload."""
     instance: str
@@ -53,6 +59,11 @@ class Load:
             + (log.uplinks_max + 2 * workers) * _ring.uplink_size(log.uplink_bytes)
             + STATISTICS_BYTES
         )
+        keepers = workers if config.workers.survive_crashes else 0
+        if keepers:
+            dimensions = keep_dimensions(config, connections_max(config, host))
+            reserved = _ring.keep_size(*dimensions)[1]
+            segments += 2 * keepers * reserved + total * CONNECTION_KEEP_BYTES
         return cls(
             connections=total,
             workers=workers,
@@ -60,7 +71,9 @@ class Load:
             backlog=config.client.backlog,
             segments_bytes=segments,
             others=others,
-            tasks=2 * ((workers + others) * THREADS_PER_PROCESS + api.workers * api.threads),
+            keepers=keepers,
+            tasks=2
+            * ((workers + others) * THREADS_PER_PROCESS + keepers + api.workers * api.threads),
             instance=config.gateway.name,
         )
 
@@ -72,4 +85,5 @@ class Load:
     @property
     def base_bytes(self) -> int:
         """Memory before the first connection."""
-        return (self.workers + self.others) * PROCESS_BYTES + self.segments_bytes
+        processes = (self.workers + self.others) * PROCESS_BYTES
+        return processes + self.keepers * KEEPER_BYTES + self.segments_bytes

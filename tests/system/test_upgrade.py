@@ -116,13 +116,15 @@ def test_an_upgrade_replaces_all_code_and_no_client_notices(
         assert [line.split()[1:3] for line in ran.stdout.splitlines() if "version" in line] == [
             ["1", "2"]
         ]
-        # All but the uplinks of the old workers and of the old API are there still.
-        workers_and_api = 2 + 2
+        # All but the uplinks and keeps of the old workers, and of the old API, are there still.
+        workers_and_api = 2 * 2 + 2
         assert len(kept.items() - segments(gateway).items()) == workers_and_api
         reached = len(offsets)
         wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
 
-    wait_for(lambda: len(segments(gateway)) == 3 + 2 + 2, "the producer's uplink to be reclaimed")
+    wait_for(
+        lambda: len(segments(gateway)) == 3 + 2 * 2 + 2, "the producer's uplink to be reclaimed"
+    )
     status = gateway.status()
     assert (status["version"], status["pid"], status["generation"]) == ("2", gateway.pid, 2)
     assert process_start(gateway.pid) == start
@@ -176,8 +178,8 @@ def test_ten_upgrades_in_a_row_leave_nothing_behind(start_gateway: Start) -> Non
             upgrade(gateway)
             # The old API's descriptors go when its workers have let go of their uplinks.
             wait_for(
-                lambda: len(segments(gateway)) == 3 + 1 + 2,
-                f"log, channels, stats, a worker's uplink and the API's, {number + 1}",
+                lambda: len(segments(gateway)) == 3 + 2 + 2,
+                f"log, channels, stats, a worker's uplink and keep, the API's, {number + 1}",
             )
             figures.append((supervisor.num_fds(), supervisor.memory_info().rss))
         assert gateway.status()["generation"] == 11

@@ -18,8 +18,9 @@
 //!                               then, page-aligned: the ring
 //! ```
 //!
-//! Words with different writers, and words that are polled, are [`LINE`] bytes apart. Channel table
-//! and statistics have their maps in their own modules; they begin at [`HEADER_BYTES`] too.
+//! Words with different writers, and words that are polled, are [`LINE`] bytes apart. Channel
+//! table, statistics and keeps have their maps in their own modules; they begin at [`HEADER_BYTES`]
+//! too.
 
 use crate::error::SegmentError;
 use crate::region::{Region, WORD};
@@ -63,10 +64,17 @@ pub enum Kind {
     Channels = 2,
     Statistics = 3,
     Uplink = 4,
+    Keep = 5,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Log, Kind::Channels, Kind::Statistics, Kind::Uplink];
+    const ALL: [Kind; 5] = [
+        Kind::Log,
+        Kind::Channels,
+        Kind::Statistics,
+        Kind::Uplink,
+        Kind::Keep,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -74,13 +82,14 @@ impl Kind {
             Kind::Channels => "a channel table",
             Kind::Statistics => "statistics",
             Kind::Uplink => "an uplink",
+            Kind::Keep => "a keep",
         }
     }
 
     /// Version of the layout of this kind; any change of the layout changes it.
     pub const fn version(self) -> u32 {
         match self {
-            Kind::Log | Kind::Channels | Kind::Statistics | Kind::Uplink => 1,
+            Kind::Log | Kind::Channels | Kind::Statistics | Kind::Uplink | Kind::Keep => 1,
         }
     }
 

@@ -5,6 +5,7 @@ pub mod error;
 pub mod history;
 pub mod host;
 pub mod json;
+pub mod keep;
 mod lane;
 pub mod layout;
 pub mod log;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use support::{OWNER, Random};
 use tidegate_ring::error::UplinkError;
+use tidegate_ring::keep::{self, Damage, Entry, KeepView, KeepWriter, State};
 use tidegate_ring::log::{self, LogReader, LogWriter};
 use tidegate_ring::region::Region;
 use tidegate_ring::uplink::{self, Reply, Request, UplinkConsumer, UplinkProducer};
@@ -37,6 +38,10 @@ const MOMENTS_MAX: usize = 3000;
 const WRITER_DEATHS: usize = 120;
 const READER_DEATHS: usize = 80;
 const UPLINK_DEATHS: usize = 60;
+const WORKER_DEATHS: usize = 150;
+
+const KEEP_SLOTS: u64 = 64;
+const KEEP_ARENA: u64 = 64 * 1024;
 
 /// Not a test: what a child process does, for ever.
 #[test]
@@ -59,6 +64,7 @@ fn child_role() {
         "reader" => read_for_ever(region, argument as u32, &ready),
         "producer" => produce_for_ever(region, argument, &ready),
         "consumer" => consume_for_ever(region, &ready),
+        "worker" => keep_for_ever(region, argument, &ready),
         _ => panic!("no such role: {name}"),
     }
 }
@@ -466,4 +472,90 @@ fn each_request_has_its_reply_once_however_often_the_consumer_is_killed() {
     let last = Victim::start("consumer", &fd, 0);
     until("all replies", || produce().0 == 0);
     drop(last);
+}
+
+/// Puts connections down without end; all that is said of one follows from a number.
+fn keep_for_ever(region: Region, seed: u64, ready: &Bell) {
+    let mut writer = KeepWriter::attach(region, None).unwrap();
+    let (mut random, mut number) = (Random(seed), 0u64);
+    let mut taken = Vec::new();
+    loop {
+        number += 1;
+        match random.below(8) {
+            0 if !taken.is_empty() => {
+                writer.free(taken.swap_remove(random.below(taken.len())));
+                continue;
+            }
+            1 | 2 => taken.extend(writer.take_slot()),
+            _ => {}
+        }
+        if taken.is_empty() {
+            continue;
+        }
+        let slot = taken[random.below(taken.len())];
+        let frames: Vec<_> = (0..number % 6)
+            .map(|place| writer.put_frame(None, &numbered(number + place)).unwrap())
+            .collect();
+        let entry = Entry {
+            descriptor: slot,
+            sent_bytes: number as u32,
+            frames: Some(&frames),
+            head_sent_bytes: number as u32,
+            position: number,
+            owes: false,
+            blob: Some(&numbered(number)),
+        };
+        writer.write(slot, &entry);
+        writer.settle(number);
+        ready.ring();
+    }
+}
+
+#[test]
+fn a_worker_killed_anywhere_leaves_a_keep_of_which_nothing_torn_is_believed() {
+    let mut random = Random(7);
+    let (mut held, mut torn) = (0, 0);
+    for death in 0..WORKER_DEATHS {
+        let (bytes, _) = keep::segment_bytes(KEEP_SLOTS, KEEP_ARENA).unwrap();
+        let (fd, region) = memory(bytes);
+        keep::format(&region, KEEP_SLOTS, KEEP_ARENA, OWNER).unwrap();
+        let view = KeepView::attach(region).unwrap();
+        let victim = Victim::start("worker", &fd, death as u64);
+        victim.await_ready();
+        victim.live(&mut random, || view.settled());
+        drop(victim);
+        let mut torn_here = 0;
+        for slot in 0..view.slots() {
+            match view.read(slot) {
+                State::Held(kept) => {
+                    let number = number_of(&kept.blob);
+                    assert_eq!((kept.descriptor, kept.position), (slot, number));
+                    assert_eq!(
+                        (kept.sent_bytes, kept.head_sent_bytes),
+                        (number as u32, number as u32)
+                    );
+                    let frames: Vec<_> = kept
+                        .frames
+                        .iter()
+                        .map(|each| number_of(&each.bytes))
+                        .collect();
+                    assert_eq!(frames, (number..number + number % 6).collect::<Vec<_>>());
+                    held += 1;
+                }
+                State::Damaged {
+                    damage: Damage::Torn,
+                    ..
+                } => torn_here += 1,
+                State::Damaged { damage, .. } => assert_eq!(damage, Damage::Overwritten),
+                State::Free => {}
+                State::Given { .. } => panic!("nothing was given"),
+            }
+        }
+        assert!(torn_here <= 1, "more than the one that was being written");
+        torn += torn_here;
+    }
+    assert!(
+        held > WORKER_DEATHS && torn < WORKER_DEATHS,
+        "{held} {torn}"
+    );
 }

@@ -74,6 +74,12 @@ impl Flags {
     pub const ENDED: u16 = 1 << 7;
     /// Not read from: it waits for an answer of the publisher, to be handed over then.
     pub const HELD: u16 = 1 << 8;
+    /// In the list of connections that the keep is behind with.
+    pub const UNKEPT: u16 = 1 << 9;
+    /// More than the queue has changed since it was put down in the keep.
+    pub const CHANGED: u16 = 1 << 10;
+    /// In the list of connections whose frames wait, and must not be overwritten in the keep.
+    pub const WAITING: u16 = 1 << 11;
 
     pub fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -115,10 +121,42 @@ pub struct Connection {
     pub client: [u8; 16],
     /// When it was accepted, by this process or one before it, ms since 1970.
     pub connected_ms: u64,
+    pub kept: Kept,
+}
+
+/// How the keep knows a connection, and what of it the kernel counts too: modulo 2^32, for only
+/// differences matter.
+#[derive(Clone, Copy, Default)]
+pub struct Kept {
+    pub slot: Option<Slot>,
+    /// Bytes that the kernel took from us.
+    pub sent_bytes: u32,
+    /// Bytes that it gave us.
+    pub received_bytes: u32,
+}
+
+impl Kept {
+    pub fn count_sent(&mut self, bytes: usize) {
+        self.sent_bytes = self.sent_bytes.wrapping_add(bytes as u32);
+    }
+}
+
+/// A slot of the keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(std::num::NonZeroU32);
+
+impl Slot {
+    pub fn new(number: u32) -> Self {
+        Self(std::num::NonZeroU32::MIN.saturating_add(number))
+    }
+
+    pub fn number(self) -> u32 {
+        self.0.get() - 1
+    }
 }
 
 // A million of these are kept: what is added here is added a million times.
-const _: () = assert!(size_of::<Connection>() <= 120);
+const _: () = assert!(size_of::<Connection>() <= 136);
 const _: () = assert!(size_of::<Tcp>() <= 120);
 
 impl Connection {
@@ -138,6 +176,7 @@ impl Connection {
             input: None,
             client: [0; 16],
             connected_ms: host::wall_clock_ms(),
+            kept: Kept::default(),
         }
     }
 

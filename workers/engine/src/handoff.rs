@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use tidegate_ring::host;
 
+use crate::connection::Slot;
 use crate::metrics::Count;
 use crate::session::{CatchUp, Sessions};
 use crate::slab::Token;
@@ -37,13 +38,13 @@ pub const TOKEN: u64 = u32::MAX as u64 - 4;
 pub const BATCH_CONNECTIONS_MAX: usize = 240;
 /// Bytes of records after which a batch is closed: long queues take time to copy, and nobody is
 /// served meanwhile.
-const BATCH_BYTES_SOFT: usize = 4 << 20;
+pub const BATCH_BYTES_SOFT: usize = 4 << 20;
 /// What a receiver takes for a batch: the soft bound and one connection of any size beyond it.
 const BATCH_BYTES_MAX: usize = 1 << 30;
 /// Batches that may be on their way: one that the receiver works on and one that waits for it.
 /// More only wait longer. Below the 1,024 descriptors, the usual RLIMIT_NOFILE, that the kernel
 /// lets a sender have on their way.
-const BATCHES_IN_FLIGHT_MAX: usize = 2;
+pub const BATCHES_IN_FLIGHT_MAX: usize = 2;
 /// Takings that may be under way at once: every other worker of a large instance that shrinks.
 const TAKINGS_MAX: usize = 64;
 
@@ -94,6 +95,14 @@ pub struct Order {
     pub count: Option<usize>,
 }
 
+/// A connection that has left its worker, or has not arrived yet.
+pub struct Parcel {
+    pub socket: OwnedFd,
+    pub record: Record,
+    /// In the keep of the worker that gives it.
+    pub slot: Option<Slot>,
+}
+
 /// Where connections live: what both sides of a hand-off work on.
 pub struct Ground<'a> {
     pub epoll: &'a Epoll,
@@ -102,23 +111,32 @@ pub struct Ground<'a> {
 
 impl Ground<'_> {
     /// Takes a connection out of everything that could touch it.
-    fn detach(&mut self, token: Token) -> Option<(OwnedFd, Record)> {
+    fn detach(&mut self, token: Token) -> Option<Parcel> {
         let connection = self.sessions.connections.get_mut(token)?;
         // Before the socket is sent: an epoll(7) entry outlives the descriptor that made it.
         let _ = self.epoll.remove(connection.socket.as_fd());
-        self.sessions.detach(token)
+        let (socket, record, slot) = self.sessions.detach(token)?;
+        Some(Parcel {
+            socket,
+            record,
+            slot,
+        })
     }
 
     /// Serves a connection from now on. The kernel reports at once what the socket is ready for,
     /// so that bytes which came meanwhile are seen. `None`: it cannot be watched, and is closed.
-    fn attach(
-        &mut self,
-        socket: OwnedFd,
-        record: Record,
-        catch_up: &mut CatchUp,
-    ) -> Option<(Token, u64)> {
+    fn attach(&mut self, parcel: Parcel, catch_up: &mut CatchUp) -> Option<(Token, u64)> {
+        let Parcel {
+            socket,
+            record,
+            slot,
+        } = parcel;
         let detached_ns = record.detached_ns;
         let token = self.sessions.adopt(socket, record, catch_up);
+        let connection = self.sessions.connections.get_mut(token)?;
+        // What the keep has of one that comes back is as good as it was.
+        connection.kept.slot = slot;
+        self.sessions.keep.keep(slot.into_iter());
         let connection = self.sessions.connections.get_mut(token)?;
         let socket = connection.socket.as_fd();
         if self.epoll.add(socket, token.bits(), Watch::Edges).is_err() {

@@ -8,6 +8,8 @@ pub mod connection;
 pub mod error;
 pub mod handoff;
 pub mod hub;
+pub mod keep;
+pub mod keeper;
 pub mod metrics;
 pub mod outbox;
 pub mod pacing;

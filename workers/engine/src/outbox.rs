@@ -3,10 +3,13 @@
 //! An idle connection's outbox holds no memory beside itself, and neither does one with a single
 //! frame, which is the whole of a fan-out in most turns.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+
+use tidegate_ring::keep::FrameRef;
 
 use crate::hub::ChannelId;
 use crate::sys;
@@ -18,6 +21,8 @@ pub struct Frame {
     /// no more of them.
     pub channel: Option<ChannelId>,
     pub bytes: Box<[u8]>,
+    /// Where the keep has it, if it does.
+    pub kept: Cell<FrameRef>,
 }
 
 impl Frame {
@@ -25,6 +30,7 @@ impl Frame {
         Rc::new(Self {
             channel: None,
             bytes: bytes.into(),
+            kept: Cell::default(),
         })
     }
 
@@ -32,6 +38,7 @@ impl Frame {
         Rc::new(Self {
             channel: Some(channel),
             bytes: bytes.into(),
+            kept: Cell::default(),
         })
     }
 }
@@ -107,16 +114,16 @@ impl Outbox {
     }
 
     /// Ends the queue: `socket` gets what it takes at once, above all the answer to an upgrade that
-    /// came in the same turn, and the rest is forgotten. Returns how many frames were dropped. What
-    /// is wrong with the socket shows at the next flush.
-    pub fn cut(&mut self, socket: BorrowedFd<'_>) -> usize {
-        let _ = self.flush(socket);
-        self.drop_unsent()
+    /// came in the same turn, and the rest is forgotten. Returns how many frames were dropped, and
+    /// how many bytes sent. What is wrong with the socket shows at the next flush.
+    pub fn cut(&mut self, socket: BorrowedFd<'_>) -> (usize, usize) {
+        let sent = self.flush(socket).map_or(0, |(sent, _)| sent);
+        (self.drop_unsent(), sent)
     }
 
     /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
     /// must begin at a frame's end. Returns how many were dropped.
-    fn drop_unsent(&mut self) -> usize {
+    pub fn drop_unsent(&mut self) -> usize {
         let dropped = self.rest.take().map_or(0, |rest| rest.len());
         if self.head_sent > 0 {
             self.queued_bytes = self.head.as_deref().map_or(0, cost);

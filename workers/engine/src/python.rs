@@ -10,10 +10,12 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use tidegate_ring::keep::KeepWriter;
 use tidegate_ring::region::Region;
 
 use crate::error::EngineError;
 use crate::handoff::{self, Order};
+use crate::keeper;
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
@@ -147,6 +149,14 @@ struct Keys {
     publisher_wake: RawFd,
 }
 
+/// The descriptors by which connections survive this process, by key.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct KeepKeys {
+    keep: RawFd,
+    keeper: RawFd,
+}
+
 fn map(segment: &'static str, fd: RawFd) -> PyResult<Region> {
     let copy = duplicate(fd)?;
     Region::map(copy.as_fd()).map_err(|source| EngineError::Segment { segment, source }.into())
@@ -188,7 +198,13 @@ struct Engine(Reactor);
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(settings: Attributes, descriptors: Keys, link: RawFd) -> PyResult<Self> {
+    #[pyo3(signature = (settings, descriptors, link, keep = None))]
+    fn new(
+        settings: Attributes,
+        descriptors: Keys,
+        link: RawFd,
+        keep: Option<KeepKeys>,
+    ) -> PyResult<Self> {
         end_the_process_on_panic();
         let regions = Regions {
             log: map("log", descriptors.log)?,
@@ -203,7 +219,22 @@ impl Engine {
             publisher_wake: duplicate(descriptors.publisher_wake)?,
             link: duplicate(link)?,
         };
-        Ok(Self(Reactor::new(settings.try_into()?, regions, owned)?))
+        let settings = settings.try_into()?;
+        let Some(keys) = keep else {
+            return Ok(Self(Reactor::new(settings, regions, owned)?));
+        };
+        let memory = keeper::Memory {
+            keep: map("keep", keys.keep)?,
+            log: regions.log.clone(),
+            channels: regions.channels.clone(),
+        };
+        keeper::start(&memory, duplicate(keys.keeper)?)?;
+        let segment = "keep";
+        let writer = KeepWriter::attach(memory.keep, Some(duplicate(keys.keep)?))
+            .map_err(|source| EngineError::Segment { segment, source })?;
+        let mut reactor = Reactor::new(settings, regions, owned)?;
+        reactor.survive(writer);
+        Ok(Self(reactor))
     }
 
     fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate_ring::channels::ChannelTable;
 use tidegate_ring::host;
+use tidegate_ring::keep::KeepWriter;
 use tidegate_ring::log::LogReader;
 use tidegate_ring::region::Region;
 use tidegate_ring::stats::{Role, Row, state};
@@ -19,6 +20,7 @@ use self::door::Door;
 use crate::connection::Flags;
 use crate::error::EngineError;
 use crate::handoff::{self, Handoffs};
+use crate::keep::Keep;
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
@@ -140,6 +142,11 @@ impl Reactor {
         })
     }
 
+    /// From now on, puts down what is to be known of each connection if this worker dies.
+    pub fn survive(&mut self, keep: KeepWriter) {
+        self.sessions.keep = Keep::new(keep);
+    }
+
     /// Works until there is something to report.
     ///
     /// # Errors
@@ -209,6 +216,7 @@ impl Reactor {
         while !self.sessions.connections.is_empty() && host::monotonic_ns() < deadline_ns {
             self.turn()?;
         }
+        self.sessions.keep.end();
         Ok(self.pacing.as_ref().map_or(0, Pacing::closed))
     }
 
@@ -364,6 +372,7 @@ impl Reactor {
         let closed = self.pacing.as_ref()?.closed();
         let remaining = self.sessions.connections.len();
         if remaining == 0 {
+            self.sessions.keep.end();
             self.pacing = None;
             return Some(Report::Drained { closed });
         }

@@ -6,12 +6,15 @@
 mod clock;
 mod delivery;
 mod fault;
+mod keeping;
 mod moving;
 mod publish;
 mod queues;
 mod subscribe;
 mod tcp;
 mod websocket;
+
+pub(crate) use websocket::goodbye_frame;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -22,6 +25,7 @@ use tidegate_ring::log::LogReader;
 
 use crate::connection::{Connection, Dialect, Flags, Phase};
 use crate::hub::Hub;
+use crate::keep::Keep;
 use crate::metrics::{Count, Metrics};
 use crate::outbox::Frame;
 use crate::protocol::close::Close;
@@ -32,7 +36,7 @@ use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
 
 use delivery::Deliveries;
-pub use moving::{CatchUp, Movable};
+pub use moving::{CatchUp, Movable, place_of};
 pub use publish::Uplink;
 
 /// Connections over `connections_max` that are kept at a time, only to be told so; the others are
@@ -57,6 +61,7 @@ pub struct Sessions {
     pub connections: Slab<Connection>,
     pub reader: LogReader,
     pub uplink: Uplink,
+    pub keep: Keep,
     hub: Hub,
     wheel: Wheel,
     table: ChannelTable,
@@ -86,6 +91,7 @@ impl Sessions {
             connections: Slab::new(entries_max),
             wheel: Wheel::new(entries_max),
             hub: Hub::default(),
+            keep: Keep::default(),
             reader,
             uplink,
             table,
@@ -144,6 +150,7 @@ impl Sessions {
             .connections
             .insert(Connection::new(socket, dialect, self.now));
         self.metrics.add(gauge, 1);
+        self.changed(token.index);
         self.schedule(token.index, self.settings.handshake_timeout);
         if is_full {
             self.refused += 1;
@@ -236,7 +243,8 @@ impl Sessions {
                 connection.outbox.clear()
             }
             _ => {
-                let dropped = connection.outbox.cut(connection.socket.as_fd());
+                let (dropped, sent) = connection.outbox.cut(connection.socket.as_fd());
+                connection.kept.count_sent(sent);
                 connection.outbox.push(websocket::goodbye_frame(close));
                 dropped
             }
@@ -246,6 +254,7 @@ impl Sessions {
         connection.flags.set(Flags::DEAF, is_violation);
         self.queued_bytes = self.queued_bytes + connection.queued_bytes() - queued;
         self.metrics.add(Count::DeliveriesDropped, dropped);
+        self.changed(token.index);
         self.mark_to_flush(token.index);
         self.schedule(token.index, self.settings.close_timeout);
     }
@@ -258,6 +267,7 @@ impl Sessions {
         };
         connection.phase = Phase::Closing;
         connection.flags.set(Flags::DEAF, true);
+        self.changed(token.index);
         self.enqueue(token, Frame::new(reject.response()));
         self.schedule(token.index, self.settings.close_timeout);
     }
@@ -269,6 +279,7 @@ impl Sessions {
         let Some(mut connection) = self.connections.remove(token) else {
             return;
         };
+        self.keep.free(connection.kept.slot);
         self.metrics.subtract(gauge(&connection), 1);
         self.refused -= usize::from(connection.flags.has(Flags::REFUSED));
         self.queued_bytes -= connection.queued_bytes();

@@ -1,6 +1,7 @@
 //! The system calls of this crate: thin, safe, and nothing else says `libc::`.
 
 pub mod passing;
+pub mod process;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -188,6 +189,68 @@ pub fn send_vectored(socket: BorrowedFd<'_>, slices: &[io::IoSlice<'_>]) -> io::
     // SAFETY: IoSlice has iovec's layout (std's promise on Unix); the kernel only reads the slices.
     let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
     Ok(syscall(count as i64)? as usize)
+}
+
+/// How many bytes the kernel took from all who ever wrote to a TCP connection that was accepted,
+/// and how many it gave to all who read from it, whoever they were (tcp(7), TCP_INFO): what was
+/// acknowledged and what is still to be; what came and is not still to be read. A FIN counts as a
+/// byte. Zeros for another socket.
+pub fn stream_position(socket: BorrowedFd<'_>) -> (u64, u64) {
+    loop {
+        // Data that comes between two looks at the same thing is looked at once more.
+        let before = tcp_info(socket);
+        let unsent = queued(socket, libc::TIOCOUTQ);
+        let unread = queued(socket, libc::FIONREAD);
+        let after = tcp_info(socket);
+        if before == after {
+            let (acked, received) = after.unwrap_or((unsent, unread));
+            return (acked + unsent, received.saturating_sub(unread));
+        }
+    }
+}
+
+/// Whether this descriptor is a TCP connection.
+pub fn is_tcp_connection(socket: BorrowedFd<'_>) -> bool {
+    tcp_info(socket).is_some()
+}
+
+/// Bytes that the peer has acknowledged and bytes that came of it. `None`: no TCP connection.
+fn tcp_info(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    /// As <linux/tcp.h> has it, up to what is wanted of it (Linux 4.1 on); libc ends before.
+    #[repr(C)]
+    struct Info {
+        state: u8,
+        before: [u8; 119],
+        bytes_acked: u64,
+        bytes_received: u64,
+    }
+    /// TCP_LISTEN of <net/tcp_states.h>.
+    const LISTEN: u8 = 10;
+    const _: () = assert!(std::mem::offset_of!(Info, bytes_acked) == 120);
+    // SAFETY: all of it are numbers, for which zeros are values.
+    let mut info: Info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<Info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    let is_whole = length as usize == size_of::<Info>();
+    (result == 0 && is_whole && info.state != LISTEN)
+        .then_some((info.bytes_acked, info.bytes_received))
+}
+
+/// What an ioctl(2) says of a queue of a socket, in bytes (tcp(7): SIOCOUTQ, SIOCINQ).
+fn queued(socket: BorrowedFd<'_>, which: libc::Ioctl) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one number into `bytes`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), which, &raw mut bytes) };
+    if result == 0 { bytes.max(0) as u64 } else { 0 }
 }
 
 /// Says to the peer that no more will be sent. Errors mean that the peer is gone already.

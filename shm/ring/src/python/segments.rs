@@ -9,17 +9,19 @@ use super::statistics::{PyMetric, schema_of};
 use super::{Error, map};
 use crate::error::SegmentError;
 use crate::layout::{self, Kind, Owner};
-use crate::{channels, host, log, stats, uplink};
+use crate::{channels, host, keep, log, stats, uplink};
 
 pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(log_size, module)?)?;
     module.add_function(wrap_pyfunction!(channels_size, module)?)?;
     module.add_function(wrap_pyfunction!(stats_size, module)?)?;
     module.add_function(wrap_pyfunction!(uplink_size, module)?)?;
+    module.add_function(wrap_pyfunction!(keep_size, module)?)?;
     module.add_function(wrap_pyfunction!(format_log, module)?)?;
     module.add_function(wrap_pyfunction!(format_channels, module)?)?;
     module.add_function(wrap_pyfunction!(format_stats, module)?)?;
     module.add_function(wrap_pyfunction!(format_uplink, module)?)?;
+    module.add_function(wrap_pyfunction!(format_keep, module)?)?;
     module.add_function(wrap_pyfunction!(extend_stats, module)?)?;
     module.add_function(wrap_pyfunction!(inspect, module)?)
 }
@@ -64,6 +66,12 @@ fn stats_size(metrics: Vec<PyMetric>, rows: u64) -> Result<usize, Error> {
 #[pyfunction]
 fn uplink_size(capacity_bytes: u64) -> Result<usize, Error> {
     Ok(uplink::segment_bytes(possible(capacity_bytes)?))
+}
+
+/// Length of the segment, and how much of it is to be reserved at once.
+#[pyfunction]
+fn keep_size(slots_max: u64, arena_bytes: u64) -> Result<(usize, usize), Error> {
+    Ok(keep::segment_bytes(slots_max, possible(arena_bytes)?)?)
 }
 
 /// Generation, owner's pid and start time.
@@ -134,6 +142,21 @@ fn format_uplink(fd: RawFd, capacity_bytes: u64, identity: Identity) -> Result<(
 }
 
 #[pyfunction]
+fn format_keep(
+    fd: RawFd,
+    slots_max: u64,
+    arena_bytes: u64,
+    identity: Identity,
+) -> Result<(), Error> {
+    Ok(keep::format(
+        &map(fd)?,
+        slots_max,
+        possible(arena_bytes)?,
+        owner_of(identity),
+    )?)
+}
+
+#[pyfunction]
 fn inspect(py: Python<'_>, fd: RawFd) -> PyResult<Option<Bound<'_, PyDict>>> {
     let header = match map(fd).and_then(|region| Ok(layout::inspect(&region)?)) {
         // Empty: the segment has a name, but nobody has given it a size yet.
@@ -147,6 +170,7 @@ fn inspect(py: Python<'_>, fd: RawFd) -> PyResult<Option<Bound<'_, PyDict>>> {
         Kind::Channels => "channels",
         Kind::Statistics => "stats",
         Kind::Uplink => "uplink",
+        Kind::Keep => "keep",
     };
     let values = PyDict::new(py);
     values.set_item("kind", kind)?;

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tidegate_ring::host;
 
 use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
-use super::record::{Record, VERSION, Writer};
+use super::record::{VERSION, Writer};
 use super::{
     BATCH_BYTES_SOFT, BATCH_CONNECTIONS_MAX, BATCHES_IN_FLIGHT_MAX, Ground, HandedOver, Order,
-    Report, Sent,
+    Parcel, Report, Sent,
 };
-use crate::connection::Flags;
+use crate::connection::{Flags, Slot};
 use crate::metrics::Count;
 use crate::session::{CatchUp, Movable};
 use crate::slab::Token;
@@ -42,7 +42,13 @@ const HELD_NS_MAX: u64 = 1_000_000_000;
 struct Batch {
     number: u32,
     memory: OwnedFd,
-    connections: Vec<(OwnedFd, Record)>,
+    connections: Vec<Parcel>,
+}
+
+impl Batch {
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.connections.iter().filter_map(|parcel| parcel.slot)
+    }
 }
 
 pub struct Giver {
@@ -140,8 +146,9 @@ impl Giver {
         }
     }
 
-    fn greet(&mut self, ground: &Ground<'_>) -> bool {
+    fn greet(&mut self, ground: &mut Ground<'_>) -> bool {
         self.stage = Stage::Greeting;
+        ground.sessions.keep.set_given(0);
         let hello = Message::hello(0).encode();
         let epoll = ground.epoll;
         let watched = epoll.add(self.socket.as_fd(), super::TOKEN, Watch::Edges);
@@ -233,10 +240,12 @@ impl Giver {
                 // Closed, never shut down: the connection is the receiver's now.
                 None => {
                     self.moved += 1;
+                    ground.sessions.keep.free(connection.slot);
                     ground.sessions.metrics.add(Count::HandoffMoved, 1);
                 }
             }
         }
+        ground.sessions.keep.set_given(self.moved);
         self.take_back(ground, back, returned);
     }
 
@@ -252,13 +261,13 @@ impl Giver {
     fn take_back(
         &mut self,
         ground: &mut Ground<'_>,
-        connections: Vec<(OwnedFd, Record)>,
+        connections: Vec<Parcel>,
         returned: &mut Vec<Token>,
     ) {
         let mut catch_up = CatchUp::default();
-        for (socket, record) in connections {
+        for parcel in connections {
             ground.sessions.metrics.add(Count::HandoffTakenBack, 1);
-            match ground.attach(socket, record, &mut catch_up) {
+            match ground.attach(parcel, &mut catch_up) {
                 Some((token, _)) => {
                     self.kept += 1;
                     returned.push(token);
@@ -276,6 +285,9 @@ impl Giver {
         }
         for batch in std::mem::take(&mut self.in_flight) {
             if self.is_broken {
+                batch
+                    .slots()
+                    .for_each(|slot| ground.sessions.keep.free(Some(slot)));
                 self.lost += batch.connections.len();
                 ground
                     .sessions
@@ -345,9 +357,9 @@ impl Giver {
                 }
                 None => continue,
             }
-            if let Some((socket, record)) = ground.detach(token) {
-                writer.push(&record);
-                connections.push((socket, record));
+            if let Some(parcel) = ground.detach(token) {
+                writer.push(&parcel.record);
+                connections.push(parcel);
                 self.room -= 1;
             }
         }
@@ -383,13 +395,19 @@ impl Giver {
             count: batch.connections.len() as u32,
         };
         let memory = [batch.memory.as_fd()];
-        let sockets = batch.connections.iter().map(|each| each.0.as_fd());
+        let sockets = batch.connections.iter().map(|each| each.socket.as_fd());
         let passed: Vec<BorrowedFd<'_>> = memory.into_iter().chain(sockets).collect();
-        match Sent::from(passing::send(
+        let keep = &mut ground.sessions.keep;
+        keep.give(batch.slots());
+        let sent = Sent::from(passing::send(
             self.socket.as_fd(),
             &message.encode(),
             &passed,
-        )) {
+        ));
+        if sent != Sent::Done {
+            keep.keep(batch.slots());
+        }
+        match sent {
             Sent::Done => self.in_flight.push_back(batch),
             Sent::Later => self.outbound = Some(batch),
             // An acknowledgement will tell when there is room.

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
-use super::record::{self, Record, VERSION, VERSION_OLDEST};
-use super::{Adopted, BATCH_BYTES_MAX, Ground, Report, Sent};
+use super::record::{self, VERSION, VERSION_OLDEST};
+use super::{Adopted, BATCH_BYTES_MAX, BATCH_CONNECTIONS_MAX, Ground, Parcel, Report, Sent};
 use crate::metrics::{Count, Histogram};
 use crate::session::CatchUp;
 use crate::sys::Watch;
@@ -23,7 +23,7 @@ enum Stage {
 /// A batch that is found good, and whose acknowledgement is not with the kernel yet.
 struct Pending {
     ack: Vec<u8>,
-    connections: Vec<(OwnedFd, Record)>,
+    connections: Vec<Parcel>,
 }
 
 pub struct Receiver {
@@ -34,6 +34,8 @@ pub struct Receiver {
     /// There may be something to read, or room to write.
     is_woken: bool,
     pending: Option<Pending>,
+    /// Sockets that came, or may come now, and are the giver's still: our keep has to know.
+    foreign: usize,
     refused: usize,
     /// Of each connection adopted, in microseconds.
     pauses_us: Vec<u64>,
@@ -49,6 +51,7 @@ impl Receiver {
             room,
             is_woken: true,
             pending: None,
+            foreign: 0,
             refused: 0,
             pauses_us: Vec::new(),
         }
@@ -70,7 +73,11 @@ impl Receiver {
         if !self.is_woken {
             return None;
         }
-        let reason = self.advance(ground)?;
+        let reason = self.advance(ground);
+        if self.pending.is_none() {
+            self.hold_foreign(ground, 0);
+        }
+        let reason = reason?;
         let _ = ground.epoll.remove(self.socket.as_fd());
         Some(self.finished(reason))
     }
@@ -88,6 +95,7 @@ impl Receiver {
             }
         }
         let mut buffer = [0; MESSAGE_BYTES_MAX];
+        self.hold_foreign(ground, BATCH_CONNECTIONS_MAX);
         match passing::receive(self.socket.as_fd(), &mut buffer) {
             Ok(received) if received.bytes == 0 => Some("giver_gone"),
             Ok(received) => self.told(ground, &buffer, received),
@@ -167,6 +175,7 @@ impl Receiver {
             ground.sessions.metrics.add(count, 1);
         }
         self.refused += refused.len();
+        self.hold_foreign(ground, connections.len());
         let ack = Message::Ack { number, refused }.encode();
         self.acknowledge(ground, Pending { ack, connections })
     }
@@ -176,23 +185,36 @@ impl Receiver {
     fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) -> Option<&'static str> {
         match passing::send(self.socket.as_fd(), &pending.ack, &[]).into() {
             // A giver that is gone takes nothing back: they are ours as well.
-            Sent::Done | Sent::Gone => self.adopt(ground, pending.connections),
+            Sent::Done | Sent::Gone => {
+                self.hold_foreign(ground, 0);
+                self.adopt(ground, pending.connections);
+            }
             Sent::Later => self.pending = Some(pending),
             Sent::Crowded | Sent::Failed => return Some("system"),
         }
         None
     }
 
-    fn adopt(&mut self, ground: &mut Ground<'_>, connections: Vec<(OwnedFd, Record)>) {
+    fn hold_foreign(&mut self, ground: &mut Ground<'_>, count: usize) {
+        let by = count as isize - self.foreign as isize;
+        if by != 0 {
+            ground.sessions.keep.change_received(by);
+        }
+        self.foreign = count;
+    }
+
+    fn adopt(&mut self, ground: &mut Ground<'_>, connections: Vec<Parcel>) {
         let mut catch_up = CatchUp::default();
-        for (socket, record) in connections {
-            if let Some((_, pause_us)) = ground.attach(socket, record, &mut catch_up) {
+        for parcel in connections {
+            if let Some((_, pause_us)) = ground.attach(parcel, &mut catch_up) {
                 let metrics = &mut ground.sessions.metrics;
                 metrics.add(Count::HandoffAdopted, 1);
                 metrics.record(Histogram::HandoffPauseUs, pause_us);
                 self.pauses_us.push(pause_us);
             }
         }
+        // They have left the giver's keep.
+        ground.sessions.put_down();
     }
 
     pub fn finished(&mut self, reason: &'static str) -> Report {
@@ -215,7 +237,7 @@ impl Receiver {
 }
 
 /// Sockets and records of a batch, if it is what its header says.
-fn unpack(count: u32, received: Received) -> Result<Vec<(OwnedFd, Record)>, Refusal> {
+fn unpack(count: u32, received: Received) -> Result<Vec<Parcel>, Refusal> {
     if received.is_truncated {
         return Err(Refusal::Descriptors);
     }
@@ -227,5 +249,10 @@ fn unpack(count: u32, received: Received) -> Result<Vec<(OwnedFd, Record)>, Refu
     if records.len() != count as usize || descriptors.len() != count as usize {
         return Err(Refusal::Malformed);
     }
-    Ok(descriptors.zip(records).collect())
+    let parcel = |(socket, record)| Parcel {
+        socket,
+        record,
+        slot: None,
+    };
+    Ok(descriptors.zip(records).map(parcel).collect())
 }

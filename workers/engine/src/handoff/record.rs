@@ -177,7 +177,18 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
     Ok(records)
 }
 
-fn encode(record: &Record, out: &mut Vec<u8>) {
+/// One record, without anything around it.
+///
+/// # Errors
+/// [`RecordError`]; what follows the record is returned.
+pub fn decode(bytes: &[u8]) -> Result<(Record, &[u8]), RecordError> {
+    let mut fields = Fields(bytes);
+    let record = fields.record()?;
+    Ok((record, fields.0))
+}
+
+/// Appends one record, without anything around it.
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
     out.push(match record.phase {
         Phase::Connecting => 0,
         Phase::Open => 1,

@@ -96,8 +96,8 @@ struct Header {
 
 impl Inbound {
     /// What has to be remembered, to go on in another process by [`Inbound::from`].
-    pub fn into_fragments(self) -> Option<Fragments> {
-        self.fragments.map(|fragments| *fragments)
+    pub fn fragments(&self) -> Option<&Fragments> {
+        self.fragments.as_deref()
     }
 
     /// Take the frame at the start of `bytes`, unmasking it in place. Give bytes that were

@@ -79,6 +79,7 @@ impl Reactor {
             Ok(0) => {}
             Ok(count) => {
                 self.sessions.metrics.add(Count::ReceivedBytes, count);
+                self.sessions.count_received(token, count);
                 return Some((count, must_see_end || count == buffer.len()));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some((0, false)),

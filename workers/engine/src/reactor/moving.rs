@@ -79,6 +79,7 @@ impl Reactor {
             // Nobody has asked epoll meanwhile.
             self.handoffs.woken();
         }
+        self.sessions.put_down();
         self.sessions.record_latency();
     }
 

@@ -99,7 +99,7 @@ impl Sessions {
         let probes = now >= connection.probe_due;
         if probes {
             connection.probe_due = now + interval;
-            connection.flags.set(Flags::PINGED, true);
+            connection.flags.set(Flags::PINGED | Flags::CHANGED, true);
         }
         let soft_due = connection.soft_since.map(|since| since + soft);
         let next = [Some(connection.probe_due), pong_due(connection), soft_due];

@@ -136,6 +136,7 @@ impl Sessions {
     fn resync(&mut self) {
         self.metrics.add(Count::Laps, 1);
         self.reader.rejoin();
+        self.all_changed();
         for id in self.hub.ids() {
             let Some(channel) = self.hub.channel(id) else {
                 continue;
@@ -206,6 +207,9 @@ impl Sessions {
             delivered += 1;
             if connection.flags.raise(Flags::TO_FLUSH) {
                 self.to_flush.push(index);
+            }
+            if connection.flags.raise(Flags::UNKEPT) {
+                self.keep.behind.push(index);
             }
             if pressure(connection, &self.settings) != Pressure::None {
                 over_bounds.push(index);

@@ -1,7 +1,8 @@
 //! Letting go of a connection with all that is known of it, and going on with one from a record.
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tidegate_ring::publication::PublicationView;
 use super::clock::ticks;
 use super::subscribe::Bounds;
 use super::{Sessions, gauge, tcp, websocket};
-use crate::connection::{Connection, Dialect, Flags, Phase, Tcp};
+use crate::connection::{Connection, Dialect, Flags, Kept, Phase, Slot, Tcp};
 use crate::handoff::record::{Position, Queued, Record, Speech, Timers};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
@@ -20,6 +21,7 @@ use crate::outbox::Frame;
 use crate::protocol::close::Close;
 use crate::protocol::tcp::Reassembly;
 use crate::slab::Token;
+use crate::sys;
 use crate::wheel::{TICK, Tick};
 
 /// Publications that a connection may have to catch up with after a move, as far as its queue's
@@ -37,6 +39,17 @@ pub enum Movable {
     Later,
     /// It is only kept to be told that it was refused.
     Never,
+}
+
+impl Movable {
+    #[inline]
+    pub fn of(connection: &Connection) -> Self {
+        match &connection.dialect {
+            _ if connection.flags.has(Flags::REFUSED) => Self::Never,
+            Dialect::Tcp(tcp) if tcp.publishes > 0 => Self::Later,
+            _ => Self::Now,
+        }
+    }
 }
 
 /// Frames that subscribers of a channel have missed: read and encoded once for all who missed the
@@ -61,31 +74,34 @@ impl Sessions {
 
     /// `None`: the connection is no more.
     pub fn movable(&mut self, token: Token) -> Option<Movable> {
-        let connection = self.connections.get_mut(token)?;
-        Some(match &connection.dialect {
-            _ if connection.flags.has(Flags::REFUSED) => Movable::Never,
-            Dialect::Tcp(tcp) if tcp.publishes > 0 => Movable::Later,
-            _ => Movable::Now,
-        })
+        self.connections
+            .get_mut(token)
+            .map(|each| Movable::of(each))
     }
 
     /// Lets go of a connection: from now on it is what the record says. Its publications of this
-    /// turn must have been put into its queue.
-    pub fn detach(&mut self, token: Token) -> Option<(OwnedFd, Record)> {
-        let timers = self.timers_of(token)?;
-        let (channels, positions) = self.positions(token)?;
+    /// turn must have been put into its queue. Its slot in the keep is the caller's.
+    pub fn detach(&mut self, token: Token) -> Option<(OwnedFd, Record, Option<Slot>)> {
+        let (mut record, channels) = self.describe(token)?;
         self.leave_channels(token);
         self.wheel.cancel(token.index);
         let connection = self.connections.remove(token)?;
         self.metrics.subtract(gauge(&connection), 1);
         self.queued_bytes -= connection.queued_bytes();
         let queued = |frame: &Rc<Frame>| Queued {
-            subscription: frame
-                .channel
-                .and_then(|id| channels.iter().position(|each| *each == id))
-                .map(|place| place as u32),
+            subscription: place_of(&channels, frame.channel),
             bytes: frame.bytes.to_vec(),
         };
+        record.queue = connection.outbox.frames().map(queued).collect();
+        record.head_sent_bytes = connection.outbox.head().map_or(0, |(_, sent)| sent as u32);
+        Some((connection.socket, record, connection.kept.slot))
+    }
+
+    /// A connection without its queue, and the channels that the frames in its queue may name.
+    pub fn describe(&mut self, token: Token) -> Option<(Record, Vec<ChannelId>)> {
+        let timers = self.timers_of(token)?;
+        let (channels, subscriptions) = self.positions(token)?;
+        let connection = self.connections.get_mut(token)?;
         let flags = connection.flags;
         let record = Record {
             phase: connection.phase,
@@ -96,21 +112,21 @@ impl Sessions {
             connected_ms: connection.connected_ms,
             detached_ns: host::monotonic_ns(),
             timers,
-            subscriptions: positions,
-            queue: connection.outbox.frames().map(queued).collect(),
-            head_sent_bytes: connection.outbox.head().map_or(0, |(_, sent)| sent as u32),
-            input: connection.input.map_or_else(Vec::new, |input| *input),
-            speech: match connection.dialect {
+            subscriptions,
+            queue: Vec::new(),
+            head_sent_bytes: 0,
+            input: connection.input.as_deref().cloned().unwrap_or_default(),
+            speech: match &connection.dialect {
                 Dialect::Http => Speech::Http,
-                Dialect::WebSocket(inbound) => Speech::WebSocket(inbound.into_fragments()),
+                Dialect::WebSocket(inbound) => Speech::WebSocket(inbound.fragments().cloned()),
                 Dialect::Tcp(tcp) => Speech::Tcp {
-                    flow: tcp.flow.into(),
-                    pieces: tcp.reassembly.into_pieces(),
-                    wire: tcp.wire,
+                    flow: tcp.flow.clone().into(),
+                    pieces: tcp.reassembly.pieces().to_vec(),
+                    wire: tcp.wire.clone(),
                 },
             },
         };
-        Some((connection.socket, record))
+        Some((record, channels))
     }
 
     fn timers_of(&mut self, token: Token) -> Option<Timers> {
@@ -167,6 +183,14 @@ impl Sessions {
             .map(|position| self.rejoin(token, position, catch_up, &mut missed))
             .collect();
         if let Some(connection) = self.connections.get_mut(token) {
+            if self.keep.is_on() {
+                let (sent_bytes, received_bytes) = sys::stream_position(connection.socket.as_fd());
+                connection.kept = Kept {
+                    slot: None,
+                    sent_bytes: sent_bytes as u32,
+                    received_bytes: received_bytes as u32,
+                };
+            }
             connection.flags.set(Flags::DEAF, record.deaf);
             connection.flags.set(Flags::HANG_UP, record.hang_up);
             for Queued {
@@ -178,6 +202,7 @@ impl Sessions {
                 connection.outbox.push(Rc::new(Frame {
                     channel,
                     bytes: bytes.into(),
+                    kept: Cell::default(),
                 }));
             }
             connection.outbox.advance(sent as usize);
@@ -193,6 +218,7 @@ impl Sessions {
                 self.after_enqueue(token);
             }
         }
+        self.changed(token.index);
         for frame in missed {
             match frame {
                 Ok(frame) if !is_closing && self.is_open(token) => {
@@ -298,6 +324,12 @@ impl Sessions {
             })
             .collect()
     }
+}
+
+/// Place of a channel among those of a connection, as [`Queued`] names it.
+pub fn place_of(channels: &[ChannelId], wanted: Option<ChannelId>) -> Option<u32> {
+    let place = channels.iter().position(|each| Some(*each) == wanted)?;
+    Some(place as u32)
 }
 
 fn milliseconds(ticks: Tick) -> u32 {

@@ -74,6 +74,9 @@ impl Sessions {
         if connection.flags.raise(Flags::TO_FLUSH) {
             self.to_flush.push(index);
         }
+        if connection.flags.raise(Flags::UNKEPT) {
+            self.keep.behind.push(index);
+        }
     }
 
     /// The socket takes bytes again.
@@ -97,7 +100,10 @@ impl Sessions {
     pub fn flush(&mut self, count: usize) {
         let mut list = std::mem::take(&mut self.to_flush);
         let mut others = list.split_off(count.min(list.len()));
-        list.retain(|index| self.flush_one(*index));
+        list.retain(|index| {
+            self.put_down_one(*index);
+            self.flush_one(*index)
+        });
         list.append(&mut self.to_flush);
         if !others.is_empty() {
             others.append(&mut list);
@@ -131,6 +137,7 @@ impl Sessions {
         }
         match result {
             Ok((sent, state)) => {
+                connection.kept.count_sent(sent);
                 connection.flags.set(Flags::TO_FLUSH, state == Flush::More);
                 connection
                     .flags
@@ -145,6 +152,8 @@ impl Sessions {
                     .add(Count::SendsBlocked, usize::from(was_blocked));
                 if has_said_all {
                     self.said_goodbye(index);
+                } else if was_blocked {
+                    self.waits(index);
                 }
                 state == Flush::More
             }
@@ -152,6 +161,18 @@ impl Sessions {
                 self.send_failed(index, &error);
                 false
             }
+        }
+    }
+
+    /// The socket takes no more now.
+    fn waits(&mut self, index: u32) {
+        let Some(token) = self.connections.token(index) else {
+            return;
+        };
+        if let Some(connection) = self.connections.get_mut(token)
+            && connection.flags.raise(Flags::WAITING)
+        {
+            self.keep.waits(token);
         }
     }
 

@@ -53,7 +53,7 @@ impl Tcp {
         self.flow.frame(kind, payload, &mut self.wire);
     }
 
-    pub(super) fn say_goodbye(&mut self, close: Close) {
+    pub(crate) fn say_goodbye(&mut self, close: Close) {
         let mut payload = Vec::new();
         Goodbye::from(close).encode(&mut payload);
         self.say(Kind::Close, &payload);
@@ -96,7 +96,7 @@ impl Tcp {
     }
 
     /// Appends DATA frames to `wire`; true: there would be more, and window for it.
-    fn fill(&mut self, outbox: &mut Outbox, wire: &mut Vec<u8>) -> bool {
+    pub(crate) fn fill(&mut self, outbox: &mut Outbox, wire: &mut Vec<u8>) -> bool {
         while let Some((frame, sent)) = outbox.head() {
             let left = &frame.bytes[sent..];
             let piece = self.flow.piece(left.len());

@@ -26,7 +26,7 @@ pub(super) fn ping_frame() -> Rc<Frame> {
 }
 
 /// Our last words: the disconnect push, where the code is one of the dialect, and the close frame.
-pub(super) fn goodbye_frame(close: Close) -> Rc<Frame> {
+pub(crate) fn goodbye_frame(close: Close) -> Rc<Frame> {
     let mut bytes = Vec::new();
     if close.code() >= 3000 {
         websocket::encode_frame(&mut bytes, Opcode::Text, &uni::encode_disconnect(close));
@@ -160,7 +160,8 @@ impl Sessions {
         connection.flags.set(Flags::HANG_UP, true);
         connection.flags.set(Flags::DEAF, true);
         let before = connection.queued_bytes();
-        let dropped = connection.outbox.cut(connection.socket.as_fd());
+        let (dropped, sent) = connection.outbox.cut(connection.socket.as_fd());
+        connection.kept.count_sent(sent);
         self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
         self.metrics.add(Count::DeliveriesDropped, dropped);
         let mut bytes = Vec::with_capacity(4);

@@ -330,8 +330,8 @@ pub struct Reassembly {
 
 impl Reassembly {
     /// What is put together so far, to go on in another process by [`Reassembly::from`].
-    pub fn into_pieces(self) -> Vec<u8> {
-        self.pieces
+    pub fn pieces(&self) -> &[u8] {
+        &self.pieces
     }
 
     /// The whole message if this payload ends one; a message of one piece is borrowed.

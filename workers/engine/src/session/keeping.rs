@@ -1,0 +1,105 @@
+//! When connections are put down in the keep: once a turn each, after all that the turn has done
+//! to them and before anything of it is sent.
+
+use super::Sessions;
+use crate::connection::Flags;
+use crate::slab::Token;
+
+impl Sessions {
+    /// More than the queue of a connection has changed.
+    pub(super) fn changed(&mut self, index: u32) {
+        if let Some(connection) = self.connections.at_mut(index) {
+            connection.flags.set(Flags::CHANGED, true);
+            if connection.flags.raise(Flags::UNKEPT) {
+                self.keep.behind.push(index);
+            }
+        }
+    }
+
+    /// Bytes of a client have been taken from the kernel.
+    pub fn count_received(&mut self, token: Token, bytes: usize) {
+        if let Some(connection) = self.connections.get_mut(token) {
+            let received = &mut connection.kept.received_bytes;
+            *received = received.wrapping_add(bytes as u32);
+            self.changed(token.index);
+        }
+    }
+
+    /// Puts down whatever has changed since the last call.
+    pub fn put_down(&mut self) {
+        let mut behind = std::mem::take(&mut self.keep.behind);
+        if self.keep.is_on() {
+            self.refresh(&mut behind);
+            for index in &behind {
+                self.put_down_one(*index);
+            }
+            self.keep.settle(self.reader.position());
+        }
+        behind.clear();
+        self.keep.behind = behind;
+    }
+
+    /// Puts a connection down, if the keep is behind with it: nothing that this turn has made for
+    /// its client is sent before.
+    #[inline]
+    pub(super) fn put_down_one(&mut self, index: u32) {
+        let position = self.reader.position();
+        let Some(connection) = self.connections.at_mut(index) else {
+            return;
+        };
+        let flags = connection.flags;
+        if !flags.has(Flags::UNKEPT) || !self.keep.is_on() {
+            return;
+        }
+        // Each frame of the binary protocol changes numbers that the record has.
+        if flags.has(Flags::CHANGED) || connection.is_tcp() {
+            return self.put_down_whole(index, position);
+        }
+        connection.flags.set(Flags::UNKEPT, false);
+        self.keep.put(connection, position, false);
+    }
+
+    fn put_down_whole(&mut self, index: u32, position: u64) {
+        let Some(token) = self.connections.token(index) else {
+            return;
+        };
+        let described = self.describe(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        connection.flags.set(Flags::UNKEPT | Flags::CHANGED, false);
+        // Whoever was refused is only told so.
+        if let Some((record, channels)) = described
+            && !connection.flags.has(Flags::REFUSED)
+        {
+            let received_bytes = connection.kept.received_bytes;
+            self.keep.describe(&record, received_bytes, &channels);
+            self.keep.put(connection, position, true);
+        }
+    }
+
+    /// Adds those whose frames have waited for so long that they are soon overwritten.
+    fn refresh(&mut self, behind: &mut Vec<u32>) {
+        while let Some(token) = self.keep.next_fading() {
+            let Some(connection) = self.connections.get_mut(token) else {
+                continue;
+            };
+            if connection.outbox.is_empty() {
+                connection.flags.set(Flags::WAITING, false);
+                continue;
+            }
+            self.keep.waits(token);
+            if connection.flags.raise(Flags::UNKEPT) {
+                behind.push(token.index);
+            }
+        }
+    }
+
+    /// After a lap: offsets have gone on otherwise than the log has.
+    pub(super) fn all_changed(&mut self) {
+        let tokens: Vec<Token> = self.connections.tokens().collect();
+        for token in tokens {
+            self.changed(token.index);
+        }
+    }
+}
