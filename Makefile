@@ -5,7 +5,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 BIN := .venv/bin
 PY := $(BIN)/python
-RUST := $(shell find shm/ring workers/engine ops/load -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST := $(shell find shm/ring workers/engine ops/load/swarm -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
 .PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench clean

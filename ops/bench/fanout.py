@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.errors import TidegateError
 from gateway.producer import Producer
-from ops.bench.programs import Bare, Swarm
+from ops.load.programs import Bare, Swarm
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import cpu_seconds

@@ -19,7 +19,7 @@ from gateway.control.client import ControlClient
 from gateway.producer import Producer
 from ops.bench import nginx
 from ops.bench.fanout import payload
-from ops.bench.programs import Swarm
+from ops.load.programs import Swarm
 from ops.bench.reload import CHANNEL, CHANNELS, LEAD_S, RELOAD_TIMEOUT_S, RUN_S_MAX, Stream
 from ops.bench.result import Measure, Result
 from ops.bench.subject import Subject

@@ -21,7 +21,7 @@ from gateway.control.client import ControlClient
 from gateway.errors import TidegateError
 from gateway.producer import Producer
 from ops.bench.fanout import payload
-from ops.bench.programs import Swarm
+from ops.load.programs import Swarm
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import shared_memory_bytes

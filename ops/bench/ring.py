@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.errors import TidegateError
-from ops.bench.programs import ROOT
+from ops.load.programs import ROOT
 from ops.bench.result import Goal, Measure, Result
 
 RUN_TIMEOUT_S = 300.0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ops.bench import nginx
-from ops.bench.programs import ROOT, Swarm
+from ops.load.programs import ROOT, Swarm
 from tests.support.gateway import Gateway
 
 RUN_S_MAX = 90.0

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import TidegateError
 from ops.bench import fanout
-from ops.bench.programs import Bare, Swarm, build
+from ops.load.programs import Bare, Swarm, build
 from ops.bench.usage import cpu_seconds, pss_bytes
 from tests.support.waiting import wait_for
 

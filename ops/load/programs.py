@@ -1,4 +1,4 @@
-"""The programs of `ops/load`, conducted by JSON lines: the swarm of subscribers, the bare loop."""
+"""The programs of `ops/load/swarm`, conducted by JSON lines: the swarm of subscribers, the bare loop."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Program:
 
 
 class Swarm(Program):
-    """Subscribers in one process. The plan's keys are those of `ops/load/src/plan.rs`."""
+    """Subscribers in one process. The plan's keys are those of `ops/load/swarm/src/plan.rs`."""
 
     name = "tidegate-swarm"
 

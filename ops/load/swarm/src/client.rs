@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::plan::Plan;
+use crate::role::{GARBAGE, Misdeed, Role};
 use crate::session::{Event, Failure, Moment, Position, Session};
 use crate::sys;
 use crate::tally::Tally;
@@ -33,6 +34,7 @@ pub struct Subscription {
 }
 
 pub struct Client {
+    pub role: Role,
     pub phase: Phase,
     /// Bumped when a running timer of this client loses its meaning.
     pub generation: u32,
@@ -85,6 +87,7 @@ impl Client {
             })
             .collect();
         Client {
+            role: Role::of(plan, plan.first + index),
             phase: Phase::Queued,
             generation: 0,
             attempts: 0,
@@ -101,7 +104,8 @@ impl Client {
     pub fn connect(&mut self, plan: &Plan, index: u32) -> Result<&OwnedFd, Ended> {
         self.phase = Phase::Connecting;
         self.attempts += 1;
-        let socket = sys::connect(plan.address, plan.source_of(index))?;
+        let narrow = self.role == Role::Stalled;
+        let socket = sys::connect(plan.address, plan.source_of(index), narrow)?;
         Ok(self.socket.insert(socket))
     }
 
@@ -115,7 +119,28 @@ impl Client {
         let subscriptions = self.subscriptions.iter();
         let wanted = subscriptions.map(|each| (&*each.channel, each.position.as_ref()));
         self.session = Some(Session::begin(plan, wanted, moment, &mut self.unsent));
+        match self.role {
+            Role::Hostile(Misdeed::Silence) => self.unsent.clear(),
+            Role::Hostile(Misdeed::HalfRequest) => self.unsent.truncate(self.unsent.len() / 2),
+            Role::Hostile(Misdeed::Garbage) => self.unsent = GARBAGE.into(),
+            _ => {}
+        }
         self.flush()
+    }
+
+    /// What an open client that misbehaves does now.
+    pub fn offend(&mut self) -> Result<(), Ended> {
+        match (self.role, &self.socket) {
+            (Role::Hostile(Misdeed::Reset), Some(socket)) => {
+                sys::reset_on_close(socket)?;
+                Err(io::Error::from(io::ErrorKind::ConnectionAborted).into())
+            }
+            (Role::Hostile(_), _) => {
+                self.unsent.extend_from_slice(&GARBAGE);
+                self.flush()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads once, and handles what is complete.
@@ -183,6 +208,10 @@ impl Client {
         Ok(())
     }
 
+    pub fn hostile(&self) -> bool {
+        matches!(self.role, Role::Hostile(_))
+    }
+
     /// Whether bytes wait for the socket to become writable.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
@@ -193,7 +222,7 @@ impl Client {
     }
 
     /// Says good-bye, if the conversation is that far, and closes.
-    pub fn leave(&mut self, moment: Moment) {
+    pub fn leave(&mut self, moment: Moment, phase: Phase) {
         if let (Phase::Open, Some(session), true) =
             (self.phase, &self.session, self.unsent.is_empty())
         {
@@ -201,7 +230,7 @@ impl Client {
             // The connection ends either way; a full socket only misses the good-bye.
             let _ = self.flush();
         }
-        self.disconnect(Phase::Done);
+        self.disconnect(phase);
     }
 
     /// Closes the socket and forgets all but the positions.
