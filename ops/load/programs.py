@@ -1,4 +1,4 @@
-"""The programs of `ops/load/swarm`, conducted by JSON lines: the swarm of subscribers, the bare loop."""
+"""The programs of `swarm/`, conducted by JSON lines: the swarm of subscribers, the bare loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import select
+import socket
 import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -21,12 +23,19 @@ CONNECT_TIMEOUT_S = 120.0
 """For all clients of one swarm: 20,000 need a few seconds on an idle machine."""
 DELIVERY_TIMEOUT_S = 60.0
 """For one message, or one burst, to all clients."""
+SEND_TIMEOUT_S = 30.0
+"""Of a line to a program, which reads whenever it is not busy with its clients."""
 READ_BYTES = 65536
 
 
 @cache
 def build() -> Path:
-    """Compile the programs, if they are not up to date, and return their directory."""
+    """The directory of the programs: compiled here in a checkout, else beside the interpreter.
+
+    Raises TidegateError where they are neither there nor can be compiled.
+    """
+    if not (ROOT / "Cargo.toml").exists():
+        return _installed()
     try:
         subprocess.run(
             ["cargo", "build", "--release", "--locked", "--quiet", "--package", "tidegate-load"],
@@ -36,70 +45,106 @@ def build() -> Path:
     except (OSError, subprocess.CalledProcessError) as error:
         raise TidegateError(
             f"the load programs cannot be built ({error})",
-            remedy="run this in a checkout, with a Rust toolchain",
-            code="bench",
+            remedy="install a Rust toolchain",
+            code="load",
         ) from error
     target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
     return ROOT / target / "release"
 
 
+def _installed() -> Path:
+    directory = Path(sys.executable).parent
+    if not (directory / "tidegate-swarm").exists():
+        raise TidegateError(
+            f"the load programs are not in {directory}",
+            remedy="run this in a checkout of Tidegate, with a Rust toolchain",
+            code="load",
+        )
+    return directory
+
+
+def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Starts a program that is conducted over the other end of this stream socket.
+
+    In a process group of its own: an interrupt at the terminal is for its conductor alone.
+    """
+    end = connection.fileno()
+    return subprocess.Popen([build() / name], stdin=end, stdout=end, process_group=0)
+
+
 class Program:
-    """A child process that reads a plan and commands and says events, one JSON line each."""
+    """A process that reads a plan and commands and says events, one JSON line each.
+
+    A child of this process; or, where it is given a `connection`, one at the other end of that.
+    """
 
     name: str
 
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [build() / self.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, plan: dict[str, Any], connection: socket.socket | None = None) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if connection is None:
+            connection, theirs = socket.socketpair()
+            with theirs:
+                self._process = spawn(self.name, theirs)
+        self._connection = connection
+        self._connection.settimeout(SEND_TIMEOUT_S)
         self._pending = b""
         self._send(plan)
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Of a child; 0 for one that is somewhere else."""
+        return self._process.pid if self._process else 0
 
     def command(self, cmd: str, **arguments: Any) -> None:
         self._send({"cmd": cmd, **arguments})
 
     def expect(self, event: str, timeout_s: float) -> dict[str, Any]:
         """The next event, which must be that one. Raises TidegateError for another, or none."""
-        line = self._read_line(time.monotonic() + timeout_s)
-        if line is None:
-            raise self._failure(f"did not say {event!r} within {timeout_s:g} s")
-        heard: dict[str, Any] = json.loads(line)
+        heard = self.hear(event, time.monotonic() + timeout_s)
         if heard["event"] != event:
             raise self._failure(f"said {heard!r} instead of {event!r}")
         return heard
 
+    def hear(self, event: str, deadline: float) -> dict[str, Any]:
+        """Whatever it says next; raises TidegateError where that, `event`, does not come."""
+        line = self._read_line(deadline)
+        if line is None:
+            raise self._failure(f"did not say {event!r} in time")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def end(self) -> None:
+        """Tell it to end: by its input's end."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
-        """End it: by its input's end, by force if it does not listen."""
-        assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+        """End it, by force if it does not listen."""
+        self.end()
+        if self._process is not None:
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._connection.close()
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
             raise self._failure("ended") from None
 
     def _read_line(self, deadline: float) -> bytes | None:
-        assert self._process.stdout
-        output = self._process.stdout.fileno()
         while b"\n" not in self._pending:
             remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0 or not select.select([output], [], [], remaining_s)[0]:
+            if remaining_s <= 0 or not select.select([self._connection], [], [], remaining_s)[0]:
                 return None
-            chunk = os.read(output, READ_BYTES)
+            try:
+                chunk = self._connection.recv(READ_BYTES)
+            except OSError:
+                chunk = b""
             if not chunk:
                 raise self._failure("ended")
             self._pending += chunk
@@ -107,7 +152,7 @@ class Program:
         return line
 
     def _failure(self, what: str) -> TidegateError:
-        return TidegateError(f"{self.name} {what}", code="bench")
+        return TidegateError(f"{self.name} {what}", code="load")
 
     def __enter__(self) -> Self:
         return self
@@ -121,12 +166,36 @@ class Swarm(Program):
 
     name = "tidegate-swarm"
 
-    def __init__(self, *, address: str, connections: int, run_s_max: float, **plan: Any) -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        connections: int,
+        run_s_max: float,
+        at: socket.socket | None = None,
+        **plan: Any,
+    ) -> None:
+        """`at`: where a swarm of another machine is conducted."""
         self.connections = connections
         self._delivered = 0
+        self._ready: dict[str, Any] | None = None
         super().__init__(
-            {"address": address, "connections": connections, "run_s_max": run_s_max, **plan}
+            {"address": address, "connections": connections, "run_s_max": run_s_max, **plan}, at
         )
+
+    def expect(self, event: str, timeout_s: float) -> dict[str, Any]:
+        """As any program; that it is ready is said unasked, and may come before any answer."""
+        if event == "ready" and self._ready is not None:
+            return self._ready
+        deadline = time.monotonic() + timeout_s
+        while True:
+            heard = self.hear(event, deadline)
+            if heard["event"] == "ready":
+                self._ready = heard
+            if heard["event"] == event:
+                return heard
+            if heard["event"] != "ready":
+                raise self._failure(f"said {heard!r} instead of {event!r}")
 
     def wait_ready(self) -> None:
         """Return when every client is connected; raises TidegateError when some are not."""
