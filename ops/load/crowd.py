@@ -15,7 +15,7 @@ from typing import Any, Self
 from gateway.errors import TidegateError
 from ops.load.agent import Agent
 from ops.load.latencies import Latencies
-from ops.load.programs import STOP_TIMEOUT_S, Swarm
+from ops.load.programs import STOP_TIMEOUT_S, Swarm, build
 
 DESCRIPTORS_BESIDE = 64
 """Of a swarm, beside its clients' sockets."""
@@ -106,6 +106,9 @@ class Crowd:
         self.connections = connections
         shares = split(connections, processes or _processes(connections, len(agents)))
         self.swarms: list[Swarm] = []
+        build()
+        self.began_s = time.monotonic()
+        """When the first client could begin to connect, by time.monotonic."""
         first = 0
         try:
             for number, share in enumerate(shares):

@@ -105,7 +105,7 @@ class HttpPublisher:
     """Publishes through a gateway's HTTP API, one request at a time over one connection."""
 
     def __init__(self, url: str, key: str) -> None:
-        """`url` is the API's, such as http://127.0.0.1:8002. Raises TidegateError for another."""
+        """`url` as in `http://127.0.0.1:8002/api`. Raises TidegateError for another kind."""
         parts = urllib.parse.urlsplit(url)
         try:
             port = parts.port
@@ -114,12 +114,12 @@ class HttpPublisher:
         if parts.scheme != "http" or not parts.hostname or port == -1:
             raise TidegateError(
                 f"--api {url} is no address of an API",
-                remedy="give one such as http://127.0.0.1:8002",
+                remedy="give one such as http://127.0.0.1:8002/api",
                 code="bad_request",
             )
         self._url = url
         self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=HTTP_TIMEOUT_S)
-        self._path = f"{parts.path.rstrip('/')}/api/publish"
+        self._path = f"{parts.path.rstrip('/').removesuffix('/api')}/api/publish"
         self._headers = {"X-API-Key": key, "Content-Type": "application/json"}
 
     def publish(self, channel: str, data: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import socket
@@ -12,54 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.control.client import CONNECT_TIMEOUT_S
 from gateway.instance import find_instances
+from tests.support.command_line import ENVIRONMENT, TIMEOUT_S, at, command, tidegate
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Gateway]
-
-TIMEOUT_S = 60.0
-ENVIRONMENT = os.environ | {"TERM": "dumb"}
-
-
-class Ran:
-    """A command that has ended."""
-
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
-        assert "Traceback" not in self.err, self.err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "ops.cli", *map(str, arguments)]
-
-
-def tidegate(*arguments: object, text: str = "") -> Ran:
-    return Ran(
-        subprocess.run(
-            command(*arguments),
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            env=ENVIRONMENT,
-            check=False,
-        )
-    )
-
-
-def at(gateway: Gateway) -> tuple[str, str]:
-    return ("--socket", str(gateway.control_path))
-
 
 # ---- finding the instance
 
