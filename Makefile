@@ -8,7 +8,7 @@ PY := $(BIN)/python
 RUST := $(shell find shm/ring workers/engine ops/load/swarm -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
-.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench clean
+.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench million clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -70,7 +70,10 @@ soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600
 
 bench: .venv/.test  ## Measure ring, fan-out, idle connections and reloads; beside nginx, where it is
-	$(PY) -m ops.bench all
+	$(BIN)/tidegate bench all
+
+million: .venv/.test  ## Hold a million connections on this machine, and reload under them (as root)
+	$(BIN)/tidegate bench million
 
 clean:  ## Remove everything that was built or installed
 	rm -rf .venv target fuzz/target build *.egg-info shm/*.so workers/*.so

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from ops import doctor, messages, observe, operate, start
+from ops.bench import command as bench
 from ops.load import command as load
 
 
@@ -34,7 +35,7 @@ def tidegate() -> None:
     """
 
 
-for module in (start, observe, operate, messages, doctor, load):
+for module in (start, observe, operate, messages, doctor, load, bench):
     for command in module.COMMANDS:
         tidegate.add_command(command)
 

@@ -153,13 +153,27 @@ class Crowd:
             )
         return self.seen()
 
+    def await_share(self, share: Callable[[int], int], act: Callable[[], object]) -> None:
+        """Does `act`, and returns when all have received what it sent.
+
+        `share` tells how many deliveries that is among the first so many clients. Raises
+        TidegateError where they do not come in time.
+        """
+        first = 0
+        for swarm in self.swarms:
+            swarm.announce_deliveries(share(first + swarm.connections) - share(first))
+            first += swarm.connections
+        act()
+        for swarm in self.swarms:
+            swarm.wait_delivered()
+
     def seen(self) -> Seen:
         return Seen.of(self._ask("report", "report"))
 
     def reset(self) -> None:
         """Count from zero, and return when everybody does."""
         for swarm in self.swarms:
-            swarm.command("reset")
+            swarm.begin_reset()
         self.seen()
 
     def subscribers(self) -> Counter[str]:

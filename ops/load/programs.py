@@ -206,10 +206,14 @@ class Swarm(Program):
 
     def reset(self) -> None:
         """Count from zero; returns when that is so, lest what is published next is forgotten."""
-        self.command("reset")
-        self._delivered = 0
+        self.begin_reset()
         # Commands are obeyed in order: an answer to the next one means that this one was.
         self.report()
+
+    def begin_reset(self) -> None:
+        """Tell it to count from zero; that it does is sure with its next answer."""
+        self.command("reset")
+        self._delivered = 0
 
     def announce(self, messages: int = 1) -> None:
         """Say that this many messages will be published to all of its clients."""

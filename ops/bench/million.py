@@ -1,0 +1,430 @@
+"""A million live WebSocket connections on this one machine, clients included, and what they cost.
+
+They connect, rest and answer pings, get messages (all at once; each tenth its own), live through a
+rolling reload of every process, and get messages again. The clients check every message: one that
+is lost, repeated or out of order fails the benchmark, as does a connection that closes.
+
+Every client is subscribed to one channel, every tenth also to a channel of its own. Clients and
+gateway share the processors, so that the times are those of both.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.config import load
+from gateway.config.checks import DESCRIPTORS_RESERVED
+from gateway.control.client import ControlClient
+from gateway.errors import TidegateError
+from gateway.host.checks import CHECKS
+from gateway.host.examine import examine
+from gateway.host.kernel import Kernel
+from gateway.host.load import Load
+from gateway.producer import Producer
+from ops.bench import usage
+from ops.bench.result import Goal, Measure, Result
+from ops.bench.settings import raised
+from ops.bench.subject import Subject
+from ops.load.crowd import Crowd, Seen
+from ops.load.stream import PAYLOAD_BYTES, Stream, payload
+
+CHANNEL = "public:million"
+OWN_EVERY = 10
+"""Of so many clients one has a channel of its own."""
+SETTINGS = (
+    "fs.file-max",
+    "fs.epoll.max_user_watches",
+    "net.netfilter.nf_conntrack_max",
+    "net.core.somaxconn",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_mem",
+)
+"""What is raised for the time, where it does not suffice."""
+FILLING = 0.945
+"""Of a worker's room, on average: the kernel spreads by a hash, and the fullest has 3 % more."""
+QUEUE_SOFT_BYTES = 16_384
+"""A million queues may be full to here at one time: 16 GB."""
+CONNECTION_BYTES = 10_240
+"""6 KiB of the kernel for both ends, 2 KiB of worker and client, and a message on its way."""
+PROCESS_BYTES = 16 << 20
+START_TIMEOUT_S = 180.0
+CONNECT_TIMEOUT_S = 600.0
+RELOAD_TIMEOUT_S = 180.0
+"""Of silence: a slot that is ready is told of."""
+TOTAL_S = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of it: the whole, or enough to see that it works."""
+
+    connections: int = 1_000_000
+    workers: int = 0
+    """0: as many as the descriptor limit asks for."""
+    hold_s: float = 120.0
+    """Connections rest for so long; four of the 25 s between two pings."""
+    broadcasts: int = 5
+    unicasts_per_s: float = 1_000.0
+    reload_unicasts_per_s: float = 20.0
+
+    @property
+    def worker_connections(self) -> int:
+        """Of one worker at most, as the descriptor limit has it."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return hard - DESCRIPTORS_RESERVED
+
+    @property
+    def worker_count(self) -> int:
+        return self.workers or -(-self.connections // int(self.worker_connections * FILLING))
+
+    @property
+    def unicasts(self) -> int:
+        return -(-self.connections // OWN_EVERY)
+
+
+QUICK = Size(connections=2_000, workers=3, hold_s=1.0, broadcasts=2, unicasts_per_s=500)
+
+
+@dataclass(slots=True)
+class Found:
+    """Everything that was measured, in the order of its measuring. Bytes, seconds, microseconds."""
+
+    began_s: float = field(default_factory=time.monotonic)
+    worker_alone_bytes: list[int] = field(default_factory=list)
+    start_s: float = 0.0
+    connect_s: float = 0.0
+    failures: dict[str, int] = field(default_factory=dict)
+    slab: float = 0.0
+    """Of both ends of a connection; the next three likewise for each connection."""
+    buffers: float = 0.0
+    worker: float = 0.0
+    client: float = 0.0
+    fullest: int = 0
+    """Connections of the fullest worker."""
+    idle_gateway: float = 0.0
+    """CPUs that the gateway's processes took on average, and those of the clients."""
+    idle_clients: float = 0.0
+    idle_others: float = 0.0
+    """CPUs that were busy beside the gateway and the clients: other programs, and the kernel."""
+    pings: int = 0
+    broadcasts: list[dict[str, float | int | None]] = field(default_factory=list)
+    unicast: dict[str, float | int | None] = field(default_factory=dict)
+    unicasts_per_s: float = 0.0
+    reload_s: float = 0.0
+    slots: list[dict[str, Any]] = field(default_factory=list)
+    reload_latency: dict[str, float | int | None] = field(default_factory=dict)
+    total_s: float = 0.0
+
+
+def run(size: Size, say: Callable[[str], None]) -> Result:
+    """Measure; `say` gets a line of progress now and then. Raises TidegateError."""
+    _refuse_if_short_of_memory(size)
+    found = Found()
+    settings = {
+        "limits.connections_max": size.worker_connections,
+        "limits.queue_soft_bytes": QUEUE_SOFT_BYTES,
+        "log.channels_max": 2 * size.unicasts + 1024,
+        "reload.start_timeout_s": START_TIMEOUT_S,
+    }
+    with _kernel(size, settings, say):
+        subject = Subject(
+            workers=size.worker_count, settings=settings, start_timeout_s=START_TIMEOUT_S
+        )
+        with subject, Producer(subject.control_path) as producer:
+            _look_at_workers(subject, found, say)
+            with _crowd(subject, size, found, say) as crowd:
+                stage = Stage(size, subject, producer, crowd, found, say)
+                stage.hold()
+                stage.broadcast()
+                stage.unicast()
+                stage.reload()
+                stage.broadcast_once_more()
+                found.total_s = time.monotonic() - found.began_s
+                say(f"closing {size.connections:,} connections")
+    return _result(found, size)
+
+
+def _refuse_if_short_of_memory(size: Size) -> None:
+    wanted = size.connections * CONNECTION_BYTES + 2 * size.worker_count * PROCESS_BYTES
+    available = usage.available_bytes()
+    if wanted > available:
+        raise TidegateError(
+            f"{size.connections:,} connections with their clients take {wanted >> 20:,} MiB, "
+            f"{available >> 20:,} MiB are available",
+            remedy="ask for less with --connections",
+            code="memory",
+        )
+
+
+@contextmanager
+def _kernel(
+    size: Size, settings: Mapping[str, object], say: Callable[[str], None]
+) -> Iterator[None]:
+    config = load(None, flags={**settings, "workers.count": size.worker_count})
+    checks = [check for check in CHECKS if check.name in SETTINGS]
+    # The clients are on this machine too.
+    findings = examine(Load.of(config, connections=2 * size.connections), Kernel(), checks)
+    with raised(findings, say):
+        yield
+
+
+def _look_at_workers(subject: Subject, found: Found, say: Callable[[str], None]) -> None:
+    found.start_s = time.monotonic() - found.began_s
+    found.worker_alone_bytes = [usage.whole_pss_bytes(pid) for pid in subject.worker_pids]
+    say(
+        f"{len(found.worker_alone_bytes)} workers serve after {found.start_s:.1f} s, "
+        f"{max(found.worker_alone_bytes) / 2**20:.1f} MiB each at most"
+    )
+
+
+@contextmanager
+def _crowd(
+    subject: Subject, size: Size, found: Found, say: Callable[[str], None]
+) -> Iterator[Crowd]:
+    """All clients, connected; and what they cost."""
+    slab, buffers = usage.slab_bytes(), usage.tcp_buffer_bytes()
+    workers = _pss(subject.worker_pids)
+    last_s = 0.0
+
+    def show(seen: Seen) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= 5.0:
+            last_s = time.monotonic()
+            say(f"{seen.sums['connected']:,} of {size.connections:,} connected")
+
+    with Crowd(
+        address=subject.address,
+        connections=size.connections,
+        channel=CHANNEL,
+        subscribe={"mixed": OWN_EVERY},
+        reconnect=True,
+        handshake_timeout_s=60.0,
+    ) as crowd:
+        seen = crowd.wait_settled(CONNECT_TIMEOUT_S, show)
+        found.connect_s = time.monotonic() - crowd.began_s
+        found.failures = dict(seen.failures)
+        if seen.sums["connected"] != size.connections:
+            raise TidegateError(
+                f"connected {seen.sums['connected']:,} of {size.connections:,}: {found.failures}",
+                code="bench",
+            )
+        each = size.connections
+        found.slab = (usage.slab_bytes() - slab) / each
+        found.buffers = (usage.tcp_buffer_bytes() - buffers) / each
+        found.worker = (_pss(subject.worker_pids) - workers) / each
+        found.client = _pss(crowd.pids) / each
+        found.fullest = max(subject.connections())
+        say(
+            f"all connected in {found.connect_s:.1f} s; bytes of a connection: {found.worker:.0f} "
+            f"of the worker, {found.client:.0f} of the client, {found.slab:.0f} of the kernel's "
+            f"slab; failed attempts: {found.failures or 'none'}"
+        )
+        yield crowd
+
+
+def _pss(pids: list[int]) -> int:
+    return sum(usage.pss_bytes(pid) for pid in pids)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The gateway and its crowd; each act fills in what it finds, and raises TidegateError where a
+    client saw what must not be."""
+
+    size: Size
+    subject: Subject
+    producer: Producer
+    crowd: Crowd
+    found: Found
+    say: Callable[[str], None]
+
+    def hold(self) -> None:
+        """Nothing but heartbeats."""
+        self.crowd.reset()
+        gateway, clients = self.subject.pids, self.crowd.pids
+        began_s = time.monotonic()
+        before = [usage.cpu_seconds(gateway), usage.cpu_seconds(clients), usage.busy_cpu_seconds()]
+        threading.Event().wait(self.size.hold_s)
+        after = [usage.cpu_seconds(gateway), usage.cpu_seconds(clients), usage.busy_cpu_seconds()]
+        lasted_s = time.monotonic() - began_s
+        found = self.found
+        ours, theirs, all_of_it = (
+            (late - early) / lasted_s for early, late in zip(before, after, strict=True)
+        )
+        found.idle_gateway, found.idle_clients = ours, theirs
+        found.idle_others = max(0.0, all_of_it - ours - theirs)
+        found.pings = self._flawless(0).sums["pings"]
+        self.say(
+            f"held for {lasted_s:.0f} s: {found.pings:,} pings, gateway {ours:.2f} CPUs, clients "
+            f"{theirs:.2f}, others {found.idle_others:.2f}"
+        )
+
+    def broadcast(self) -> None:
+        for _ in range(self.size.broadcasts):
+            self.found.broadcasts.append(self._broadcast())
+
+    def broadcast_once_more(self) -> None:
+        """Whoever was lost without a word is found now."""
+        self._broadcast()
+
+    def _broadcast(self) -> dict[str, float | int | None]:
+        self.crowd.reset()
+        self.crowd.await_share(
+            lambda clients: clients, lambda: self.producer.publish(CHANNEL, payload())
+        )
+        latency = self._flawless(self.size.connections).live.as_map()
+        self.say(
+            f"broadcast: first {_ms(latency, 'min')}, median {_ms(latency, 'p50')}, last "
+            f"{_ms(latency, 'max')}"
+        )
+        return latency
+
+    def unicast(self) -> None:
+        """A message to each of those that have a channel of their own, at a steady rate."""
+        self.crowd.reset()
+        began_s = time.monotonic()
+        self.crowd.await_share(_owners, lambda: self._publish_to_owners(began_s))
+        latency = self._flawless(self.size.unicasts).live.as_map()
+        self.found.unicast = latency
+        self.say(
+            f"{self.size.unicasts:,} unicasts at {self.found.unicasts_per_s:.0f}/s: p50 "
+            f"{_ms(latency, 'p50')}, p99 {_ms(latency, 'p99')}"
+        )
+
+    def _publish_to_owners(self, began_s: float) -> None:
+        pause = threading.Event()
+        for number in range(self.size.unicasts):
+            ahead_s = began_s + number / self.size.unicasts_per_s - time.monotonic()
+            if ahead_s > 0:
+                pause.wait(ahead_s)
+            self.producer.publish_nowait(_own_channel(number), payload(number))
+        self.found.unicasts_per_s = self.size.unicasts / (time.monotonic() - began_s)
+
+    def reload(self) -> None:
+        """Every worker, one after the other, then publisher and API; some unicasts meanwhile."""
+        self.crowd.reset()
+        channels = [_own_channel(number) for number in range(self.size.unicasts)]
+        began_s = time.monotonic()
+
+        def publish(channel: str) -> None:
+            self.producer.publish(channel, payload())
+
+        with (
+            Stream(publish, channels, self.size.reload_unicasts_per_s) as stream,
+            ControlClient(self.subject.control_path, timeout_s=RELOAD_TIMEOUT_S) as control,
+        ):
+            self.found.slots = control.call("reload", on_progress=self._on_progress)["slots"]
+        self.found.reload_s = time.monotonic() - began_s
+        seen = self.crowd.wait_delivered(stream.published, RELOAD_TIMEOUT_S)
+        self._check(seen, stream.published)
+        self.found.reload_latency = seen.live.as_map()
+        total = {key: sum(slot[key] for slot in self.found.slots) for key in ("moved", "closed")}
+        worst = max(slot["pause_us"]["max"] for slot in self.found.slots)
+        self.say(
+            f"reloaded in {self.found.reload_s:.1f} s: {total}, pause at most {worst / 1e3:.0f} ms"
+        )
+
+    def _on_progress(self, progress: dict[str, Any]) -> None:
+        if "moved" not in progress and progress.get("done", 0) % 10 == 0:
+            self.say(f"reload: {progress['phase']}")
+
+    def _flawless(self, deliveries: int) -> Seen:
+        return self._check(self.crowd.seen(), deliveries)
+
+    def _check(self, seen: Seen, deliveries: int) -> Seen:
+        faults = dict(seen.faults)
+        for name, wanted in (("deliveries", deliveries), ("connected", self.size.connections)):
+            if seen.sums[name] != wanted:
+                faults[name] = f"{seen.sums[name]:,} instead of {wanted:,}"
+        if faults:
+            raise TidegateError(f"clients saw what must not happen: {faults}", code="bench")
+        return seen
+
+
+def _owners(clients: int) -> int:
+    """How many of the first so many clients have a channel of their own."""
+    return -(-clients // OWN_EVERY)
+
+
+def _own_channel(number: int) -> str:
+    return f"{CHANNEL}-{number * OWN_EVERY}"
+
+
+def _ms(latency: dict[str, float | int | None], part: str) -> str:
+    return f"{(latency[part] or 0) / 1e3:,.0f} ms"
+
+
+def _result(found: Found, size: Size) -> Result:
+    def one(what: str, unit: str, value: float, goal: Goal | None = None) -> Measure:
+        return Measure(what, unit, (float(value),), goal)
+
+    def ms(latency: dict[str, float | int | None], part: str) -> float:
+        return float(latency[part] or 0) / 1e3
+
+    def broadcast(part: str) -> tuple[float, ...]:
+        return tuple(ms(each, part) for each in found.broadcasts)
+
+    count = f"{size.connections:,}"
+    slots = found.slots
+    dropped = sum(slot["closed"] + slot["lost"] + slot["kept"] for slot in slots)
+    moved = sum(slot["moved"] for slot in slots)
+    worst_us = max(slot["pause_us"]["max"] for slot in slots)
+    median_us = statistics.median(slot["pause_us"]["p50"] for slot in slots)
+    return Result(
+        benchmark="million",
+        parameters={
+            "connections": size.connections,
+            "workers": size.worker_count,
+            "payload_bytes": PAYLOAD_BYTES,
+            "hold_s": size.hold_s,
+            "pings": found.pings,
+            "unicasts": size.unicasts,
+            "failed_attempts": sum(found.failures.values()),
+        },
+        measures=(
+            one(f"{count} WebSocket connections: time to connect", "s", found.connect_s),
+            one("— connections a second", "/s", size.connections / found.connect_s),
+            one("— of the fullest worker", "", found.fullest),
+            one(
+                f"— each of {size.worker_count} workers before, at most",
+                "MiB",
+                max(found.worker_alone_bytes) / 2**20,
+                Goal("at most", 12),
+            ),
+            one("— worker memory per connection", "bytes", found.worker),
+            one("— client memory per connection", "bytes", found.client),
+            one("— kernel slab, both ends of a connection", "bytes", found.slab),
+            one("— kernel TCP buffers, both ends", "bytes", found.buffers),
+            one("— resting with a ping each 25 s: gateway", "% of a CPU", 100 * found.idle_gateway),
+            one("— its clients meanwhile", "% of a CPU", 100 * found.idle_clients),
+            Measure("— a broadcast: until the first client has it", "ms", broadcast("min")),
+            Measure("— until half of them", "ms", broadcast("p50")),
+            Measure("— until the last", "ms", broadcast("max")),
+            one(
+                f"— {size.unicasts:,} unicasts: publish to receipt, median",
+                "ms",
+                ms(found.unicast, "p50"),
+            ),
+            one("— 99th percentile", "ms", ms(found.unicast, "p99")),
+            one("— sent at", "/s", found.unicasts_per_s),
+            one("— rolling reload of everything", "s", found.reload_s),
+            one("— connections moved", "", moved),
+            one("— connections dropped, messages lost", "", dropped, Goal("at most", 0)),
+            one("— pause of a connection, median", "ms", median_us / 1e3),
+            one("— pause of a connection, worst", "ms", worst_us / 1e3),
+            one("— publish to receipt meanwhile, worst", "ms", ms(found.reload_latency, "max")),
+            one("— all of it", "s", found.total_s, Goal("at most", TOTAL_S)),
+        ),
+        note=(
+            f"Gateway and clients share {os.cpu_count()} CPUs. Other programs and the kernel's "
+            f"own work took {found.idle_others:.2f} CPUs while connections rested."
+        ),
+    )
