@@ -153,7 +153,9 @@ class Crowd:
             )
         return self.seen()
 
-    def await_share(self, share: Callable[[int], int], act: Callable[[], object]) -> None:
+    def await_share(
+        self, share: Callable[[int], int], act: Callable[[], object], timeout_s: float
+    ) -> None:
         """Does `act`, and returns when all have received what it sent.
 
         `share` tells how many deliveries that is among the first so many clients. Raises
@@ -161,11 +163,12 @@ class Crowd:
         """
         first = 0
         for swarm in self.swarms:
-            swarm.announce_deliveries(share(first + swarm.connections) - share(first))
+            deliveries = share(first + swarm.connections) - share(first)
+            swarm.announce_deliveries(deliveries, timeout_s)
             first += swarm.connections
         act()
         for swarm in self.swarms:
-            swarm.wait_delivered()
+            swarm.wait_delivered(timeout_s)
 
     def seen(self) -> Seen:
         return Seen.of(self._ask("report", "report"))

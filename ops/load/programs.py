@@ -219,15 +219,15 @@ class Swarm(Program):
         """Say that this many messages will be published to all of its clients."""
         self.announce_deliveries(messages * self.connections)
 
-    def announce_deliveries(self, deliveries: int) -> None:
+    def announce_deliveries(self, deliveries: int, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
         """Say that its clients together will have received so many messages more."""
         self._delivered += deliveries
-        self.command("await", deliveries=self._delivered, timeout_s=DELIVERY_TIMEOUT_S)
+        self.command("await", deliveries=self._delivered, timeout_s=timeout_s)
 
-    def wait_delivered(self) -> None:
+    def wait_delivered(self, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
         """Return when everybody has received what was announced."""
         # Longer than the swarm's own patience, so that it can say how far it came.
-        self.expect("reached", DELIVERY_TIMEOUT_S + 5)
+        self.expect("reached", timeout_s + 5)
 
     def report(self) -> dict[str, Any]:
         self.command("report")
