@@ -65,7 +65,9 @@ PATIENCE = {
 }
 """A hundred processes share the CPUs with their clients: a turn that takes a tenth of a second of
 a CPU may last ten."""
-CONNECT_TIMEOUT_S = 600.0
+HANDSHAKES_MAX = 16_384
+"""In flight: each waits for its turn on CPUs that a hundred processes share."""
+CONNECT_TIMEOUT_S = 1200.0
 DELIVERY_TIMEOUT_S = 300.0
 RELOAD_TIMEOUT_S = 180.0
 """Of silence: a slot that is ready is told of."""
@@ -219,6 +221,7 @@ def _crowd(
         channel=CHANNEL,
         subscribe={"mixed": OWN_EVERY},
         reconnect=True,
+        handshakes_max=HANDSHAKES_MAX,
         handshake_timeout_s=60.0,
     ) as crowd:
         seen = crowd.wait_settled(CONNECT_TIMEOUT_S, show)

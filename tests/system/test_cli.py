@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from gateway.control.client import CONNECT_TIMEOUT_S
 from gateway.instance import find_instances
 from tests.support.command_line import ENVIRONMENT, TIMEOUT_S, at, command, tidegate
 from tests.support.gateway import Gateway, running_gateway
+from tests.support.raw_websocket import RawWebSocket
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Gateway]
@@ -109,7 +111,22 @@ def test_slots_are_shown_with_their_processes(gateway: Gateway) -> None:
     )
     lines = tidegate("slots", *at(gateway)).out.splitlines()
     assert lines[0].split()[:3] == ["SLOT", "PID", "STATE"]
-    assert [line.split()[1] for line in lines[1:]] == [str(pid) for pid in gateway.worker_pids()]
+    assert lines[0].split()[-1] == "LOAD"
+    assert [line.split()[1] for line in lines[1:3]] == [str(pid) for pid in gateway.worker_pids()]
+
+
+def test_slots_tell_how_evenly_connections_lie(gateway: Gateway) -> None:
+    with ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(RawWebSocket(gateway.http_port)).connect("public:slots")
+        loads = gateway.connections()
+        spread = tidegate("slots", "--json", *at(gateway)).json["spread"]
+        lines = tidegate("slots", *at(gateway)).out.splitlines()
+    assert spread["connections"] == sum(loads) == 20
+    assert (spread["fullest"], spread["emptiest"]) == (max(loads), min(loads))
+    assert spread["skew_percent"] == round(100 * (max(loads) - min(loads)) / max(loads), 1)
+    assert "█" * 20 in lines[1 + loads.index(max(loads))]
+    assert "20 connections" in lines[-1]
 
 
 def test_config_shows_values_with_origin_and_no_secret(gateway: Gateway) -> None:
@@ -366,6 +383,7 @@ def test_help_begins_with_examples_and_loads_nothing_heavy() -> None:
     [
         *("run", "check-config", "status", "slots", "config"),
         *("reload", "scale", "rebalance", "stop", "drain", "publish", "subscribe"),
+        *("load", "bench", "doctor"),
     ],
 )
 def test_every_command_has_help_with_an_example(verb: str) -> None:
