@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ from ops.output import Exit, Output
 if TYPE_CHECKING:
     from ops.bench.result import Result
 
-BENCHMARKS = ("ring", "fanout", "idle", "reload", "peers")
+BENCHMARKS = ("ring", "fanout", "connect", "unicast", "mixed", "idle", "reload", "peers")
 """What `all` runs, in the order of the README's table."""
 MILLION = "million"
 """Takes a quarter of an hour and most of the machine: only by its name."""
@@ -29,6 +30,12 @@ CONNECTIONS_MAX = 2_000_000
     "-n", "--connections", type=Count(100, CONNECTIONS_MAX), help="For million: another number."
 )
 @click.option("--workers", type=Count(1, 128), help="For million: not as many as descriptors ask.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw the distribution of a benchmark of latencies.",
+)
 @json_option
 @ends_well
 def bench(
@@ -38,6 +45,7 @@ def bench(
     save: bool,
     connections: int | None,
     workers: int | None,
+    plot: Path | None,
 ) -> Exit:
     """Measure this machine, against gateways of the benchmarks' own.
 
@@ -45,16 +53,20 @@ def bench(
     Examples:
       tidegate bench fanout
       tidegate bench all --save
+      tidegate bench unicast --plot unicast.png
       tidegate bench million --connections 100000
 
     In a checkout, with a Rust toolchain. `million` sets what the kernel needs for so many, as root,
     and sets it back. Exit status: 1 when a goal is missed, 2 when a benchmark fails.
     """
+    from ops.bench import plot as plots
     from ops.bench import report
     from ops.bench.result import RESULTS
 
     if quick and save:
         raise click.UsageError("--quick measures too little to be kept: leave out --save")
+    if plot is not None and benchmark == "all":
+        raise click.UsageError("--plot draws one benchmark: leave out all")
     if (connections or workers) and benchmark != MILLION:
         raise click.UsageError(f"--connections and --workers are for {MILLION}")
     results = []
@@ -69,7 +81,9 @@ def bench(
         )
         results.append(result)
         if not output.as_json:
-            output.show(report.terminal_table(result))
+            output.show(report.terminal_table(result), *plots.bars(result.curves))
+        if plot is not None:
+            plots.draw(result, plot)
         if save:
             result.save(RESULTS / f"{name}.json")
             report.renew_readme()
@@ -84,25 +98,18 @@ def bench(
 def measure(
     name: str, *, quick: bool, connections: int, workers: int, say: Callable[[str], None]
 ) -> Result:
-    """Run one benchmark. Raises TidegateError when it cannot be run to its end."""
-    from ops.bench import fanout, idle, million, peers, reload, ring
+    """Run one benchmark, the module of that name: its `run` with its `Size`, or its `QUICK` one.
 
-    match name:
-        case "ring":
-            return ring.run(ring.QUICK if quick else ring.Size(), say)
-        case "fanout":
-            return fanout.run(fanout.QUICK if quick else fanout.Size(), say)
-        case "reload":
-            return reload.run(reload.QUICK if quick else reload.Size(), say)
-        case "peers":
-            return peers.run(peers.QUICK if quick else peers.Size(), say)
-        case "million":
-            size = million.QUICK if quick else million.Size()
-            wanted = {"connections": connections, "workers": workers}
-            given = {key: value for key, value in wanted.items() if value}
-            return million.run(replace(size, **given), say)
-        case _:
-            return idle.run(idle.QUICK if quick else idle.Size(), say)
+    Raises TidegateError when it cannot be run to its end.
+    """
+    import importlib
+
+    module = importlib.import_module(f"ops.bench.{name}")
+    size = module.QUICK if quick else module.Size()
+    wanted = {"connections": connections, "workers": workers}
+    given = {key: value for key, value in wanted.items() if value}
+    result: Result = module.run(replace(size, **given), say)
+    return result
 
 
 COMMANDS = [bench]

@@ -19,6 +19,13 @@ class Latencies:
             for latency_ns, count in report["counts"]:
                 self._counts[latency_ns] += count
 
+    @classmethod
+    def sum(cls, several: Iterable[Latencies]) -> Latencies:
+        whole = cls()
+        for each in several:
+            whole._counts.update(each._counts)
+        return whole
+
     @property
     def count(self) -> int:
         return self._counts.total()

@@ -266,6 +266,23 @@ class Bare(Program):
     def send(self, text: str) -> None:
         """Send one text frame to every client. Raises TidegateError if a socket had no room."""
         self.command("send", text=text)
-        sent = self.expect("sent", DELIVERY_TIMEOUT_S)
+        self._expect_sent(DELIVERY_TIMEOUT_S)
+
+    def unicast(self, *, channel: str, messages: int, per_s: float, payload_bytes: int) -> None:
+        """Send that many stamped messages, each to the next client; returns when all are sent.
+
+        Raises TidegateError if a socket had no room.
+        """
+        self.command(
+            "unicast",
+            channel=channel,
+            messages=messages,
+            per_s=per_s,
+            payload_bytes=payload_bytes,
+        )
+        self._expect_sent(DELIVERY_TIMEOUT_S + messages / per_s)
+
+    def _expect_sent(self, timeout_s: float) -> None:
+        sent = self.expect("sent", timeout_s)
         if sent["refused"]:
             raise self._failure(f"could not send to {sent['refused']} sockets")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ops.bench import nginx
+from ops.bench import nginx, plot
+from ops.bench.result import Curve, Result
 from ops.load.programs import ROOT, Swarm
 from tests.support.gateway import Gateway
 
@@ -101,11 +102,23 @@ def quick_result(benchmark: str) -> dict[str, Any]:
     return dict(result)
 
 
-@pytest.mark.parametrize("benchmark", ["ring", "fanout", "idle"])
+@pytest.mark.parametrize("benchmark", ["ring", "fanout", "connect", "unicast", "mixed", "idle"])
 def test_a_benchmark_runs_to_its_end(benchmark: str) -> None:
     result = quick_result(benchmark)
     assert result["benchmark"] == benchmark
-    assert all(run > 0 for run in result["measures"][0]["runs"])
+    # Of "mixed" it is the faults, and there are none; of all others a cost.
+    assert all(run > 0 for run in result["measures"][1]["runs"])
+
+
+def test_a_distribution_is_drawn_as_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason='only with the extra "bench"')
+    curves = tuple(Curve(name, ((0.0, 0.1), (50.0, 1.0), (99.9, 7.5))) for name in ("a", "b"))
+    result = Result(benchmark="unicast", parameters={}, measures=(), curves=curves)
+    path = tmp_path / "plot.png"
+    plot.draw(result, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    lengths = [line.count("█") for line in plot.bars(curves)]
+    assert lengths == [0, lengths[1], 48, 0, lengths[1], 48]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise what the kernel allows")
