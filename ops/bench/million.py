@@ -378,25 +378,10 @@ def _own_channel(number: int) -> str:
 
 
 def _ms(latency: dict[str, float | int | None], part: str) -> str:
-    return f"{(latency[part] or 0) / 1e3:,.0f} ms"
+    return f"{_latency_ms(latency, part):,.0f} ms"
 
 
 def _result(found: Found, size: Size) -> Result:
-    def one(what: str, unit: str, value: float, goal: Goal | None = None) -> Measure:
-        return Measure(what, unit, (float(value),), goal)
-
-    def ms(latency: dict[str, float | int | None], part: str) -> float:
-        return float(latency[part] or 0) / 1e3
-
-    def broadcast(part: str) -> tuple[float, ...]:
-        return tuple(ms(each, part) for each in found.broadcasts)
-
-    count = f"{size.connections:,}"
-    slots = found.slots
-    dropped = sum(slot["closed"] + slot["lost"] + slot["kept"] for slot in slots)
-    moved = sum(slot["moved"] for slot in slots)
-    worst_us = max(slot["pause_us"]["max"] for slot in slots)
-    median_us = statistics.median(slot["pause_us"]["p50"] for slot in slots)
     return Result(
         benchmark="million",
         parameters={
@@ -410,45 +395,68 @@ def _result(found: Found, size: Size) -> Result:
             "failed_attempts": sum(found.failures.values()),
         },
         measures=(
-            one(f"{count} WebSocket connections: time to connect", "s", found.connect_s),
-            one("— connections a second", "/s", size.connections / found.connect_s),
-            one("— of the fullest worker", "", found.fullest),
-            one(
-                f"— each of {size.worker_count} workers before, at most",
-                "MiB",
-                max(found.worker_alone_bytes) / 2**20,
-                Goal("at most", 12),
-            ),
-            one("— worker memory per connection", "bytes", found.worker),
-            one("— client memory per connection", "bytes", found.client),
-            one("— kernel slab, both ends of a connection", "bytes", found.slab),
-            one("— kernel TCP buffers, both ends", "bytes", found.buffers),
-            one(
-                f"— resting with a ping each {size.ping_interval_s:g} s: gateway",
-                "% of a CPU",
-                100 * found.idle_gateway,
-            ),
-            one("— its clients meanwhile", "% of a CPU", 100 * found.idle_clients),
-            Measure("— a broadcast: until the first client has it", "ms", broadcast("min")),
-            Measure("— until half of them", "ms", broadcast("p50")),
-            Measure("— until the last", "ms", broadcast("max")),
-            one(
-                f"— {size.unicasts:,} unicasts: publish to receipt, median",
-                "ms",
-                ms(found.unicast, "p50"),
-            ),
-            one("— 99th percentile", "ms", ms(found.unicast, "p99")),
-            one("— sent at", "/s", found.unicasts_per_s),
-            one("— rolling reload of everything", "s", found.reload_s),
-            one("— connections moved", "", moved),
-            one("— connections dropped, messages lost", "", dropped, Goal("at most", 0)),
-            one("— pause of a connection, median", "ms", median_us / 1e3),
-            one("— pause of a connection, worst", "ms", worst_us / 1e3),
-            one("— publish to receipt meanwhile, worst", "ms", ms(found.reload_latency, "max")),
-            one("— all of it", "s", found.total_s, Goal("at most", TOTAL_S)),
+            *_costs(found, size),
+            *_deliveries(found, size),
+            *_reload(found),
+            _one("— all of it", "s", found.total_s, Goal("at most", TOTAL_S)),
         ),
         note=(
             f"Gateway and clients share {os.cpu_count()} CPUs. Other programs and the kernel's "
             f"own work took {found.idle_others:.2f} CPUs while connections rested."
         ),
     )
+
+
+def _costs(found: Found, size: Size) -> Iterator[Measure]:
+    what = f"{size.connections:,} WebSocket connections: time to connect"
+    yield _one(what, "s", found.connect_s)
+    yield _one("— connections a second", "/s", size.connections / found.connect_s)
+    yield _one("— of the fullest worker", "", found.fullest)
+    yield _one(
+        f"— each of {size.worker_count} workers before, at most",
+        "MiB",
+        max(found.worker_alone_bytes) / 2**20,
+        Goal("at most", 12),
+    )
+    yield _one("— worker memory per connection", "bytes", found.worker)
+    yield _one("— client memory per connection", "bytes", found.client)
+    yield _one("— kernel slab, both ends of a connection", "bytes", found.slab)
+    yield _one("— kernel TCP buffers, both ends", "bytes", found.buffers)
+    resting = f"— resting with a ping each {size.ping_interval_s:g} s: gateway"
+    yield _one(resting, "% of a CPU", 100 * found.idle_gateway)
+    yield _one("— its clients meanwhile", "% of a CPU", 100 * found.idle_clients)
+
+
+def _deliveries(found: Found, size: Size) -> Iterator[Measure]:
+    for what, part in (
+        ("— a broadcast: until the first client has it", "min"),
+        ("— until half of them", "p50"),
+        ("— until the last", "max"),
+    ):
+        yield Measure(what, "ms", tuple(_latency_ms(each, part) for each in found.broadcasts))
+    what = f"— {size.unicasts:,} unicasts: publish to receipt, median"
+    yield _one(what, "ms", _latency_ms(found.unicast, "p50"))
+    yield _one("— 99th percentile", "ms", _latency_ms(found.unicast, "p99"))
+    yield _one("— sent at", "/s", found.unicasts_per_s)
+
+
+def _reload(found: Found) -> Iterator[Measure]:
+    slots = found.slots
+    dropped = sum(slot["closed"] + slot["lost"] + slot["kept"] for slot in slots)
+    worst_us = max(slot["pause_us"]["max"] for slot in slots)
+    median_us = statistics.median(slot["pause_us"]["p50"] for slot in slots)
+    worst_latency_ms = _latency_ms(found.reload_latency, "max")
+    yield _one("— rolling reload of everything", "s", found.reload_s)
+    yield _one("— connections moved", "", sum(slot["moved"] for slot in slots))
+    yield _one("— connections dropped, messages lost", "", dropped, Goal("at most", 0))
+    yield _one("— pause of a connection, median", "ms", median_us / 1e3)
+    yield _one("— pause of a connection, worst", "ms", worst_us / 1e3)
+    yield _one("— publish to receipt meanwhile, worst", "ms", worst_latency_ms)
+
+
+def _one(what: str, unit: str, value: float, goal: Goal | None = None) -> Measure:
+    return Measure(what, unit, (float(value),), goal)
+
+
+def _latency_ms(latency: dict[str, float | int | None], part: str) -> float:
+    return (latency[part] or 0) / 1e3
