@@ -17,9 +17,10 @@ $(PY):
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --upgrade pip
 
-# What `pip install tidegate[...]` takes for each job; the tests run the demonstration too.
+# What `pip install tidegate[...]` takes for each job; the tests run the demonstration and
+# the benchmarks too.
 EXTRAS_demo := [demo]
-EXTRAS_test := [test,demo]
+EXTRAS_test := [test,demo,bench]
 
 # An editable install compiles both extension modules in release mode. The warnings that are switched
 # off are about packages at the root of a repository, which is where ours are meant to be.

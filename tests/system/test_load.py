@@ -111,7 +111,6 @@ def test_a_benchmark_runs_to_its_end(benchmark: str) -> None:
 
 
 def test_a_distribution_is_drawn_as_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason='only with the extra "bench"')
     curves = tuple(Curve(name, ((0.0, 0.1), (50.0, 1.0), (99.9, 7.5))) for name in ("a", "b"))
     result = Result(benchmark="unicast", parameters={}, measures=(), curves=curves)
     path = tmp_path / "plot.png"
