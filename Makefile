@@ -5,10 +5,10 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 BIN := .venv/bin
 PY := $(BIN)/python
-RUST := $(shell find shm/ring workers/engine ops/load -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST := $(shell find shm/ring workers/engine ops/load/swarm -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
-.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench clean
+.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench million clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,9 +17,10 @@ $(PY):
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --upgrade pip
 
-# What `pip install tidegate[...]` takes for each job; the tests run the demonstration too.
+# What `pip install tidegate[...]` takes for each job; the tests run the demonstration and
+# the benchmarks too.
 EXTRAS_demo := [demo]
-EXTRAS_test := [test,demo]
+EXTRAS_test := [test,demo,bench]
 
 # An editable install compiles both extension modules in release mode. The warnings that are switched
 # off are about packages at the root of a repository, which is where ours are meant to be.
@@ -70,7 +71,10 @@ soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600
 
 bench: .venv/.test  ## Measure ring, fan-out, idle connections and reloads; beside nginx, where it is
-	$(PY) -m ops.bench all
+	$(BIN)/tidegate bench all
+
+million: .venv/.test  ## Hold a million connections on this machine, and reload under them (as root)
+	$(BIN)/tidegate bench million
 
 clean:  ## Remove everything that was built or installed
 	rm -rf .venv target fuzz/target build *.egg-info shm/*.so workers/*.so

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway import steering
 from gateway.canary import Canary
 from gateway.carrying import Keep, Take
 from gateway.children import Child, State
@@ -20,6 +21,7 @@ from gateway.rescue import Rescues
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.slot import Slot
+from gateway.topology import place
 from workers import log
 
 RECONNECT_CODE = 3001
@@ -127,7 +129,26 @@ class Fleet:
         slot = Slot(self.runtime, len(self.slots), self._message, self._died)
         self.slots.append(slot)
         slot.service.start()
+        self.steer()
         return slot
+
+    def steer(self, count: int | None = None) -> None:
+        """New connections go to all slots, or only to the first `count`, as `workers.steer` says.
+
+        A kernel that refuses costs evenness, and at a scale perhaps a handshake: it is logged.
+        """
+        if not self.slots:
+            return
+        workers, nodes = self.runtime.config.workers, self.runtime.nodes
+        admitted = len(self.slots) if count is None else count
+        program = None if count is None else steering.at_random(count)
+        try:
+            if workers.steer == "cpu":
+                placements = [place(slot, nodes, workers.pin) for slot in range(admitted)]
+                program = steering.by_cpu([placement.cpus for placement in placements])
+            self.slots[0].steer(program)
+        except (OSError, ValueError) as error:
+            logger.warning("the kernel spreads new connections by a hash", extra={"reason": error})
 
     def take_out_slot(self) -> Slot:
         """Takes the last slot out: connections to it are refused now, its worker is yet to end."""
@@ -212,6 +233,7 @@ class Fleet:
         self.runtime.config = config
         self.runtime.instance.admit(config)
         self.api_key = self.runtime.instance.api_key(config.api.key)
+        self.steer()
         for service in self.services:
             service.restarts.policy = self.runtime.restart_policy
 

@@ -6,13 +6,11 @@ net.ipv4.tcp_migrate_req is 1), so a listener outlives every worker that accepts
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import ipaddress
 import os
 import socket
 import stat
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,6 @@ import psutil
 
 from gateway.carrying import Keep, Take
 from gateway.errors import InstanceError
-
-# Not in the module socket: asm-generic/socket.h and linux/filter.h.
-SO_ATTACH_REUSEPORT_CBPF = 51
-SO_DETACH_REUSEPORT_BPF = 68
-SKF_AD_RANDOM = 0xFFFF_F000 + 56
 
 
 class Port:
@@ -93,24 +86,6 @@ class Port:
                 probe.bind((self.address, port))
             except OSError as error:
                 raise _refused(self.address, port, key, error) from error
-
-
-def admit_to(listener: socket.socket, count: int | None) -> None:
-    """New connections to a listener's port go to the first `count` of its listeners; None: to all.
-
-    First in the order of listen(2). It takes effect for handshakes that begin from now on: by
-    SO_ATTACH_REUSEPORT_CBPF (socket(7)), with the program `random() % count`. Raises OSError.
-    """
-    if count is None:
-        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
-        return
-    load_random, modulo, return_it = (0x20, SKF_AD_RANDOM), (0x94, count), (0x16, 0)
-    instructions = [
-        struct.pack("HBBI", code, 0, 0, k) for code, k in (load_random, modulo, return_it)
-    ]
-    program = ctypes.create_string_buffer(b"".join(instructions))
-    filter_ = struct.pack("HL", len(instructions), ctypes.addressof(program))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, filter_)
 
 
 def listen_unix(path: Path, mode: int, backlog: int) -> socket.socket:

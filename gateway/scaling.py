@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
 
 from gateway.balance import next_move, skew_percent
@@ -21,8 +20,6 @@ from gateway.steps import Condition, Report, Steps
 
 HANDSHAKE_S = 1.0
 """What TCP's handshake takes at most, but for lost packets: a round trip to the farthest client."""
-
-logger = logging.getLogger("tidegate.scaling")
 
 
 def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
@@ -50,16 +47,16 @@ def scale(fleet: Fleet, report: Report, count: int, slots_max: int) -> Steps:
         done += 1
     if len(fleet.slots) > count:
         yield from _lead_newcomers_away(fleet, count)
-        try:
-            while len(fleet.slots) > count:
-                phase = {"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps}
-                report(phase)
-                spread_s = fleet.runtime.config.reload.spread_s
-                slot = fleet.take_out_slot()
-                left.append((yield from out_of_slot(fleet, slot, spread_s, report, phase)))
-                done += 1
-        finally:
-            _admit_to(fleet, None)
+    try:
+        while len(fleet.slots) > count:
+            phase = {"phase": f"slot {len(fleet.slots) - 1}", "done": done, "total": steps}
+            report(phase)
+            spread_s = fleet.runtime.config.reload.spread_s
+            slot = fleet.take_out_slot()
+            left.append((yield from out_of_slot(fleet, slot, spread_s, report, phase)))
+            done += 1
+    finally:
+        fleet.steer()
     report({"phase": "done", "done": done, "total": steps})
     return {
         "before": before,
@@ -73,21 +70,14 @@ def _lead_newcomers_away(fleet: Fleet, count: int) -> Generator[Condition, None,
 
     A listener that closes resets what is in its queue, and whoever is half-way there.
     """
-    _admit_to(fleet, count)
+    fleet.steer(count)
     settled: list[bool] = []
     fleet.runtime.loop.after(HANDSHAKE_S, lambda: settled.append(True))
     try:
         yield lambda: bool(settled)
     except GeneratorExit:
-        _admit_to(fleet, None)
+        fleet.steer()
         raise
-
-
-def _admit_to(fleet: Fleet, count: int | None) -> None:
-    try:
-        fleet.slots[0].admit_to(count)
-    except OSError as error:
-        logger.warning("the kernel spreads new connections as it likes", extra={"reason": error})
 
 
 def drain(fleet: Fleet, report: Report, spread_s: float | None = None) -> Steps:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from gateway import steering
 from gateway.carrying import Keep, Take
 from gateway.children import Child
-from gateway.listeners import admit_to
 from gateway.processes import Worker
 from gateway.runtime import Runtime
 from gateway.service import Service
@@ -86,10 +86,16 @@ class Slot:
         """Its living workers: mostly one, two while one replaces the other."""
         return [child for child in self.service.children if isinstance(child, Worker)]
 
-    def admit_to(self, count: int | None) -> None:
-        """New connections go to the first `count` slots; None: to all. Raises OSError."""
+    def steer(self, program: Sequence[steering.Instruction] | None) -> None:
+        """New connections to any slot go where the program says; None: by the kernel's hash.
+
+        Raises OSError.
+        """
         for listener in self._listeners.values():
-            admit_to(listener, count)
+            if program is None:
+                steering.detach(listener)
+            else:
+                steering.attach(listener, program)
 
     def close_listeners(self) -> None:
         """Our copies only: the kernel closes a listener with the last copy, its worker's.

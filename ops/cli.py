@@ -9,6 +9,8 @@ from __future__ import annotations
 import click
 
 from ops import doctor, messages, observe, operate, start
+from ops.bench import command as bench
+from ops.load import command as load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,6 +25,7 @@ def tidegate() -> None:
       tidegate publish public:news '{"a": 1}'   send a message
       tidegate subscribe public:news            receive messages
       tidegate reload                           replace all workers, one after the other
+      tidegate load -n 10000 --rate 10          ten thousand clients, ten messages a second
       tidegate doctor --connections 1e6         see whether this host can hold a million
 
     Commands find the gateway on this host by themselves; with several, choose by -i NAME.
@@ -32,7 +35,7 @@ def tidegate() -> None:
     """
 
 
-for module in (start, observe, operate, messages, doctor):
+for module in (start, observe, operate, messages, doctor, load, bench):
     for command in module.COMMANDS:
         tidegate.add_command(command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -39,6 +40,15 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail(f"{value} is no number", param, ctx)
         return seconds
+
+
+class Count(click.IntRange):
+    """A number of things, also as 1e6."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        with contextlib.suppress(ValueError, OverflowError):
+            value = int(float(value)) if float(value).is_integer() else value
+        return int(super().convert(value, param, ctx))
 
 
 def ends_well(command: Command) -> Callable[..., None]:

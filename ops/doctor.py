@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.command import ends_well, json_option
+from ops.command import Count, ends_well, json_option
 from ops.output import Exit, Output, table
 from ops.start import config_option, parse_overrides, set_option
 
@@ -26,15 +25,6 @@ CONNECTIONS_MAX = 1_000_000_000
 """Of `--connections`: more than any machine's memory holds."""
 EXITS = {"ok": Exit.OK, "warning": Exit.NO, "cannot": Exit.ERROR}
 UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
-
-
-class Count(click.IntRange):
-    """A number of things, also as 1e6."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        with contextlib.suppress(ValueError, OverflowError):
-            value = int(float(value)) if float(value).is_integer() else value
-        return int(super().convert(value, param, ctx))
 
 
 @click.command()

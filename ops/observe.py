@@ -12,6 +12,9 @@ from ops.output import Exit, Output, duration, table
 from ops.start import show_config
 
 WATCH_INTERVAL_S = 1.0
+BAR_COLUMNS = 20
+"""Of the fullest slot."""
+EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 
 @click.command()
@@ -49,19 +52,32 @@ def status(connect: Connect, output: Output, watch: bool, interval: float) -> Ex
 @click.command()
 @instance_options()
 def slots(connect: Connect, output: Output) -> None:
-    """Show every worker slot.
+    """Show every worker slot, and how evenly connections lie.
 
     \b
     Examples:
       tidegate slots
       tidegate slots --json | jq '.slots[] | select(.restarts > 0)'
+      tidegate slots --json | jq .spread.skew_percent
+
+    The skew is by how much of the fullest worker's connections the emptiest is behind: `tidegate
+    rebalance` evens it out.
     """
     with connect() as control:
         found = control.call("slots")
+    loads = [int(slot["connections"]) for slot in found["slots"]]
+    spread = _spread(loads)
     if output.as_json:
-        output.data(found)
-    else:
-        output.show(_workers_table(found["slots"]))
+        output.data(found | {"spread": spread})
+        return
+    bars = [_bar(load, max(loads)) for load in loads]
+    output.show(
+        _workers_table(found["slots"], bars),
+        "",
+        f"{spread['connections']:,} connections: {spread['fullest']:,} in the fullest slot, "
+        f"{spread['emptiest']:,} in the emptiest, {spread['mean']:,.1f} on average; skew "
+        f"{spread['skew_percent']:.1f} %",
+    )
 
 
 @click.command()
@@ -133,9 +149,29 @@ def _guard_lines(canary: dict[str, Any]) -> list[str]:
     return [f"to be rolled back: {canary['reason']}"] if canary["reason"] else []
 
 
-def _workers_table(workers: list[dict[str, Any]]) -> Any:
+def _spread(loads: list[int]) -> dict[str, float]:
+    """How evenly connections lie over slots."""
+    from gateway.balance import skew_percent
+
+    return {
+        "connections": sum(loads),
+        "fullest": max(loads, default=0),
+        "emptiest": min(loads, default=0),
+        "mean": round(sum(loads) / len(loads), 1) if loads else 0.0,
+        "skew_percent": round(skew_percent(loads), 1),
+    }
+
+
+def _bar(value: int, fullest: int) -> str:
+    """A bar as long as the value's share of the fullest, to an eighth of a column."""
+    eighths = round(8 * BAR_COLUMNS * value / fullest) if fullest else 0
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8]
+
+
+def _workers_table(workers: list[dict[str, Any]], bars: list[str] | None = None) -> Any:
+    """The slots; with `bars`, one for each, in a column of their own."""
     columns = ("SLOT", "PID", "STATE", "GENERATION", "CONNECTIONS", "CPUS", "NODE")
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             worker["slot"],
             str(worker["pid"] or "-"),
@@ -149,7 +185,10 @@ def _workers_table(workers: list[dict[str, Any]]) -> Any:
         )
         for worker in workers
     ]
-    return table((*columns, "RESTARTS", "UP"), rows)
+    if bars is None:
+        return table((*columns, "RESTARTS", "UP"), rows)
+    rows = [(*row, bar) for row, bar in zip(rows, bars, strict=True)]
+    return table((*columns, "RESTARTS", "UP", "LOAD"), rows)
 
 
 def ranges(numbers: list[int]) -> str:

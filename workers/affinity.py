@@ -1,8 +1,6 @@
-"""Where a worker runs: on its CPUs, with memory from its NUMA node."""
+"""Where a worker's memory comes from. Its CPUs are set from outside, by the supervisor."""
 
 import logging
-
-import psutil
 
 from workers import _engine
 from workers.settings import WorkerSettings
@@ -11,16 +9,10 @@ logger = logging.getLogger(__name__)
 
 
 def settle(settings: WorkerSettings) -> None:
-    """Pin this process as `settings` say. Call it before the engine allocates.
+    """Prefer memory of the node that `settings` name. Call it before the engine allocates.
 
-    A kernel that refuses (a container's seccomp filter, a CPU that was taken offline) costs speed,
-    not service: it is logged, and the worker runs where it may.
+    A kernel that refuses (a container's seccomp filter) costs speed, not service: it is logged.
     """
-    if settings.cpus:
-        try:
-            psutil.Process().cpu_affinity(list(settings.cpus))
-        except (OSError, ValueError, psutil.Error) as error:
-            logger.warning("not pinned", extra={"cpus": settings.cpus, "reason": error})
     if settings.memory_node >= 0:
         try:
             _engine.prefer_memory_node(settings.memory_node)

@@ -43,8 +43,6 @@ class WorkerSettings:
     """Reader seat in the log."""
     stats_row: int
     """Row in the statistics segment."""
-    cpus: tuple[int, ...]
-    """CPUs to run on; empty: any."""
     memory_node: int
     """NUMA node that memory is preferred from; -1: no preference."""
 
@@ -95,7 +93,6 @@ class WorkerSettings:
         return cls(
             **{
                 **values,
-                "cpus": tuple(values["cpus"]),
                 "allowed_origins": tuple(values["allowed_origins"]),
                 "namespaces": tuple(NamespaceSettings(**each) for each in values["namespaces"]),
             }

@@ -72,10 +72,20 @@ def connections_max(config: Config, host: Host) -> int:
 def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
     rules = (
-        *(_queues, _descriptors, _log, _uplinks, _timers, _balance),
+        *(_queues, _descriptors, _log, _uplinks, _timers, _balance, _steering),
         *(_addresses, _channels, _paths, _key),
     )
     return [problem for rule in rules for problem in rule(config, host)]
+
+
+def _steering(config: Config, host: Host) -> Iterator[Problem]:
+    if config.workers.steer == "cpu" and config.workers.pin == "none":
+        yield Problem(
+            "workers.steer",
+            "cpu",
+            'with workers.pin = "none" a worker has no CPUs of its own',
+            'set workers.pin to "cpu" or "node", or workers.steer to "hash"',
+        )
 
 
 def _queues(config: Config, host: Host) -> Iterator[Problem]:

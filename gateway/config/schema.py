@@ -53,6 +53,7 @@ class GatewaySection(Section, frozen=True, kw_only=True):
 class WorkersSection(Section, frozen=True, kw_only=True):
     count: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     pin: Literal["node", "cpu", "none"] = "node"
+    steer: Literal["hash", "cpu"] = "hash"
     # An idle worker shows a sign of life every half second.
     stall_timeout_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 10.0
     restart_delay_min_s: SomeSeconds = 0.1

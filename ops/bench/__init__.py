@@ -1,8 +1,8 @@
-"""The benchmarks whose results the README states: `python -m ops.bench NAME|all`.
+"""The benchmarks whose results the README states: `tidegate bench NAME|all`.
 
 Each runs on the machine at hand, against a gateway of its own, and says its goals. Where a figure
 is a ratio, both sides were measured in turn within one run: only then is it worth something on a
-machine that does other work too. Reading order: `ring`, `fanout`, `idle`, `reload` and `peers` are
-the benchmarks; `programs`, `subject`, `nginx` and `usage` are what they measure with; `result` and
-`report` are what stays.
+machine that does other work too. Reading order: `ring`, `fanout`, `idle`, `reload`, `peers` and
+`million` are the benchmarks; `subject`, `nginx`, `usage` and `settings` are what they measure with,
+beside the clients of `ops.load`; `result` and `report` are what stays.
 """

@@ -8,20 +8,19 @@ One message is in flight at a time: the next one is published when all have the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import TidegateError
 from gateway.producer import Producer
-from ops.bench.programs import Bare, Swarm
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import cpu_seconds
+from ops.load.programs import Bare, Swarm
+from ops.load.stream import PAYLOAD_BYTES, payload
 
 CHANNEL = "public:fanout"
-PAYLOAD_BYTES = 128
 WORKERS = 2
 RUN_S_MAX = 1200.0
 """The swarms' own bound, should their conductor die without a word."""
@@ -42,12 +41,6 @@ class Size:
 
 
 QUICK = Size(connections=500, messages=20, pairs=2, bursts=2)
-
-
-def payload(number: int = 0) -> str:
-    """JSON of exactly PAYLOAD_BYTES with a number and the time, as the swarm reads them."""
-    text = f'{{"number":{number},"sent_ns":{time.monotonic_ns()},"pad":""}}'
-    return f'{text[:-2]}{"x" * (PAYLOAD_BYTES - len(text))}"}}'
 
 
 @dataclass(slots=True)
@@ -95,12 +88,14 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
         offset = 0
 
         def publish() -> None:
-            producer.publish(CHANNEL, payload().encode())
+            producer.publish(CHANNEL, payload())
 
         def send() -> None:
             nonlocal offset
             offset += 1
-            bare.send(f'{{"channel":"{CHANNEL}","pub":{{"data":{payload()},"offset":{offset}}}}}')
+            bare.send(
+                f'{{"channel":"{CHANNEL}","pub":{{"data":{payload().decode()},"offset":{offset}}}}}'
+            )
 
         gateway_side = Side(gateway_swarm, subject.pids, publish)
         bare_side = Side(bare_swarm, bare.pids, send)

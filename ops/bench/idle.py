@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.producer import Producer
-from ops.bench.programs import Swarm
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import pss_bytes, settled, slab_bytes
+from ops.load.programs import Swarm
 
 CHANNEL = "public:idle"
 RUN_S_MAX = 600.0

@@ -25,8 +25,8 @@ from typing import Self
 import psutil
 
 from gateway.errors import TidegateError
-from ops.bench.fanout import payload
 from ops.bench.usage import alive, family
+from ops.load.stream import payload
 
 PACKAGES = "nginx-light libnginx-mod-nchan"
 SHUTDOWN_TIMEOUT_S = 5

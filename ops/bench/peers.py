@@ -18,12 +18,19 @@ from typing import Any
 from gateway.control.client import ControlClient
 from gateway.producer import Producer
 from ops.bench import nginx
-from ops.bench.fanout import payload
-from ops.bench.programs import Swarm
-from ops.bench.reload import CHANNEL, CHANNELS, LEAD_S, RELOAD_TIMEOUT_S, RUN_S_MAX, Stream
+from ops.bench.reload import (
+    CHANNEL,
+    CHANNEL_NAMES,
+    CHANNELS,
+    LEAD_S,
+    RELOAD_TIMEOUT_S,
+    RUN_S_MAX,
+)
 from ops.bench.result import Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import alive
+from ops.load.programs import Swarm
+from ops.load.stream import Stream, payload
 
 OFFERED_PER_S = 200
 """How many messages come through at most, up to this, is measured apart: see `Size`."""
@@ -92,7 +99,7 @@ class Side:
         self._warm_up()
         with (
             ThreadPoolExecutor(1) as aside,
-            Stream(self.publish, size.messages_per_s) as stream,
+            Stream(self.publish, CHANNEL_NAMES, size.messages_per_s, whole_rounds=True) as stream,
         ):
             threading.Event().wait(LEAD_S)
             old = self.replaced_pids()
@@ -122,7 +129,7 @@ class Side:
         """Messages that reach all their subscribers in a second, of OFFERED_PER_S."""
         self._warm_up()
         began = time.monotonic()
-        with Stream(self.publish, OFFERED_PER_S) as stream:
+        with Stream(self.publish, CHANNEL_NAMES, OFFERED_PER_S, whole_rounds=True) as stream:
             threading.Event().wait(offer_s)
         self.swarm.announce_deliveries(stream.published * self.swarm.connections // CHANNELS)
         self.swarm.wait_delivered()
@@ -131,8 +138,8 @@ class Side:
     def _warm_up(self) -> None:
         """A message to everybody, so that all know where they stand; then count from zero."""
         self.swarm.reset()
-        for shard in range(CHANNELS):
-            self.publish(f"{CHANNEL}-{shard}")
+        for channel in CHANNEL_NAMES:
+            self.publish(channel)
         self.swarm.announce()
         self.swarm.wait_delivered()
         self.swarm.reset()
@@ -221,7 +228,7 @@ def _gateway(size: Size) -> Iterator[Side]:
         yield Side(
             name="`tidegate reload`",
             swarm=swarm,
-            publish=lambda channel: producer.publish(channel, payload().encode()),
+            publish=lambda channel: producer.publish(channel, payload()),
             replace=lambda: call("reload"),
             replaced_pids=lambda: [int(worker["pid"]) for worker in call("status")["workers"]],
         )

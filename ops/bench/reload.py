@@ -8,26 +8,25 @@ served it to the first that the successor would.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
 from gateway.control.client import ControlClient
 from gateway.errors import TidegateError
 from gateway.producer import Producer
-from ops.bench.fanout import payload
-from ops.bench.programs import Swarm
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import shared_memory_bytes
+from ops.load.programs import Swarm
+from ops.load.stream import Stream, payload
 
 CHANNEL = "public:reload"
 CHANNELS = 10
+CHANNEL_NAMES = tuple(f"{CHANNEL}-{number}" for number in range(CHANNELS))
 RUN_S_MAX = 900.0
 LEAD_S = 1.0
 """Messages flow for so long before a reload and after it."""
@@ -59,50 +58,6 @@ class Seen:
     report: dict[str, Any]
     """The clients' account."""
     published_per_s: float
-
-
-class Stream:
-    """Publishes at a steady rate to all channels in turn, for the length of a block."""
-
-    def __init__(self, publish: Callable[[str], object], per_s: int) -> None:
-        self._publish = publish
-        self._per_s = per_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._failure: TidegateError | None = None
-        self.published = 0
-        self.lasted_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopping.set()
-        self._thread.join()
-        if self._failure is not None and error is None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            self._publish_steadily()
-        except TidegateError as failure:
-            self._failure = failure
-
-    def _publish_steadily(self) -> None:
-        began = time.monotonic()
-        # A whole number of rounds, so that every client is owed the same number of messages.
-        while not self._stopping.is_set() or self.published % CHANNELS:
-            channel = f"{CHANNEL}-{self.published % CHANNELS}"
-            self._publish(channel)
-            self.published += 1
-            self.lasted_s = time.monotonic() - began
-            self._stopping.wait(max(0.0, self.published / self._per_s - self.lasted_s))
 
 
 def run(size: Size, say: Callable[[str], None]) -> Result:
@@ -170,7 +125,7 @@ class _Stage:
         """One reload in the middle of a stream. Raises TidegateError if any client noticed."""
         self.swarm.reset()
         pause = threading.Event()
-        with Stream(self.publish, messages_per_s) as stream:
+        with Stream(self.publish, CHANNEL_NAMES, messages_per_s, whole_rounds=True) as stream:
             pause.wait(LEAD_S)
             with ControlClient(self.subject.control_path, timeout_s=RELOAD_TIMEOUT_S) as control:
                 (slot,) = control.call("reload")["slots"]
@@ -182,7 +137,7 @@ class _Stage:
         return Seen(slot, self.swarm.flawless_report(), stream.published / stream.lasted_s)
 
     def publish(self, channel: str) -> None:
-        self.producer.publish(channel, payload().encode())
+        self.producer.publish(channel, payload())
 
     def footprint(self) -> dict[str, int]:
         """Of the supervisor: descriptors and bytes; of the instance: bytes of shared memory."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ops.bench.command import BENCHMARKS, MILLION
 from ops.bench.result import RESULTS, Machine, Measure, Result
 
-BENCHMARKS = ("ring", "fanout", "idle", "reload", "peers")
-"""In the order of the README's table."""
+ORDER = (*BENCHMARKS, MILLION)
+"""Of the README's tables."""
 README = Path(__file__).resolve().parents[2] / "README.md"
 HEADINGS = ("Measured", "Median", "Range", "Goal")
 MISSED = "**not met**"
@@ -20,7 +21,7 @@ LAST_LINE = "<!-- measured:end -->"
 
 def saved_results() -> list[Result]:
     """The results that were kept, in the README's order."""
-    paths = (RESULTS / f"{name}.json" for name in BENCHMARKS)
+    paths = (RESULTS / f"{name}.json" for name in ORDER)
     return [Result.load(path) for path in paths if path.exists()]
 
 
@@ -61,7 +62,8 @@ def markdown(results: Iterable[Result]) -> str:
         else:
             rows += [cells(measure) for measure in result.measures]
         runs = len(result.measures[0].runs)
-        done = f"`{result.benchmark}` {result.date} at {result.commit}, medians of {runs}"
+        shown = f"medians of {runs}" if runs > 1 else "one run"
+        done = f"`{result.benchmark}` {result.date} at {result.commit}, {shown}"
         origins.setdefault(result.machine, []).append(done)
     if not origins:
         return ""

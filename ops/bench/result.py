@@ -6,6 +6,7 @@ import platform
 import re
 import statistics
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Literal
 
 import msgspec
 import psutil
+
+from ops.load.latencies import Latencies
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,6 +53,25 @@ class Measure:
         return self.median >= self.goal.bound
 
 
+PERCENTS = (0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
+"""Where a curve has its points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A distribution of times: pairs of a percentage and the milliseconds that it stays within."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, label: str, runs: Iterable[Latencies]) -> Curve:
+        """Of all runs together."""
+        whole = Latencies.sum(runs)
+        times_us = ((percent, whole.percentile_us(percent)) for percent in PERCENTS)
+        return cls(label, tuple((p, us / 1e3) for p, us in times_us if us is not None))
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What the figures depend on beside our code."""
@@ -83,12 +105,13 @@ def _said_by(*command: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Result:
     """One benchmark's outcome. `parameters` says what was done, by name and value; `note` says in
-    words what a reader of the figures must know beside."""
+    words what a reader of the figures must know beside; `curves` are for a plot."""
 
     benchmark: str
     parameters: dict[str, int | float | str]
     measures: tuple[Measure, ...]
     note: str = ""
+    curves: tuple[Curve, ...] = ()
     machine: Machine = field(default_factory=Machine.here)
     commit: str = field(default_factory=lambda: _said_by("git", "describe", "--always", "--dirty"))
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))

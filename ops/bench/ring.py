@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.errors import TidegateError
-from ops.bench.programs import ROOT
 from ops.bench.result import Goal, Measure, Result
+from ops.load.programs import ROOT
 
 RUN_TIMEOUT_S = 300.0
 """One round takes some seconds; the first one may have to wait for the compiler."""

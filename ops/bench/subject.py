@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from ops.bench import usage
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
+RUN = (sys.executable, "-m", "ops.cli", "run")
 
 CONFIGURATION = """\
 [gateway]
@@ -39,10 +41,18 @@ spread_s = 0.1
 
 
 class Subject:
-    """A gateway for the length of a `with` block."""
+    """A gateway for the length of a `with` block; `settings` are further keys and their values."""
 
-    def __init__(self, *, workers: int) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        settings: Mapping[str, object] | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
         self._workers = workers
+        self._settings = settings or {}
+        self._start_timeout_s = start_timeout_s
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -57,7 +67,7 @@ class Subject:
             self.control_path = directory / name / "control.sock"
             with self._log_path.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "ops.cli", "run", "-c", config],
+                    [*RUN, "-c", config, *(f"--set={k}={v}" for k, v in self._settings.items())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -100,9 +110,14 @@ class Subject:
     def worker_pids(self) -> list[int]:
         return [int(worker["pid"]) for worker in self.status["workers"]]
 
+    def connections(self) -> list[int]:
+        """How many each worker has."""
+        with ControlClient(self.control_path) as control:
+            return [int(worker["connections"]) for worker in control.call("status")["workers"]]
+
     def _wait_serving(self) -> dict[str, Any]:
         pause = threading.Event()
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(Unreachable), ControlClient(self.control_path) as control:
                 status = control.call("status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -45,6 +46,29 @@ def pss_bytes(pid: int) -> int:
     """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return (_kib(rollup, "Pss_Anon") + _kib(rollup, "Pss_Shmem")) * 1024
+
+
+def whole_pss_bytes(pid: int) -> int:
+    """Proportional set size with all pages, those of files too (proc(5) `smaps_rollup`)."""
+    return _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss") * 1024
+
+
+def available_bytes() -> int:
+    """What could still be given out without swapping (proc(5) `meminfo`)."""
+    return _kib(Path("/proc/meminfo").read_text(), "MemAvailable") * 1024
+
+
+def tcp_buffer_bytes() -> int:
+    """What TCP has for buffers, of all sockets (proc(5) `net/sockstat`; its unit is a page)."""
+    sockstat = Path("/proc/net/sockstat").read_text()
+    found = re.search(r"^TCP: .* mem (\d+)", sockstat, re.MULTILINE)
+    return int(found[1]) * os.sysconf("SC_PAGE_SIZE") if found else 0
+
+
+def busy_cpu_seconds() -> float:
+    """What all CPUs did for anybody since boot."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def slab_bytes() -> int:

@@ -28,7 +28,6 @@ SETTINGS = WorkerSettings(
     generation=1,
     seat=SEAT,
     stats_row=WORKER_ROW,
-    cpus=(),
     memory_node=-1,
     log_format="text",
     log_level="info",

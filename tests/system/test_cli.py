@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import socket
@@ -11,55 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.control.client import CONNECT_TIMEOUT_S
 from gateway.instance import find_instances
+from tests.support.command_line import ENVIRONMENT, TIMEOUT_S, at, command, tidegate
 from tests.support.gateway import Gateway, running_gateway
+from tests.support.raw_websocket import RawWebSocket
 from tests.support.waiting import wait_for
 
 Start = Callable[..., Gateway]
-
-TIMEOUT_S = 60.0
-ENVIRONMENT = os.environ | {"TERM": "dumb"}
-
-
-class Ran:
-    """A command that has ended."""
-
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
-        assert "Traceback" not in self.err, self.err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "ops.cli", *map(str, arguments)]
-
-
-def tidegate(*arguments: object, text: str = "") -> Ran:
-    return Ran(
-        subprocess.run(
-            command(*arguments),
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            env=ENVIRONMENT,
-            check=False,
-        )
-    )
-
-
-def at(gateway: Gateway) -> tuple[str, str]:
-    return ("--socket", str(gateway.control_path))
-
 
 # ---- finding the instance
 
@@ -148,7 +111,22 @@ def test_slots_are_shown_with_their_processes(gateway: Gateway) -> None:
     )
     lines = tidegate("slots", *at(gateway)).out.splitlines()
     assert lines[0].split()[:3] == ["SLOT", "PID", "STATE"]
-    assert [line.split()[1] for line in lines[1:]] == [str(pid) for pid in gateway.worker_pids()]
+    assert lines[0].split()[-1] == "LOAD"
+    assert [line.split()[1] for line in lines[1:3]] == [str(pid) for pid in gateway.worker_pids()]
+
+
+def test_slots_tell_how_evenly_connections_lie(gateway: Gateway) -> None:
+    with ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(RawWebSocket(gateway.http_port)).connect("public:slots")
+        loads = gateway.connections()
+        spread = tidegate("slots", "--json", *at(gateway)).json["spread"]
+        lines = tidegate("slots", *at(gateway)).out.splitlines()
+    assert spread["connections"] == sum(loads) == 20
+    assert (spread["fullest"], spread["emptiest"]) == (max(loads), min(loads))
+    assert spread["skew_percent"] == round(100 * (max(loads) - min(loads)) / max(loads), 1)
+    assert "█" * 20 in lines[1 + loads.index(max(loads))]
+    assert "20 connections" in lines[-1]
 
 
 def test_config_shows_values_with_origin_and_no_secret(gateway: Gateway) -> None:
@@ -405,6 +383,7 @@ def test_help_begins_with_examples_and_loads_nothing_heavy() -> None:
     [
         *("run", "check-config", "status", "slots", "config"),
         *("reload", "scale", "rebalance", "stop", "drain", "publish", "subscribe"),
+        *("load", "bench", "doctor"),
     ],
 )
 def test_every_command_has_help_with_an_example(verb: str) -> None:

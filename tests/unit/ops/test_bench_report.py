@@ -78,7 +78,9 @@ def test_a_result_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_the_table_says_where_and_when_it_was_measured() -> None:
     text = report.markdown([result(measure(1.0))])
-    assert "`ring` 2026-11-20 07:00 UTC at abc1234, medians of 1: on 2 CPUs (Z80), 24 GiB" in text
+    assert "`ring` 2026-11-20 07:00 UTC at abc1234, one run: on 2 CPUs (Z80), 24 GiB" in text
+    text = report.markdown([result(measure(1.0, 2.0, 3.0))])
+    assert "at abc1234, medians of 3: on" in text
 
 
 def test_renewing_a_table_leaves_the_rest_of_the_readme_alone() -> None:

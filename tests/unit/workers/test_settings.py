@@ -15,7 +15,6 @@ SETTINGS = WorkerSettings(
     generation=7,
     seat=3,
     stats_row=4,
-    cpus=(0, 2),
     memory_node=-1,
     log_format="text",
     log_level="info",

@@ -29,11 +29,17 @@ pub struct Tally {
     pub undated: u64,
     pub pings: u64,
     pub reconnects: u64,
+    /// Clients that left because they were told to.
+    pub churned: u64,
     pub bytes_received: u64,
     /// Connections that ended after they were open, by close code or by what the socket said.
     pub closes: BTreeMap<String, u64>,
     /// Connection attempts that did not get open, by reason.
     pub failures: BTreeMap<String, u64>,
+    /// How the connections of stalled and of misbehaving clients ended, by what they did.
+    pub misdeeds: BTreeMap<String, u64>,
+    /// What the publishers' clock is ahead of ours, where they are on another host.
+    clock_offset_ns: i64,
     latency_live: Histogram<u64>,
     latency_recovered: Histogram<u64>,
     pause_ns_max: u64,
@@ -44,6 +50,8 @@ pub struct Tally {
 pub struct Report {
     pub seconds: f64,
     pub connected: u32,
+    /// Clients that have not been open yet, nor ended.
+    pub pending: u32,
     pub deliveries: u64,
     pub recovered: u64,
     pub repeats: u64,
@@ -53,9 +61,11 @@ pub struct Report {
     pub undated: u64,
     pub pings: u64,
     pub reconnects: u64,
+    pub churned: u64,
     pub bytes_received: u64,
     pub closes: BTreeMap<String, u64>,
     pub failures: BTreeMap<String, u64>,
+    pub misdeeds: BTreeMap<String, u64>,
     pub latency_live: Latency,
     pub latency_recovered: Latency,
     /// The longest time from one delivery of a subscription to its next.
@@ -72,6 +82,10 @@ pub struct Latency {
     pub p99_us: f64,
     pub p999_us: f64,
     pub max_us: f64,
+    /// All that was recorded, as pairs of a time in nanoseconds and how often it occurred. Times
+    /// are rounded up to the histogram's steps, which are the same in every swarm: the counts of
+    /// several swarms can be added.
+    pub counts: Vec<(u64, u64)>,
 }
 
 impl Tally {
@@ -90,16 +104,32 @@ impl Tally {
             undated: 0,
             pings: 0,
             reconnects: 0,
+            churned: 0,
             bytes_received: 0,
             closes: BTreeMap::new(),
             failures: BTreeMap::new(),
+            misdeeds: BTreeMap::new(),
+            clock_offset_ns: 0,
             latency_recovered: histogram.clone(),
             latency_live: histogram,
             pause_ns_max: 0,
         }
     }
 
-    /// Counts one delivery and its age; `sent_ns` is CLOCK_MONOTONIC of this host.
+    /// Sets all counts to zero.
+    pub fn reset(&mut self) {
+        let clock_offset_ns = self.clock_offset_ns;
+        *self = Tally::new();
+        self.clock_offset_ns = clock_offset_ns;
+    }
+
+    /// From now on publishers stamp by a clock that is so far ahead of ours.
+    pub fn align(&mut self, clock_offset_ns: i64) {
+        self.clock_offset_ns = clock_offset_ns;
+    }
+
+    /// Counts one delivery and its age; `sent_ns` and `now_ns` are CLOCK_MONOTONIC, of the
+    /// publisher's host and of this one.
     pub fn delivered(&mut self, sent_ns: Option<u64>, now_ns: u64, recovered: bool) {
         self.deliveries += 1;
         self.recovered += u64::from(recovered);
@@ -109,7 +139,10 @@ impl Tally {
             &mut self.latency_live
         };
         match sent_ns {
-            Some(sent_ns) => histogram.saturating_record(now_ns.saturating_sub(sent_ns)),
+            Some(sent_ns) => {
+                let now_ns = now_ns.saturating_add_signed(self.clock_offset_ns);
+                histogram.saturating_record(now_ns.saturating_sub(sent_ns));
+            }
             None => self.undated += 1,
         }
     }
@@ -129,10 +162,15 @@ impl Tally {
         count(&mut self.failures, reason);
     }
 
-    pub fn report(&self, connected: u32) -> Report {
+    pub fn misdeed(&mut self, what: &str) {
+        count(&mut self.misdeeds, what);
+    }
+
+    pub fn report(&self, connected: u32, pending: u32) -> Report {
         Report {
             seconds: (monotonic_ns() - self.since_ns) as f64 / 1e9,
             connected,
+            pending,
             deliveries: self.deliveries,
             recovered: self.recovered,
             repeats: self.repeats,
@@ -142,9 +180,11 @@ impl Tally {
             undated: self.undated,
             pings: self.pings,
             reconnects: self.reconnects,
+            churned: self.churned,
             bytes_received: self.bytes_received,
             closes: self.closes.clone(),
             failures: self.failures.clone(),
+            misdeeds: self.misdeeds.clone(),
             latency_live: Latency::of(&self.latency_live),
             latency_recovered: Latency::of(&self.latency_recovered),
             pause_us_max: self.pause_ns_max as f64 / 1e3,
@@ -170,6 +210,10 @@ impl Latency {
             p99_us: percentile(99.0),
             p999_us: percentile(99.9),
             max_us: us(histogram.max()),
+            counts: histogram
+                .iter_recorded()
+                .map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
+                .collect(),
         }
     }
 }
@@ -196,6 +240,30 @@ mod tests {
         ] {
             tally.paused(since_ns, now_ns);
         }
-        assert_eq!(tally.report(0).pause_us_max, 7.0);
+        assert_eq!(tally.report(0, 0).pause_us_max, 7.0);
+    }
+
+    #[test]
+    fn the_counts_of_a_latency_are_all_that_was_recorded() {
+        let mut tally = Tally::new();
+        for age_ns in [100, 100, 5_000_000] {
+            tally.delivered(Some(1), 1 + age_ns, false);
+        }
+        let counts = tally.report(0, 0).latency_live.counts;
+        assert_eq!((counts.len(), counts[0]), (2, (100, 2)));
+        let (step_ns, count) = counts[1];
+        assert!(
+            (5_000_000..5_100_000).contains(&step_ns) && count == 1,
+            "{step_ns}"
+        );
+    }
+
+    #[test]
+    fn an_age_is_corrected_by_the_publishers_clock_and_a_reset_keeps_that() {
+        let mut tally = Tally::new();
+        tally.align(-1_000);
+        tally.reset();
+        tally.delivered(Some(500), 1_600, false);
+        assert_eq!(tally.report(0, 0).latency_live.counts, [(100, 1)]);
     }
 }

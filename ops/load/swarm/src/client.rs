@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::plan::Plan;
+use crate::role::{GARBAGE, Misdeed, Role};
 use crate::session::{Event, Failure, Moment, Position, Session};
 use crate::sys;
 use crate::tally::Tally;
@@ -33,6 +34,7 @@ pub struct Subscription {
 }
 
 pub struct Client {
+    pub role: Role,
     pub phase: Phase,
     /// Bumped when a running timer of this client loses its meaning.
     pub generation: u32,
@@ -85,6 +87,7 @@ impl Client {
             })
             .collect();
         Client {
+            role: Role::of(plan, plan.first + index),
             phase: Phase::Queued,
             generation: 0,
             attempts: 0,
@@ -101,7 +104,8 @@ impl Client {
     pub fn connect(&mut self, plan: &Plan, index: u32) -> Result<&OwnedFd, Ended> {
         self.phase = Phase::Connecting;
         self.attempts += 1;
-        let socket = sys::connect(plan.address, plan.source_of(index))?;
+        let narrow = self.role == Role::Stalled;
+        let socket = sys::connect(plan.address, plan.source_of(index), narrow)?;
         Ok(self.socket.insert(socket))
     }
 
@@ -115,7 +119,28 @@ impl Client {
         let subscriptions = self.subscriptions.iter();
         let wanted = subscriptions.map(|each| (&*each.channel, each.position.as_ref()));
         self.session = Some(Session::begin(plan, wanted, moment, &mut self.unsent));
+        match self.role {
+            Role::Hostile(Misdeed::Silence) => self.unsent.clear(),
+            Role::Hostile(Misdeed::HalfRequest) => self.unsent.truncate(self.unsent.len() / 2),
+            Role::Hostile(Misdeed::Garbage) => self.unsent = GARBAGE.into(),
+            _ => {}
+        }
         self.flush()
+    }
+
+    /// What an open client that misbehaves does now.
+    pub fn offend(&mut self) -> Result<(), Ended> {
+        match (self.role, &self.socket) {
+            (Role::Hostile(Misdeed::Reset), Some(socket)) => {
+                sys::reset_on_close(socket)?;
+                Err(io::Error::from(io::ErrorKind::ConnectionAborted).into())
+            }
+            (Role::Hostile(_), _) => {
+                self.unsent.extend_from_slice(&GARBAGE);
+                self.flush()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads once, and handles what is complete.
@@ -138,12 +163,19 @@ impl Client {
         let now_ns = sys::monotonic_ns();
         let moment = Moment { now_ns, ..moment };
         let Client {
+            role,
             subscriptions,
             unsent,
             phase,
             ..
         } = self;
-        let mut each = |event: Event<'_>| observe(subscriptions, phase, event, now_ns, tally);
+        let faithful = *role == Role::Faithful;
+        let mut each = |event: Event<'_>| match event {
+            Event::Opened => *phase = Phase::Open,
+            // What others see proves nothing about the gateway.
+            _ if faithful => observe(subscriptions, event, now_ns, tally),
+            _ => {}
+        };
         let result = if self.partial.is_empty() {
             let fresh = &buffer[..count];
             let result = session.receive(fresh, moment, unsent, &mut each);
@@ -183,6 +215,10 @@ impl Client {
         Ok(())
     }
 
+    pub fn hostile(&self) -> bool {
+        matches!(self.role, Role::Hostile(_))
+    }
+
     /// Whether bytes wait for the socket to become writable.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
@@ -193,7 +229,7 @@ impl Client {
     }
 
     /// Says good-bye, if the conversation is that far, and closes.
-    pub fn leave(&mut self, moment: Moment) {
+    pub fn leave(&mut self, moment: Moment, phase: Phase) {
         if let (Phase::Open, Some(session), true) =
             (self.phase, &self.session, self.unsent.is_empty())
         {
@@ -201,7 +237,7 @@ impl Client {
             // The connection ends either way; a full socket only misses the good-bye.
             let _ = self.flush();
         }
-        self.disconnect(Phase::Done);
+        self.disconnect(phase);
     }
 
     /// Closes the socket and forgets all but the positions.
@@ -216,15 +252,9 @@ impl Client {
 }
 
 /// Checks one event against what the client remembers, and counts it.
-fn observe(
-    subscriptions: &mut [Subscription],
-    phase: &mut Phase,
-    event: Event<'_>,
-    now_ns: u64,
-    tally: &mut Tally,
-) {
+fn observe(subscriptions: &mut [Subscription], event: Event<'_>, now_ns: u64, tally: &mut Tally) {
     match event {
-        Event::Opened => *phase = Phase::Open,
+        Event::Opened => {}
         Event::Ping => tally.pings += 1,
         Event::Subscribed {
             channel,
@@ -312,13 +342,7 @@ mod tests {
     fn skipped_and_repeated_offsets_are_counted() {
         let (mut subscriptions, mut tally) = (subscription(Some(4)), Tally::new());
         for offset in [5, 6, 6, 9, 3, 10] {
-            observe(
-                &mut subscriptions,
-                &mut Phase::Open,
-                publication(offset),
-                2,
-                &mut tally,
-            );
+            observe(&mut subscriptions, publication(offset), 2, &mut tally);
         }
         assert_eq!((tally.deliveries, tally.repeats, tally.gaps), (4, 2, 2));
     }
@@ -328,7 +352,7 @@ mod tests {
         let (mut subscriptions, mut tally) = (subscription(None), Tally::new());
         for offset in [7, 8, 8, 10] {
             let event = publication(offset);
-            observe(&mut subscriptions, &mut Phase::Open, event, 2, &mut tally);
+            observe(&mut subscriptions, event, 2, &mut tally);
         }
         assert_eq!((tally.deliveries, tally.repeats, tally.gaps), (3, 1, 1));
     }
@@ -336,7 +360,7 @@ mod tests {
     #[test]
     fn a_publication_of_another_channel_is_foreign() {
         let mut tally = Tally::new();
-        observe(&mut [], &mut Phase::Open, publication(1), 2, &mut tally);
+        observe(&mut [], publication(1), 2, &mut tally);
         assert_eq!((tally.deliveries, tally.foreign), (0, 1));
     }
 
@@ -349,20 +373,8 @@ mod tests {
             offset: 9,
             recovered: false,
         };
-        observe(
-            &mut subscriptions,
-            &mut Phase::Opening,
-            event,
-            2,
-            &mut tally,
-        );
-        observe(
-            &mut subscriptions,
-            &mut Phase::Open,
-            publication(10),
-            2,
-            &mut tally,
-        );
+        observe(&mut subscriptions, event, 2, &mut tally);
+        observe(&mut subscriptions, publication(10), 2, &mut tally);
         assert_eq!((tally.unrecovered, tally.gaps, tally.deliveries), (1, 0, 1));
     }
 
@@ -375,20 +387,8 @@ mod tests {
             offset: 4,
             recovered: true,
         };
-        observe(
-            &mut subscriptions,
-            &mut Phase::Opening,
-            event,
-            2,
-            &mut tally,
-        );
-        observe(
-            &mut subscriptions,
-            &mut Phase::Open,
-            publication(5),
-            2,
-            &mut tally,
-        );
+        observe(&mut subscriptions, event, 2, &mut tally);
+        observe(&mut subscriptions, publication(5), 2, &mut tally);
         assert_eq!(
             (
                 tally.unrecovered,

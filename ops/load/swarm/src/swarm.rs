@@ -1,13 +1,17 @@
 //! The reactor that runs all clients of a swarm: one thread, one epoll.
 
+mod conducted;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 
 use crate::client::{Client, Ended, Phase};
-use crate::control::{Command, Event, Lines, Positions, say};
+use crate::control::Lines;
+use crate::pace::Pace;
 use crate::plan::Plan;
+use crate::role::Role;
 use crate::session::Moment;
 use crate::sys::{self, Epoll, Interest, monotonic_ns};
 use crate::tally::Tally;
@@ -21,10 +25,15 @@ const DESCRIPTORS_BESIDE: u64 = 16;
 /// Back-off with full jitter as the public Python client has it: `min(max, min + rand(min * 2^n))`.
 const BACKOFF_NS_MIN: u64 = 100_000_000;
 const BACKOFF_NS_MAX: u64 = 20_000_000_000;
+/// Who misbehaves does it about once a second at most.
+const BACKOFF_NS_HOSTILE: u64 = 1_000_000_000;
 /// Attempts in a row before a client gives up: several minutes of back-off.
 const ATTEMPTS_MAX: u32 = 20;
 /// A turn waits no longer than this, so that no deadline is missed by a rounding.
 const WAIT_MS_MAX: u64 = 1_000;
+
+/// Draws until somebody is found who can leave.
+const CHURN_DRAWS_MAX: u32 = 32;
 
 const COMMANDS_TOKEN: u64 = u64::MAX;
 
@@ -55,6 +64,9 @@ pub struct Swarm<F> {
     started_ns: u64,
     report_ns: u64,
     random: u64,
+    /// How fast clients may connect, and leave to come back.
+    connects: Option<Pace>,
+    churn: Option<Pace>,
     buffer: Box<[u8]>,
 }
 
@@ -64,29 +76,34 @@ impl<F: AsRawFd> Swarm<F> {
     /// # Errors
     /// `InvalidInput` when the process may not open that many descriptors; the kernel's own.
     pub fn new(plan: Plan, commands: Lines<F>) -> io::Result<Swarm<F>> {
-        let limit = sys::descriptor_limit()?;
+        let limit = sys::raise_descriptor_limit()?;
         if u64::from(plan.connections) + DESCRIPTORS_BESIDE > limit {
             let connections = plan.connections;
             return Err(invalid(format!(
                 "connections is {connections}, but this process may open {limit} descriptors: \
-                 raise RLIMIT_NOFILE or use several swarms"
+                 raise the hard RLIMIT_NOFILE or use several swarms"
             )));
         }
         let epoll = Epoll::new(EVENTS_PER_TURN_MAX)?;
         epoll.add(&commands, COMMANDS_TOKEN, Interest::READABLE)?;
         let now_ns = monotonic_ns();
+        let clients: Vec<_> = (0..plan.connections)
+            .map(|index| Client::new(&plan, index))
+            .collect();
+        let churned_per_s = f64::from(plan.connections) * plan.churn_percent / 100.0 / 60.0;
         Ok(Swarm {
             epoll,
             commands,
-            clients: (0..plan.connections)
-                .map(|index| Client::new(&plan, index))
-                .collect(),
+            // Nobody waits for those that misbehave.
+            unsettled: clients.iter().filter(|client| !client.hostile()).count() as u32,
+            clients,
+            connects: Pace::new(plan.connects_per_s, now_ns),
+            churn: Pace::new(churned_per_s, now_ns),
             tally: Tally::new(),
             queue: (0..plan.connections).collect(),
             timers: BinaryHeap::new(),
             handshakes: 0,
             connected: 0,
-            unsettled: plan.connections,
             ready_said: false,
             awaited: None,
             started_ns: now_ns,
@@ -103,6 +120,7 @@ impl<F: AsRawFd> Swarm<F> {
         let mut stop = self.obey()?; // What came in one read with the plan.
         loop {
             self.start_handshakes()?;
+            self.churn();
             let wait_ms = self.wait_ms(end_ns);
             stop |= monotonic_ns() >= end_ns;
             for index in 0..self.epoll.wait(wait_ms)? {
@@ -123,12 +141,16 @@ impl<F: AsRawFd> Swarm<F> {
     }
 
     fn start_handshakes(&mut self) -> io::Result<()> {
-        while self.handshakes < self.plan.handshakes_max {
+        while self.handshakes < self.plan.handshakes_max && !self.queue.is_empty() {
+            if !due(&mut self.connects, true) {
+                break;
+            }
             let Some(index) = self.queue.pop_front() else {
                 break;
             };
-            self.handshakes += 1;
             let client = &mut self.clients[index as usize];
+            // Those that stay silent must not keep others from connecting.
+            self.handshakes += u32::from(!client.hostile());
             match client.connect(&self.plan, index) {
                 Ok(socket) => self.epoll.add(socket, u64::from(index), Interest::BOTH)?,
                 Err(ended) => {
@@ -141,11 +163,35 @@ impl<F: AsRawFd> Swarm<F> {
         Ok(())
     }
 
+    /// Lets as many clients leave, and come back, as the churn asks for.
+    fn churn(&mut self) {
+        while self.connected > 0 && due(&mut self.churn, false) {
+            // Somebody open and faithful is found soon, unless there is hardly anybody.
+            for _ in 0..CHURN_DRAWS_MAX {
+                let index = (self.draw() % self.clients.len() as u64) as u32;
+                let client = &self.clients[index as usize];
+                if client.phase == Phase::Open && client.role == Role::Faithful {
+                    let moment = self.moment();
+                    self.clients[index as usize].leave(moment, Phase::Queued);
+                    self.connected -= 1;
+                    self.tally.churned += 1;
+                    self.queue.push_back(index);
+                    break;
+                }
+            }
+        }
+    }
+
     /// A client's socket is ready for something.
     fn serve(&mut self, index: u32, readiness: Interest) -> io::Result<()> {
         let moment = self.moment();
         let client = &mut self.clients[index as usize];
         let before = client.phase;
+        if before == Phase::Open && client.role == Role::Stalled {
+            // It asked for nothing but its end.
+            self.end(index, io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            return Ok(());
+        }
         let mut result = Ok(());
         if readiness.writable {
             result = match before {
@@ -157,6 +203,9 @@ impl<F: AsRawFd> Swarm<F> {
             result = client.receive(&mut self.buffer, moment, &mut self.tally);
         }
         if before != Phase::Open && client.phase == Phase::Open {
+            if result.is_ok() {
+                result = client.offend();
+            }
             self.opened(index);
         }
         match result {
@@ -174,6 +223,9 @@ impl<F: AsRawFd> Swarm<F> {
         let (Some(socket), token) = (client.socket(), u64::from(index)) else {
             return Ok(());
         };
+        if client.role == Role::Stalled && client.phase == Phase::Open {
+            return self.epoll.change(socket, token, Interest::END);
+        }
         match (readiness.writable, client.has_unsent()) {
             (true, false) => self.epoll.change(socket, token, Interest::READABLE),
             (false, true) => self.epoll.change(socket, token, Interest::BOTH),
@@ -182,9 +234,12 @@ impl<F: AsRawFd> Swarm<F> {
     }
 
     fn opened(&mut self, index: u32) {
+        let client = &mut self.clients[index as usize];
+        if client.hostile() {
+            return;
+        }
         self.handshakes -= 1;
         self.connected += 1;
-        let client = &mut self.clients[index as usize];
         client.generation += 1; // The handshake's deadline is void.
         client.attempts = 0;
         if client.settled {
@@ -195,7 +250,7 @@ impl<F: AsRawFd> Swarm<F> {
 
     fn settle(&mut self, index: u32) {
         let client = &mut self.clients[index as usize];
-        if !client.settled {
+        if !client.settled && !client.hostile() {
             client.settled = true;
             self.unsettled -= 1;
         }
@@ -204,12 +259,27 @@ impl<F: AsRawFd> Swarm<F> {
     /// A connection or an attempt has ended: counts it and decides whether the client comes back.
     fn end(&mut self, index: u32, ended: Ended) {
         let client = &mut self.clients[index as usize];
-        if client.phase == Phase::Open {
-            self.connected -= 1;
-            self.tally.closed(&ended.reason);
-        } else {
-            self.handshakes -= 1;
-            self.tally.failed(&ended.reason);
+        let open = client.phase == Phase::Open;
+        match client.role {
+            Role::Hostile(misdeed) => {
+                client.attempts = 1;
+                self.tally.misdeed(&format!("{misdeed}: {}", ended.reason));
+                client.disconnect(Phase::BackingOff);
+                self.set_timer(index, BACKOFF_NS_HOSTILE);
+                return;
+            }
+            Role::Stalled if open => {
+                self.connected -= 1;
+                self.tally.misdeed(&format!("stall: {}", ended.reason));
+            }
+            _ if open => {
+                self.connected -= 1;
+                self.tally.closed(&ended.reason);
+            }
+            _ => {
+                self.handshakes -= 1;
+                self.tally.failed(&ended.reason);
+            }
         }
         let attempts = client.attempts;
         if self.plan.reconnect && ended.may_reconnect && attempts < ATTEMPTS_MAX {
@@ -253,101 +323,6 @@ impl<F: AsRawFd> Swarm<F> {
         Ok(())
     }
 
-    /// Carries out the commands that have been read; true: stop.
-    fn obey(&mut self) -> io::Result<bool> {
-        while let Some(line) = self.commands.next_line() {
-            let command = serde_json::from_str(&line)
-                .map_err(|error| invalid(format!("command {line:?}: {error}")))?;
-            match command {
-                Command::Report => say(&Event::Report(self.tally.report(self.connected)))?,
-                Command::Reset => self.tally = Tally::new(),
-                Command::Positions => say(&Event::Positions {
-                    channels: self.positions(),
-                })?,
-                Command::Stop => return Ok(true),
-                Command::Await {
-                    deliveries,
-                    timeout_s,
-                } => {
-                    if self.awaited.is_some() {
-                        return Err(invalid("an await while another is under way".to_owned()));
-                    }
-                    let deadline_ns = monotonic_ns() + seconds(timeout_s);
-                    self.awaited = Some(Awaited {
-                        deliveries,
-                        deadline_ns,
-                    });
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Says what has become true since the last turn.
-    fn tell(&mut self) -> io::Result<()> {
-        let now_ns = monotonic_ns();
-        if self.unsettled == 0 && !self.ready_said {
-            self.ready_said = true;
-            let elapsed_s = (now_ns - self.started_ns) as f64 / 1e9;
-            say(&Event::Ready {
-                connected: self.connected,
-                seconds: elapsed_s,
-            })?;
-        }
-        if let Some(Awaited {
-            deliveries,
-            deadline_ns,
-        }) = self.awaited
-        {
-            let so_far = self.tally.deliveries;
-            if so_far >= deliveries {
-                self.awaited = None;
-                say(&Event::Reached { deliveries: so_far })?;
-            } else if now_ns >= deadline_ns {
-                self.awaited = None;
-                say(&Event::Late { deliveries: so_far })?;
-            }
-        }
-        let interval_ns = seconds(self.plan.report_interval_s);
-        if interval_ns > 0 && now_ns - self.report_ns >= interval_ns {
-            self.report_ns = now_ns;
-            say(&Event::Report(self.tally.report(self.connected)))?;
-        }
-        Ok(())
-    }
-
-    fn positions(&self) -> BTreeMap<&str, Positions> {
-        let mut channels: BTreeMap<&str, Positions> = BTreeMap::new();
-        for subscription in self.clients.iter().flat_map(|client| &client.subscriptions) {
-            let Some(position) = &subscription.position else {
-                continue;
-            };
-            let offset = position.offset;
-            channels
-                .entry(&subscription.channel)
-                .and_modify(|positions| {
-                    positions.subscribers += 1;
-                    positions.offset_min = positions.offset_min.min(offset);
-                    positions.offset_max = positions.offset_max.max(offset);
-                })
-                .or_insert(Positions {
-                    subscribers: 1,
-                    offset_min: offset,
-                    offset_max: offset,
-                });
-        }
-        channels
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        let report = self.tally.report(self.connected);
-        for index in 0..self.clients.len() {
-            let moment = self.moment();
-            self.clients[index].leave(moment);
-        }
-        say(&Event::Final(report))
-    }
-
     /// Milliseconds until the nearest deadline, rounded up.
     fn wait_ms(&self, end_ns: u64) -> i32 {
         let now_ns = monotonic_ns();
@@ -355,6 +330,8 @@ impl<F: AsRawFd> Swarm<F> {
         let deadlines = [
             Some(end_ns),
             self.timers.peek().map(|Reverse((due_ns, ..))| *due_ns),
+            self.churn.as_ref().map(Pace::due_ns),
+            self.next_connect_ns(),
             self.awaited.as_ref().map(|awaited| awaited.deadline_ns),
             (interval_ns > 0).then_some(self.report_ns + interval_ns),
         ];
@@ -363,6 +340,12 @@ impl<F: AsRawFd> Swarm<F> {
             .saturating_sub(now_ns)
             .div_ceil(1_000_000)
             .min(WAIT_MS_MAX) as i32
+    }
+
+    /// When the next client may connect, if only the pace keeps it from that.
+    fn next_connect_ns(&self) -> Option<u64> {
+        let room = self.handshakes < self.plan.handshakes_max && !self.queue.is_empty();
+        self.connects.as_ref().filter(|_| room).map(Pace::due_ns)
     }
 
     fn moment(&mut self) -> Moment {
@@ -378,6 +361,14 @@ impl<F: AsRawFd> Swarm<F> {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
+    }
+}
+
+/// Whether the next one may be; `unpaced` where there is no pace.
+fn due(pace: &mut Option<Pace>, unpaced: bool) -> bool {
+    match pace {
+        Some(pace) => pace.take(monotonic_ns()),
+        None => unpaced,
     }
 }
 

@@ -1,11 +1,14 @@
-//! The baseline of the fan-out benchmark: what delivering costs when nothing else is done.
+//! The baseline of the benchmarks: what connecting and delivering cost when nothing else is done.
 //!
 //! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
-//! one ready-made frame to each of their sockets with a plain `send()` loop. No epoll, no parsing,
-//! no queues, no checks: it knows the swarm's handshake and assumes that every socket has room.
+//! one ready-made frame to each of their sockets with a plain `send()` loop, or what comes out of a
+//! pipe to one socket after the other. No epoll, no parsing, no queues, no checks: it knows the
+//! swarm's handshake and assumes that every socket has room.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +43,22 @@ pub enum BareCommand {
     Send {
         text: String,
     },
+    /// Send `messages` in all, `per_s` a second, each to the next connection, stamped as publishers
+    /// do and `payload_bytes` long; answered with `sent`.
+    Unicast {
+        channel: String,
+        messages: u64,
+        per_s: f64,
+        payload_bytes: usize,
+    },
     Stop,
 }
+
+/// What a packet to a sending process asks for: its first byte.
+const TO_ALL: u8 = 0;
+const TO_NEXT: u8 = 1;
+/// Only the answer that the two others do not, or not always, get.
+const REPORT: u8 = 2;
 
 /// What the baseline says.
 #[derive(Debug, Serialize)]
@@ -178,18 +195,57 @@ impl<F: AsRawFd> Bare<F> {
             match serde_json::from_str(&line)? {
                 BareCommand::Stop => break,
                 BareCommand::Send { text } => self.send(&text)?,
+                BareCommand::Unicast {
+                    channel,
+                    messages,
+                    per_s,
+                    payload_bytes,
+                } => self.unicast(&channel, messages, per_s, payload_bytes)?,
             }
         }
         Ok(())
     }
 
     fn send(&mut self, text: &str) -> io::Result<()> {
-        let mut frame = Vec::new();
-        websocket::encode_from_server(&mut frame, websocket::TEXT, text.as_bytes());
+        let mut packet = vec![TO_ALL];
+        websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
         let before = Progress::sum(&self.progress);
         for link in &self.links {
-            sys::send_packet(link, &frame)?;
+            sys::send_packet(link, &packet)?;
         }
+        self.report_since(before)
+    }
+
+    /// Hands each message over when it is due: the pipes take what the senders are behind.
+    fn unicast(
+        &mut self,
+        channel: &str,
+        messages: u64,
+        per_s: f64,
+        payload_bytes: usize,
+    ) -> io::Result<()> {
+        let before = Progress::sum(&self.progress);
+        let began_ns = sys::monotonic_ns();
+        let links = self.links.len() as u64;
+        for number in 0..messages {
+            let due_ns = began_ns + (number as f64 * 1e9 / per_s) as u64;
+            let ahead_ns = due_ns.saturating_sub(sys::monotonic_ns());
+            if ahead_ns > 0 {
+                std::thread::sleep(Duration::from_nanos(ahead_ns));
+            }
+            let text = stamped(channel, payload_bytes);
+            let mut packet = vec![TO_NEXT];
+            websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
+            sys::send_packet(&self.links[(number % links) as usize], &packet)?;
+        }
+        for link in &self.links {
+            sys::send_packet(link, &[REPORT])?;
+        }
+        self.report_since(before)
+    }
+
+    /// Waits for every sender's answer, and says what they all have sent since.
+    fn report_since(&mut self, before: Progress) -> io::Result<()> {
         for index in 0..self.links.len() {
             let round = self.progress[index].rounds + 1;
             // A late client's arrival may be told first.
@@ -220,6 +276,8 @@ struct Sender {
     listener: OwnedFd,
     link: OwnedFd,
     sockets: Vec<OwnedFd>,
+    /// Who gets the next message that is for one alone.
+    next: usize,
     progress: Progress,
     buffer: Vec<u8>,
 }
@@ -231,6 +289,7 @@ impl Sender {
             listener,
             link,
             sockets: Vec::new(),
+            next: 0,
             progress: Progress::default(),
             buffer,
         }
@@ -244,10 +303,18 @@ impl Sender {
             }
             if readable[0] {
                 let length = sys::receive(&self.link, &mut self.buffer)?;
-                if length == 0 {
-                    return Ok(());
+                match self.buffer[..length].first() {
+                    None => return Ok(()),
+                    Some(&TO_NEXT) => {
+                        let next = self.next % self.sockets.len().max(1);
+                        self.deliver(next..next + 1, length);
+                        self.next = next + 1;
+                        continue;
+                    }
+                    Some(&TO_ALL) => self.deliver(0..self.sockets.len(), length),
+                    Some(_) => {}
                 }
-                self.fan_out(length);
+                self.progress.rounds += 1;
             }
             sys::send_packet(&self.link, &self.progress.encode())?;
         }
@@ -277,22 +344,39 @@ impl Sender {
         Ok(())
     }
 
-    /// The bare loop: the frame of `length` bytes, in the buffer, to every socket.
-    fn fan_out(&mut self, length: usize) {
-        let frame = &self.buffer[..length];
-        for socket in &self.sockets {
+    /// The bare loop: the frame in the packet of `length` bytes to these sockets.
+    fn deliver(&mut self, sockets: Range<usize>, length: usize) {
+        let frame = &self.buffer[1..length];
+        for socket in self.sockets.get(sockets).unwrap_or_default() {
             match sys::send(socket, frame) {
                 Ok(count) if count == frame.len() => self.progress.sent += 1,
                 _ => self.progress.refused += 1,
             }
         }
-        self.progress.rounds += 1;
     }
+}
+
+/// The push of one publication, as the gateway's dialect has it, with a payload of that length. As
+/// one of a channel without history, for nobody counts what a connection was sent.
+fn stamped(channel: &str, payload_bytes: usize) -> String {
+    let head = format!(r#"{{"sent_ns":{},"pad":""#, sys::monotonic_ns());
+    let pad = "x".repeat(payload_bytes.saturating_sub(head.len() + 2));
+    format!(r#"{{"channel":"{channel}","pub":{{"data":{head}{pad}"}},"offset":0}}}}"#)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uni;
+
+    #[test]
+    fn a_stamped_push_has_a_payload_of_its_length() {
+        let text = stamped("public:a-1", 128);
+        let push = uni::push(text.as_bytes()).unwrap();
+        let publication = push.publication.unwrap();
+        assert_eq!((&*push.channel, publication.offset), ("public:a-1", 0));
+        assert_eq!(publication.data.get().len(), 128);
+    }
 
     #[test]
     fn progress_is_read_back_as_it_was_sent() {

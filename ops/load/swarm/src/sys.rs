@@ -27,19 +27,20 @@ impl Interest {
         readable: true,
         writable: false,
     };
+    /// Nothing but the connection's end.
+    pub const END: Interest = Interest {
+        readable: false,
+        writable: false,
+    };
     pub const BOTH: Interest = Interest {
         readable: true,
         writable: true,
     };
 
     fn bits(self) -> u32 {
-        let readable = if self.readable {
-            libc::EPOLLIN | libc::EPOLLRDHUP
-        } else {
-            0
-        };
+        let readable = if self.readable { libc::EPOLLIN } else { 0 };
         let writable = if self.writable { libc::EPOLLOUT } else { 0 };
-        (readable | writable) as u32
+        (readable | writable | libc::EPOLLRDHUP) as u32
     }
 }
 
@@ -135,10 +136,17 @@ fn tcp_socket(flags: i32) -> io::Result<OwnedFd> {
 }
 
 /// Starts a non-blocking connect; the socket becomes writable when it is decided
-/// ([`connect_result`]).
-pub fn connect(target: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<OwnedFd> {
+/// ([`connect_result`]). `narrow`: with the smallest receive buffer that the kernel allows.
+pub fn connect(
+    target: SocketAddrV4,
+    source: Option<Ipv4Addr>,
+    narrow: bool,
+) -> io::Result<OwnedFd> {
     let fd = tcp_socket(libc::SOCK_NONBLOCK)?;
     set_option(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    if narrow {
+        set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 1)?;
+    }
     let size = size_of::<libc::sockaddr_in>() as libc::socklen_t;
     if let Some(source) = source {
         // ip(7): the port is chosen at connect, when source and target are known, so that the same
@@ -152,6 +160,18 @@ pub fn connect(target: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<Own
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(fd),
     }
+}
+
+/// Makes the coming close a reset (socket(7), SO_LINGER of 0 seconds).
+pub fn reset_on_close(fd: &OwnedFd) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let size = size_of::<libc::linger>() as libc::socklen_t;
+    let pointer = (&raw const linger).cast();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_LINGER);
+    syscall!(setsockopt(fd.as_raw_fd(), level, option, pointer, size)).map(drop)
 }
 
 /// How the connect of a now writable socket ended.
@@ -305,12 +325,14 @@ pub fn monotonic_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Open descriptors that this process may have (the soft RLIMIT_NOFILE).
-pub fn descriptor_limit() -> io::Result<u64> {
+/// Raises the soft RLIMIT_NOFILE to the hard one: how many descriptors this process may have.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     syscall!(getrlimit(libc::RLIMIT_NOFILE, &mut limit))?;
+    limit.rlim_cur = limit.rlim_max;
+    syscall!(setrlimit(libc::RLIMIT_NOFILE, &limit))?;
     Ok(limit.rlim_cur)
 }

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from gateway.errors import TidegateError
-from ops.bench import fanout
-from ops.bench.programs import Bare, Swarm, build
 from ops.bench.usage import cpu_seconds, pss_bytes
+from ops.load.programs import Bare, Swarm, build
+from ops.load.stream import PAYLOAD_BYTES, PAYLOAD_BYTES_MIN, payload
 from tests.support.waiting import wait_for
 
 CHANNEL = "public:load"
@@ -20,7 +20,7 @@ RUN_S_MAX = 60.0
 
 
 def push(offset: int, channel: str = CHANNEL) -> str:
-    return f'{{"channel":"{channel}","pub":{{"data":{fanout.payload()},"offset":{offset}}}}}'
+    return f'{{"channel":"{channel}","pub":{{"data":{payload().decode()},"offset":{offset}}}}}'
 
 
 def start(bare: Bare, connections: int, **plan: Any) -> Swarm:
@@ -31,9 +31,10 @@ def start(bare: Bare, connections: int, **plan: Any) -> Swarm:
 
 
 def test_a_payload_has_its_exact_length_and_carries_the_time() -> None:
-    payload = fanout.payload()
-    assert len(payload) == fanout.PAYLOAD_BYTES
-    assert json.loads(payload)["sent_ns"] > 0
+    for size_bytes in (PAYLOAD_BYTES_MIN, PAYLOAD_BYTES, 5000):
+        text = payload(10**9, size_bytes)
+        assert len(text) == size_bytes
+        assert json.loads(text)["sent_ns"] > 0
 
 
 def test_every_client_of_a_swarm_receives_every_message() -> None:

@@ -28,6 +28,10 @@ pub enum Command {
     Await { deliveries: u64, timeout_s: f64 },
     /// Print where each channel's subscribers stand.
     Positions,
+    /// Print this host's CLOCK_MONOTONIC.
+    Clock,
+    /// The clock that publishers stamp messages by is so far ahead of this host's.
+    Align { offset_ns: i64 },
     /// Close every connection, print the final report and end.
     Stop,
 }
@@ -50,6 +54,9 @@ pub enum Event<'a> {
     },
     Positions {
         channels: BTreeMap<&'a str, Positions>,
+    },
+    Clock {
+        monotonic_ns: u64,
     },
     Final(Report),
 }

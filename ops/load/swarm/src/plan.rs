@@ -4,9 +4,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Deserialize;
 
-/// Connections from one source address: below the 28,232 ports of Linux' default
-/// `ip_local_port_range`, so that ports still in TIME_WAIT from an earlier run do not matter.
-const CONNECTIONS_PER_SOURCE: u32 = 25_000;
+/// Connections from one source address. Linux looks for a free port among every second one first
+/// (`__inet_hash_connect`): with more than half of the 28,232 ports of its default
+/// `ip_local_port_range` taken, each connect would look at 14,116 ports in vain. Well below that,
+/// so that also ports in TIME_WAIT from an earlier run do not matter.
+const CONNECTIONS_PER_SOURCE: u32 = 8_000;
 
 /// The clients to open and how. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +34,18 @@ pub struct Plan {
     pub handshakes_max: u32,
     #[serde(default = "default_handshake_timeout_s")]
     pub handshake_timeout_s: f64,
+    /// New connections a second; 0: as fast as `handshakes_max` allows.
+    #[serde(default)]
+    pub connects_per_s: f64,
+    /// Share of the clients that leave and come back, each minute.
+    #[serde(default)]
+    pub churn_percent: f64,
+    /// Share of the clients that never read again once they are subscribed.
+    #[serde(default)]
+    pub stall_percent: f64,
+    /// Share of the clients that do what no client should.
+    #[serde(default)]
+    pub misbehave_percent: f64,
     /// Come back after a close, as the public clients do, and ask for what was missed.
     #[serde(default)]
     pub reconnect: bool,
@@ -65,6 +79,8 @@ pub enum Pattern {
     Shard(u32),
     /// `<channel>-<number>`: a channel for each.
     Own,
+    /// Everybody on the one channel, and every K-th client also on `<channel>-<number>`.
+    Mixed(u32),
     /// Client n takes all channels of set n mod the number of sets.
     Sets(Vec<Vec<String>>),
 }
@@ -117,14 +133,42 @@ impl Plan {
                 ));
             }
         }
+        self.check_shares()?;
         match &self.subscribe {
-            Pattern::Shard(0) => Err("plan: subscribe is shard 0, must be at least 1".to_owned()),
+            Pattern::Shard(0) | Pattern::Mixed(0) => {
+                Err("plan: subscribe is shard or mixed 0, must be at least 1".to_owned())
+            }
             Pattern::Sets(sets) if sets.is_empty() => Err("plan: subscribe has no sets".to_owned()),
-            Pattern::Sets(_) if self.transport == Transport::Nchan => {
-                Err("plan: subscribe has sets, but an nchan client has one channel".to_owned())
+            Pattern::Sets(_) | Pattern::Mixed(_) if self.transport == Transport::Nchan => {
+                Err("plan: an nchan client has one channel, not sets or mixed".to_owned())
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_shares(&self) -> Result<(), String> {
+        let rate = self.connects_per_s;
+        if !(rate >= 0.0 && rate.is_finite()) {
+            return Err(format!(
+                "plan: connects_per_s is {rate}, must be at least 0"
+            ));
+        }
+        for (key, percent, most) in [
+            ("churn_percent", self.churn_percent, 6_000.0),
+            ("stall_percent", self.stall_percent, 100.0),
+            ("misbehave_percent", self.misbehave_percent, 100.0),
+        ] {
+            if !(percent >= 0.0 && percent <= most) {
+                return Err(format!("plan: {key} is {percent}, must be 0 to {most}"));
+            }
+        }
+        let sum = self.stall_percent + self.misbehave_percent;
+        if sum > 100.0 {
+            return Err(format!(
+                "plan: stall_percent + misbehave_percent is {sum}, over 100"
+            ));
+        }
+        Ok(())
     }
 
     /// The channels of the client of that index (0 is this swarm's first).
@@ -134,6 +178,10 @@ impl Plan {
             Pattern::All => vec![self.channel.clone()],
             Pattern::Shard(shards) => vec![format!("{}-{}", self.channel, number % shards)],
             Pattern::Own => vec![format!("{}-{number}", self.channel)],
+            Pattern::Mixed(every) if number.is_multiple_of(*every) => {
+                vec![self.channel.clone(), format!("{}-{number}", self.channel)]
+            }
+            Pattern::Mixed(_) => vec![self.channel.clone()],
             Pattern::Sets(sets) => sets[number as usize % sets.len()].clone(),
         }
     }
@@ -171,6 +219,13 @@ mod tests {
     }
 
     #[test]
+    fn a_mixed_pattern_gives_every_kth_client_a_channel_of_its_own_too() {
+        let plan = plan(r#","connections":4,"first":9,"subscribe":{"mixed":10}"#).unwrap();
+        assert_eq!(plan.channels_of(0), ["public:load"]);
+        assert_eq!(plan.channels_of(1), ["public:load", "public:load-10"]);
+    }
+
+    #[test]
     fn own_channels_follow_the_client_number_across_swarms() {
         let plan = plan(r#","connections":2,"first":30,"subscribe":"own""#).unwrap();
         assert_eq!(plan.channels_of(1), ["public:load-31"]);
@@ -179,8 +234,8 @@ mod tests {
     #[test]
     fn sources_change_before_the_ports_of_one_address_run_out() {
         let plan = plan(r#","connections":60000"#).unwrap();
-        assert_eq!(plan.source_of(24_999), Some(Ipv4Addr::new(127, 0, 0, 1)));
-        assert_eq!(plan.source_of(25_000), Some(Ipv4Addr::new(127, 0, 0, 2)));
+        assert_eq!(plan.source_of(7_999), Some(Ipv4Addr::new(127, 0, 0, 1)));
+        assert_eq!(plan.source_of(8_000), Some(Ipv4Addr::new(127, 0, 0, 2)));
     }
 
     #[test]
@@ -195,6 +250,13 @@ mod tests {
             ),
             (r#","connections":1,"subscribe":{"shard":0}"#, "shard"),
             (r#","connections":1,"subscribe":{"sets":[]}"#, "sets"),
+            (r#","connections":1,"subscribe":{"mixed":0}"#, "mixed"),
+            (r#","connections":1,"stall_percent":101"#, "stall_percent"),
+            (
+                r#","connections":1,"stall_percent":60,"misbehave_percent":60"#,
+                "over 100",
+            ),
+            (r#","connections":1,"connects_per_s":-1"#, "connects_per_s"),
             (
                 r#","connections":1,"transport":"nchan","subscribe":{"sets":[["a"]]}"#,
                 "nchan",

@@ -1,0 +1,288 @@
+"""The programs of `swarm/`, conducted by JSON lines: the swarm of subscribers, the bare loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from gateway.errors import TidegateError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STOP_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 120.0
+"""For all clients of one swarm: 20,000 need a few seconds on an idle machine."""
+DELIVERY_TIMEOUT_S = 60.0
+"""For one message, or one burst, to all clients."""
+SEND_TIMEOUT_S = 30.0
+"""Of a line to a program, which reads whenever it is not busy with its clients."""
+READ_BYTES = 65536
+
+
+@cache
+def build() -> Path:
+    """The directory of the programs: compiled here in a checkout, else beside the interpreter.
+
+    Raises TidegateError where they are neither there nor can be compiled.
+    """
+    if not (ROOT / "Cargo.toml").exists():
+        return _installed()
+    try:
+        subprocess.run(
+            ["cargo", "build", "--release", "--locked", "--quiet", "--package", "tidegate-load"],
+            cwd=ROOT,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise TidegateError(
+            f"the load programs cannot be built ({error})",
+            remedy="install a Rust toolchain",
+            code="load",
+        ) from error
+    target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
+    return ROOT / target / "release"
+
+
+def _installed() -> Path:
+    directory = Path(sys.executable).parent
+    if not (directory / "tidegate-swarm").exists():
+        raise TidegateError(
+            f"the load programs are not in {directory}",
+            remedy="run this in a checkout of Tidegate, with a Rust toolchain",
+            code="load",
+        )
+    return directory
+
+
+def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Starts a program that is conducted over the other end of this stream socket.
+
+    In a process group of its own: an interrupt at the terminal is for its conductor alone.
+    """
+    end = connection.fileno()
+    return subprocess.Popen([build() / name], stdin=end, stdout=end, process_group=0)
+
+
+class Program:
+    """A process that reads a plan and commands and says events, one JSON line each.
+
+    A child of this process; or, where it is given a `connection`, one at the other end of that.
+    """
+
+    name: str
+
+    def __init__(self, plan: dict[str, Any], connection: socket.socket | None = None) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if connection is None:
+            connection, theirs = socket.socketpair()
+            with theirs:
+                self._process = spawn(self.name, theirs)
+        self._connection = connection
+        self._connection.settimeout(SEND_TIMEOUT_S)
+        self._pending = b""
+        self._send(plan)
+
+    @property
+    def pid(self) -> int:
+        """Of a child; 0 for one that is somewhere else."""
+        return self._process.pid if self._process else 0
+
+    def command(self, cmd: str, **arguments: Any) -> None:
+        self._send({"cmd": cmd, **arguments})
+
+    def expect(self, event: str, timeout_s: float) -> dict[str, Any]:
+        """The next event, which must be that one. Raises TidegateError for another, or none."""
+        heard = self.hear(event, time.monotonic() + timeout_s)
+        if heard["event"] != event:
+            raise self._failure(f"said {heard!r} instead of {event!r}")
+        return heard
+
+    def hear(self, event: str, deadline: float) -> dict[str, Any]:
+        """Whatever it says next; raises TidegateError where that, `event`, does not come."""
+        line = self._read_line(deadline)
+        if line is None:
+            raise self._failure(f"did not say {event!r} in time")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def end(self) -> None:
+        """Tell it to end: by its input's end."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """End it, by force if it does not listen."""
+        self.end()
+        if self._process is not None:
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._connection.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            raise self._failure("ended") from None
+
+    def _read_line(self, deadline: float) -> bytes | None:
+        while b"\n" not in self._pending:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not select.select([self._connection], [], [], remaining_s)[0]:
+                return None
+            try:
+                chunk = self._connection.recv(READ_BYTES)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                raise self._failure("ended")
+            self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _failure(self, what: str) -> TidegateError:
+        return TidegateError(f"{self.name} {what}", code="load")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Swarm(Program):
+    """Subscribers in one process. The plan's keys are those of `ops/load/swarm/src/plan.rs`."""
+
+    name = "tidegate-swarm"
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        connections: int,
+        run_s_max: float,
+        at: socket.socket | None = None,
+        **plan: Any,
+    ) -> None:
+        """`at`: where a swarm of another machine is conducted."""
+        self.connections = connections
+        self._delivered = 0
+        self._ready: dict[str, Any] | None = None
+        super().__init__(
+            {"address": address, "connections": connections, "run_s_max": run_s_max, **plan}, at
+        )
+
+    def expect(self, event: str, timeout_s: float) -> dict[str, Any]:
+        """As any program; that it is ready is said unasked, and may come before any answer."""
+        if event == "ready" and self._ready is not None:
+            return self._ready
+        deadline = time.monotonic() + timeout_s
+        while True:
+            heard = self.hear(event, deadline)
+            if heard["event"] == "ready":
+                self._ready = heard
+            if heard["event"] == event:
+                return heard
+            if heard["event"] != "ready":
+                raise self._failure(f"said {heard!r} instead of {event!r}")
+
+    def wait_ready(self) -> None:
+        """Return when every client is connected; raises TidegateError when some are not."""
+        ready = self.expect("ready", CONNECT_TIMEOUT_S)
+        if ready["connected"] != self.connections:
+            failures = self.report()["failures"]
+            raise self._failure(f"connected {ready['connected']} of {self.connections}: {failures}")
+
+    def reset(self) -> None:
+        """Count from zero; returns when that is so, lest what is published next is forgotten."""
+        self.begin_reset()
+        # Commands are obeyed in order: an answer to the next one means that this one was.
+        self.report()
+
+    def begin_reset(self) -> None:
+        """Tell it to count from zero; that it does is sure with its next answer."""
+        self.command("reset")
+        self._delivered = 0
+
+    def announce(self, messages: int = 1) -> None:
+        """Say that this many messages will be published to all of its clients."""
+        self.announce_deliveries(messages * self.connections)
+
+    def announce_deliveries(self, deliveries: int, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
+        """Say that its clients together will have received so many messages more."""
+        self._delivered += deliveries
+        self.command("await", deliveries=self._delivered, timeout_s=timeout_s)
+
+    def wait_delivered(self, timeout_s: float = DELIVERY_TIMEOUT_S) -> None:
+        """Return when everybody has received what was announced."""
+        # Longer than the swarm's own patience, so that it can say how far it came.
+        self.expect("reached", timeout_s + 5)
+
+    def report(self) -> dict[str, Any]:
+        self.command("report")
+        return self.expect("report", STOP_TIMEOUT_S)
+
+    def flawless_report(self) -> dict[str, Any]:
+        """A report; raises TidegateError unless each client got each message once, in order."""
+        report = self.report()
+        faults = {
+            key: report[key]
+            for key in ("repeats", "gaps", "unrecovered", "foreign", "closes", "failures")
+            if report[key]
+        }
+        if report["deliveries"] != self._delivered:
+            faults["deliveries"] = f"{report['deliveries']} instead of {self._delivered}"
+        if faults:
+            raise self._failure(f"saw what must not happen: {faults}")
+        return report
+
+
+class Bare(Program):
+    """The baseline server: as many sending processes as the gateway has workers."""
+
+    name = "tidegate-bare"
+
+    def __init__(self, *, processes: int, connections: int) -> None:
+        super().__init__({"processes": processes, "connections": connections})
+        listening = self.expect("listening", CONNECT_TIMEOUT_S)
+        self.address = f"127.0.0.1:{listening['port']}"
+        self.pids: list[int] = listening["pids"]
+        """Of the sending processes, not of their conductor."""
+
+    def wait_ready(self) -> None:
+        self.expect("ready", CONNECT_TIMEOUT_S)
+
+    def send(self, text: str) -> None:
+        """Send one text frame to every client. Raises TidegateError if a socket had no room."""
+        self.command("send", text=text)
+        self._expect_sent(DELIVERY_TIMEOUT_S)
+
+    def unicast(self, *, channel: str, messages: int, per_s: float, payload_bytes: int) -> None:
+        """Send that many stamped messages, each to the next client; returns when all are sent.
+
+        Raises TidegateError if a socket had no room.
+        """
+        self.command(
+            "unicast",
+            channel=channel,
+            messages=messages,
+            per_s=per_s,
+            payload_bytes=payload_bytes,
+        )
+        self._expect_sent(DELIVERY_TIMEOUT_S + messages / per_s)
+
+    def _expect_sent(self, timeout_s: float) -> None:
+        sent = self.expect("sent", timeout_s)
+        if sent["refused"]:
+            raise self._failure(f"could not send to {sent['refused']} sockets")
