@@ -8,19 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import msgspec
-
 from gateway.api.settings import ApiSettings
 from gateway.carrying import Keep, Take
 from gateway.children import Child, Process
-from gateway.config import connections_max
+from gateway.config import connections_max, derived
 from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW
 from gateway.publisher import PublisherSettings
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.topology import place
 from gateway.uplinks import Uplink
-from workers.settings import NamespaceSettings, WorkerSettings
+from workers.settings import WorkerSettings
 
 
 class Publisher(Child):
@@ -202,13 +200,8 @@ class Worker(Child):
 
     def _settings(self) -> WorkerSettings:
         config, runtime = self._runtime.config, self._runtime
-        limits, channel = config.limits, config.channel
-        unnamed = NamespaceSettings(
-            name="",
-            allow_subscribe_for_client=channel.allow_subscribe_for_client,
-            allow_publish_for_client=channel.allow_publish_for_client,
-            recovery=channel.recovery,
-        )
+        limits, client = config.limits, config.client
+        subscription = config.subscription_tokens
         return WorkerSettings(
             instance=config.gateway.name,
             version=runtime.version,
@@ -223,6 +216,7 @@ class Worker(Child):
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
             connections_max=connections_max(config, runtime.host),
+            user_connections_max=client.user_connections_max,
             message_bytes_max=limits.message_bytes_max,
             queue_hard_bytes=limits.queue_hard_bytes,
             queue_soft_bytes=limits.queue_soft_bytes,
@@ -233,16 +227,24 @@ class Worker(Child):
             headers_max=limits.headers_max,
             accepts_per_turn_max=limits.accepts_per_turn_max,
             recovery_publications_max=limits.recovery_publications_max,
+            history_publications_max=limits.history_publications_max,
             close_timeout_s=limits.close_timeout_s,
             websocket_ping_interval_s=config.websocket.ping_interval_s,
             websocket_pong_timeout_s=config.websocket.pong_timeout_s,
+            websocket_compression=config.websocket.compression,
+            websocket_compression_bytes_min=config.websocket.compression_bytes_min,
             tcp_heartbeat_interval_s=config.tcp.heartbeat_interval_s,
             tcp_heartbeat_timeout_s=config.tcp.heartbeat_timeout_s,
-            allowed_origins=tuple(config.client.allowed_origins),
-            namespaces=(
-                unnamed,
-                *(NamespaceSettings(**msgspec.structs.asdict(each)) for each in channel.namespaces),
-            ),
+            transports=tuple(client.transports),
+            allowed_origins=tuple(client.allowed_origins),
+            allow_anonymous=client.allow_anonymous,
+            expired_close_delay_s=client.expired_close_delay_s,
+            personal_channel=client.personal_channel,
+            personal_channel_namespace=client.personal_channel_namespace,
+            tokens=derived.tokens(config.tokens),
+            subscription_tokens=derived.tokens(subscription) if subscription.has_keys else None,
+            hooks=derived.hooks(config.hooks),
+            namespaces=derived.namespaces(config.channel),
         )
 
 

@@ -61,7 +61,7 @@ def _boot(link: Link) -> Engine | None:
             path=settings.log_file,
         )
         affinity.settle(settings)
-        return Engine(settings, descriptors, link.fileno())
+        return Engine(settings.as_json(), descriptors, link.fileno())
     except (OSError, TypeError, ValueError) as error:
         _failed(link, "worker_boot", str(error))
         return None

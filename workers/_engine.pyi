@@ -6,8 +6,6 @@ Descriptors given to this module stay the caller's: what is kept is a mapping or
 from collections.abc import Mapping
 from typing import Any, Literal, final
 
-from workers.settings import WorkerSettings
-
 __all__ = ["METRICS", "Engine", "EngineFailed", "prefer_memory_node"]
 
 METRICS: list[tuple[Literal["counter", "gauge", "histogram"], str, str]]
@@ -26,11 +24,12 @@ def prefer_memory_node(node: int) -> None:
 class Engine:
     """A reactor of one thread. It must be used by the thread that made it."""
 
-    def __new__(cls, settings: WorkerSettings, descriptors: Mapping[str, int], link: int) -> Engine:
+    def __new__(cls, settings: str, descriptors: Mapping[str, int], link: int) -> Engine:
         """Attach everything; clients are accepted from the first `run` on.
 
-        `descriptors` has the keys http, tcp (listeners), log, channels, stats, uplink (segments),
-        wake and publisher_wake (eventfds). From here on a panic ends the process with status 70.
+        `settings` is the JSON of `WorkerSettings.as_json`. `descriptors` has the keys http, tcp
+        (listeners), log, channels, stats, uplink (segments), wake and publisher_wake (eventfds).
+        From here on a panic ends the process with status 70.
         Raises EngineFailed, OSError, ValueError for settings that cannot be.
         """
 

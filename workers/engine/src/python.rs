@@ -17,7 +17,7 @@ use crate::handoff::{self, Order};
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
-use crate::settings::{Namespace, Settings};
+use crate::settings::Settings;
 use crate::sys;
 
 create_exception!(workers._engine, EngineFailed, PyException);
@@ -37,100 +37,9 @@ impl From<EngineError> for PyErr {
     }
 }
 
-#[derive(FromPyObject)]
-struct NamespaceAttributes {
-    name: String,
-    allow_subscribe_for_client: bool,
-    allow_publish_for_client: bool,
-    recovery: bool,
-}
-
-impl From<NamespaceAttributes> for Namespace {
-    fn from(from: NamespaceAttributes) -> Self {
-        Self {
-            name: from.name,
-            allow_subscribe_for_client: from.allow_subscribe_for_client,
-            allow_publish_for_client: from.allow_publish_for_client,
-            recovery: from.recovery,
-        }
-    }
-}
-
-/// `workers.settings.WorkerSettings`, by attribute.
-#[derive(FromPyObject)]
-struct Attributes {
-    version: String,
-    slot: u32,
-    generation: u64,
-    seat: u32,
-    stats_row: u32,
-    connections_max: usize,
-    message_bytes_max: usize,
-    queue_hard_bytes: usize,
-    queue_soft_bytes: usize,
-    queue_soft_s: f64,
-    channels_per_connection_max: usize,
-    handshake_timeout_s: f64,
-    header_bytes_max: usize,
-    headers_max: usize,
-    accepts_per_turn_max: usize,
-    recovery_publications_max: usize,
-    close_timeout_s: f64,
-    websocket_ping_interval_s: f64,
-    websocket_pong_timeout_s: f64,
-    tcp_heartbeat_interval_s: f64,
-    tcp_heartbeat_timeout_s: f64,
-    allowed_origins: Vec<String>,
-    namespaces: Vec<NamespaceAttributes>,
-}
-
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|_| PyValueError::new_err(format!("{name} = {value} is not a length of time")))
-}
-
-impl TryFrom<Attributes> for Settings {
-    type Error = PyErr;
-
-    fn try_from(from: Attributes) -> PyResult<Self> {
-        Ok(Self {
-            version: from.version,
-            slot: from.slot,
-            generation: from.generation,
-            seat: from.seat,
-            stats_row: from.stats_row,
-            connections_max: from.connections_max,
-            message_bytes_max: from.message_bytes_max,
-            queue_hard_bytes: from.queue_hard_bytes,
-            queue_soft_bytes: from.queue_soft_bytes,
-            queue_soft: seconds("queue_soft_s", from.queue_soft_s)?,
-            channels_per_connection_max: from.channels_per_connection_max,
-            handshake_timeout: seconds("handshake_timeout_s", from.handshake_timeout_s)?,
-            header_bytes_max: from.header_bytes_max,
-            headers_max: from.headers_max,
-            accepts_per_turn_max: from.accepts_per_turn_max,
-            recovery_publications_max: from.recovery_publications_max,
-            close_timeout: seconds("close_timeout_s", from.close_timeout_s)?,
-            websocket_ping_interval: seconds(
-                "websocket_ping_interval_s",
-                from.websocket_ping_interval_s,
-            )?,
-            websocket_pong_timeout: seconds(
-                "websocket_pong_timeout_s",
-                from.websocket_pong_timeout_s,
-            )?,
-            tcp_heartbeat_interval: seconds(
-                "tcp_heartbeat_interval_s",
-                from.tcp_heartbeat_interval_s,
-            )?,
-            tcp_heartbeat_timeout: seconds(
-                "tcp_heartbeat_timeout_s",
-                from.tcp_heartbeat_timeout_s,
-            )?,
-            allowed_origins: from.allowed_origins,
-            namespaces: from.namespaces.into_iter().map(Into::into).collect(),
-        })
-    }
 }
 
 /// The descriptors of the boot message, by key.
@@ -188,8 +97,10 @@ struct Engine(Reactor);
 #[pymethods]
 impl Engine {
     #[new]
-    fn new(settings: Attributes, descriptors: Keys, link: RawFd) -> PyResult<Self> {
+    fn new(settings: &str, descriptors: Keys, link: RawFd) -> PyResult<Self> {
         end_the_process_on_panic();
+        let settings = Settings::from_json(settings)
+            .map_err(|error| PyValueError::new_err(format!("worker settings: {error}")))?;
         let regions = Regions {
             log: map("log", descriptors.log)?,
             channels: map("channels", descriptors.channels)?,
@@ -203,7 +114,7 @@ impl Engine {
             publisher_wake: duplicate(descriptors.publisher_wake)?,
             link: duplicate(link)?,
         };
-        Ok(Self(Reactor::new(settings.try_into()?, regions, owned)?))
+        Ok(Self(Reactor::new(settings, regions, owned)?))
     }
 
     fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {

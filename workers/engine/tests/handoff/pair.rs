@@ -64,8 +64,11 @@ pub fn settings(slot: u32) -> Settings {
     let namespace = |name: &str| Namespace {
         name: name.to_string(),
         allow_subscribe_for_client: true,
+        allow_subscribe_for_anonymous: true,
         allow_publish_for_client: true,
+        allow_publish_for_anonymous: true,
         recovery: true,
+        ..Namespace::default()
     };
     // Longer than the slowest host takes for a test: no ping comes between.
     let long = Duration::from_secs(600);
@@ -91,8 +94,8 @@ pub fn settings(slot: u32) -> Settings {
         websocket_pong_timeout: Duration::from_secs(8),
         tcp_heartbeat_interval: long,
         tcp_heartbeat_timeout: long * 3,
-        allowed_origins: Vec::new(),
         namespaces: vec![namespace("public")],
+        ..Settings::default()
     }
 }
 

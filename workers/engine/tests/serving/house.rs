@@ -51,8 +51,11 @@ pub fn settings() -> Settings {
     let namespace = |name: &str, allow, recovery| Namespace {
         name: name.to_string(),
         allow_subscribe_for_client: allow,
+        allow_subscribe_for_anonymous: allow,
         allow_publish_for_client: allow,
+        allow_publish_for_anonymous: allow,
         recovery,
+        ..Namespace::default()
     };
     let long = Duration::from_secs(60);
     Settings {
@@ -77,12 +80,12 @@ pub fn settings() -> Settings {
         websocket_pong_timeout: Duration::from_secs(8),
         tcp_heartbeat_interval: long,
         tcp_heartbeat_timeout: long * 3,
-        allowed_origins: Vec::new(),
         namespaces: vec![
             namespace("public", true, true),
             namespace("live", true, false),
             namespace("", false, true),
         ],
+        ..Settings::default()
     }
 }
 
