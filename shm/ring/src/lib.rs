@@ -1,6 +1,7 @@
 //! The memory that the processes of Tidegate share.
 
 pub mod channels;
+pub mod entry;
 pub mod error;
 pub mod history;
 pub mod host;

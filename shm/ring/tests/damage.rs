@@ -26,6 +26,7 @@ fn request<'a>(id: u64, data: &'a [u8]) -> Request<'a> {
         channel,
         tags,
         data,
+        ..Request::default()
     }
 }
 

@@ -359,11 +359,9 @@ fn publish(producer: &mut UplinkProducer, number: u64) -> bool {
     let request = Request {
         id: number,
         want_reply: true,
-        json: false,
-        idempotency: 0,
         channel: "channel",
-        tags: &[],
         data: &data,
+        ..Request::default()
     };
     match producer.publish(&request) {
         Ok(_) => true,

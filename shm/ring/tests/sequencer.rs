@@ -71,10 +71,9 @@ fn ask(producer: &mut UplinkProducer, id: u64, channel: &str) {
         id,
         want_reply: true,
         json: true,
-        idempotency: 0,
         channel,
-        tags: b"",
         data: b"{}",
+        ..Request::default()
     };
     producer.publish(&request).unwrap();
 }
@@ -119,9 +118,14 @@ fn half_a_batch(segments: &Segments, requests: &[(u64, &str)], stage: Stage) {
                 position,
             },
             idempotency: None,
+            version: 0,
+            except: None,
             channel,
             json: true,
+            delta: false,
+            kept: false,
             tags: b"",
+            info: b"",
             data: b"{}",
         };
         let at = batch.push(RECORD_KIND, &[&view.encode()]).unwrap();

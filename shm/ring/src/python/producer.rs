@@ -111,6 +111,7 @@ impl Producer {
             } else {
                 &compact_data
             },
+            ..Request::default()
         })?;
         state.last_id = id;
         drop(state);

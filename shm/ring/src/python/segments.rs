@@ -147,6 +147,8 @@ fn inspect(py: Python<'_>, fd: RawFd) -> PyResult<Option<Bound<'_, PyDict>>> {
         Kind::Channels => "channels",
         Kind::Statistics => "stats",
         Kind::Uplink => "uplink",
+        Kind::History => "history",
+        Kind::Presence => "presence",
     };
     let values = PyDict::new(py);
     values.set_item("kind", kind)?;

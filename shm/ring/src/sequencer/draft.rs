@@ -156,9 +156,14 @@ impl<'a> Draft<'a> {
                 hash,
                 previous: self.channels.keyed_last(),
             }),
+            version: 0,
+            except: request.client,
             channel: request.channel,
             json: request.json,
+            delta: request.delta,
+            kept: false,
             tags: request.tags,
+            info: request.info,
             data: request.data,
         };
         let payload_bytes = publication.payload_bytes();
@@ -199,6 +204,7 @@ impl<'a> Draft<'a> {
             header.as_bytes(),
             publication.channel.as_bytes(),
             publication.tags,
+            publication.info,
             publication.data,
         ];
         self.batch.push(RECORD_KIND, &parts).ok()

@@ -225,6 +225,7 @@ impl Sessions {
             channel,
             tags: &compact_tags,
             data: if binary { data } else { &compact_data },
+            ..Request::default()
         };
         self.uplink
             .publish(token, publish.request, request)

@@ -373,10 +373,9 @@ impl Source {
             id: self.last_id,
             want_reply: true,
             json: true,
-            idempotency: 0,
             channel,
-            tags: b"",
             data: data.as_bytes(),
+            ..Request::default()
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();

@@ -232,10 +232,9 @@ impl House {
             id: self.last_id,
             want_reply: true,
             json,
-            idempotency: 0,
             channel,
-            tags: b"",
             data,
+            ..Request::default()
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();

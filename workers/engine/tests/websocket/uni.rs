@@ -26,9 +26,14 @@ fn publication(channel: &str, offset: u64) -> PublicationView<'_> {
             position: 64,
         },
         idempotency: None,
+        version: 0,
+        except: None,
         channel,
         json: true,
+        delta: false,
+        kept: false,
         tags: b"",
+        info: b"",
         data: br#"{"flight":"UA 1545"}"#,
     }
 }
