@@ -155,7 +155,8 @@ def _log(config: Config, host: Host) -> Iterator[Problem]:
             str(log.capacity_bytes),
             f"with log.channels_max = {log.channels_max}, {log.uplinks_max} uplinks, "
             f"history.memory_bytes = {config.history.memory_bytes} and "
-            f"presence.memory_bytes = {config.presence.memory_bytes} the shared memory is {segments // MIB:,} MiB, over half of {host.memory_bytes // MIB:,} MiB",
+            f"presence.memory_bytes = {config.presence.memory_bytes} the shared memory is "
+            f"{segments // MIB:,} MiB, over half of {host.memory_bytes // MIB:,} MiB",
             "lower one of these",
         )
 
