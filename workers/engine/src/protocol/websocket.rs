@@ -17,6 +17,8 @@ pub const PING_FRAME: [u8; 2] = [FIN | Opcode::Ping as u8, 0];
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// The first reserved bit, by RFC 7692 §6.
+const COMPRESSED: u8 = 0x40;
 const MASKED: u8 = 0x80;
 const MASK_BYTES: usize = 4;
 /// RFC 6455 §5.5.
@@ -315,8 +317,17 @@ fn unmask(payload: &mut [u8], mask: [u8; MASK_BYTES]) {
 /// Append a whole, unmasked frame. A control payload is at most 125 bytes.
 pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     debug_assert!(!opcode.is_control() || payload.len() <= CONTROL_PAYLOAD_MAX as usize);
+    put_frame(out, FIN | opcode as u8, payload);
+}
+
+/// Append a message that [`super::deflate::compress`] has compressed (RFC 7692 §6).
+pub fn encode_compressed(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    put_frame(out, FIN | COMPRESSED | opcode as u8, payload);
+}
+
+fn put_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
     out.reserve(HEADER_BYTES_MAX - MASK_BYTES + payload.len());
-    out.push(FIN | opcode as u8);
+    out.push(first);
     match payload.len() {
         length @ 0..=125 => out.push(length as u8),
         length @ 126..=0xFFFF => {

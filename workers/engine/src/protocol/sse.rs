@@ -1,0 +1,97 @@
+//! Server-sent events (WHATWG HTML §9.2), and event ids that hold a place in every channel.
+//!
+//! A browser that comes back says the id of the last event that it has seen whole. An id therefore
+//! tells of all channels of the connection, so that each goes on where it was.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::protobuf::{put_varint, take_varint};
+
+/// Longest id: with other headers it has to fit into the head of the request that brings it back.
+/// Some 250 channels; those after them are not recovered.
+pub const ID_BYTES_MAX: usize = 4096;
+
+/// How a channel is told from the others of its connection.
+const NAME_HASH_BYTES: usize = 6;
+
+/// How far a connection has come in a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position<'a> {
+    pub channel: &'a str,
+    pub epoch: u32,
+    pub offset: u64,
+}
+
+/// Append one event; `data` has no line breaks.
+pub fn encode_event(out: &mut Vec<u8>, data: &[u8]) {
+    debug_assert!(!data.contains(&b'\n') && !data.contains(&b'\r'));
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\n\n");
+}
+
+/// `event` with the id that holds `positions`: those of the connection as they are when this event
+/// has been seen.
+pub fn with_id<'a>(event: &[u8], positions: impl Iterator<Item = Position<'a>>) -> Vec<u8> {
+    let mut list = Vec::new();
+    for position in positions {
+        let before = list.len();
+        list.extend_from_slice(&name_hash(position.channel));
+        list.extend_from_slice(&position.epoch.to_le_bytes());
+        put_varint(&mut list, position.offset);
+        if list.len() > ID_BYTES_MAX / 4 * 3 {
+            list.truncate(before);
+            break;
+        }
+    }
+    let mut out = Vec::with_capacity(event.len() + list.len() * 4 / 3 + 8);
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(URL_SAFE_NO_PAD.encode(list).as_bytes());
+    out.push(b'\n');
+    out.extend_from_slice(event);
+    out
+}
+
+/// FNV-1a (draft-eastlake-fnv), folded: the same in every process and version, and a client that
+/// makes two of its own channels collide only confuses itself.
+fn name_hash(channel: &str) -> [u8; NAME_HASH_BYTES] {
+    let hash = channel.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3_u64)
+    });
+    let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
+    [a ^ g, b ^ h, c, d, e, f]
+}
+
+/// What a client brings back in the header `Last-Event-ID`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LastEventId {
+    positions: Vec<([u8; NAME_HASH_BYTES], u32, u64)>,
+}
+
+impl LastEventId {
+    /// `None`: it is no id of ours.
+    pub fn parse(id: &[u8]) -> Option<Self> {
+        if id.len() > ID_BYTES_MAX {
+            return None;
+        }
+        let list = URL_SAFE_NO_PAD.decode(id).ok()?;
+        let mut rest = list.as_slice();
+        let mut positions = Vec::new();
+        while !rest.is_empty() {
+            let (&hash, after_hash) = rest.split_first_chunk()?;
+            let (&epoch, after_epoch) = after_hash.split_first_chunk()?;
+            rest = after_epoch;
+            let offset = take_varint(&mut rest).ok()?;
+            positions.push((hash, u32::from_le_bytes(epoch), offset));
+        }
+        Some(Self { positions })
+    }
+
+    /// Epoch and offset of the last publication of `channel` that the client has seen.
+    pub fn position(&self, channel: &str) -> Option<(u32, u64)> {
+        let wanted = name_hash(channel);
+        let found = self.positions.iter().find(|(hash, ..)| *hash == wanted)?;
+        Some((found.1, found.2))
+    }
+}
