@@ -4,6 +4,8 @@
 //! `connection` (all that is kept of one client), `hub` and `outbox` (who gets what, and how it
 //! leaves), then the dialects under `protocol`.
 
+pub mod asks;
+pub mod auth;
 pub mod connection;
 pub mod error;
 pub mod handoff;
