@@ -23,15 +23,34 @@ pub enum Request {
     Pong,
     Connect(ConnectRequest),
     Subscribe(SubscribeRequest),
-    Unsubscribe { channel: String },
-    Publish { channel: String, data: Vec<u8> },
-    Presence { channel: String },
-    PresenceStats { channel: String },
+    Unsubscribe {
+        channel: String,
+    },
+    Publish {
+        channel: String,
+        data: Vec<u8>,
+    },
+    Presence {
+        channel: String,
+    },
+    PresenceStats {
+        channel: String,
+    },
     History(HistoryRequest),
-    Rpc { method: String, data: Vec<u8> },
-    Send { data: Vec<u8> },
-    Refresh { token: String },
-    SubRefresh { channel: String, token: String },
+    Rpc {
+        method: String,
+        data: Vec<u8>,
+    },
+    Send {
+        data: Vec<u8>,
+    },
+    Refresh {
+        token: String,
+    },
+    SubRefresh {
+        channel: String,
+        token: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
