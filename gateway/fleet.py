@@ -19,6 +19,7 @@ from gateway.processes import Api, Publisher, Worker
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.slot import Slot
+from gateway.survey import Surveys
 from workers import log
 
 RECONNECT_CODE = 3001
@@ -66,6 +67,7 @@ class Fleet:
         self.wanted = worker_count(runtime.config, runtime.host)
         """How many slots there are to be, also while they are drained."""
         self.handoffs = Handoffs(runtime)
+        self.surveys = Surveys(runtime.loop)
         self.canary: Canary | None = None
         """Slots on probation, if there are any."""
         self.rolled_back: RolledBack | None = None
@@ -281,9 +283,10 @@ class Fleet:
 
     def _new_publisher(self, service: Service) -> Publisher:
         self._publisher_generation += 1
-        return Publisher.start(self.runtime, service, self._publisher_generation, self._readers)
+        return Publisher.start(self.runtime, service, self._publisher_generation, self.workers)
 
-    def _readers(self) -> list[Worker]:
+    def workers(self) -> list[Worker]:
+        """Every living worker, also those that leave."""
         slots = [*self.slots, *self._leaving]
         return [worker for slot in slots for worker in slot.workers]
 
@@ -300,6 +303,8 @@ class Fleet:
             child.remaining, child.closed = 0, int(message["closed"])
         elif type_ in ("moving", "handed_over", "adopted") and isinstance(child, Worker):
             self.handoffs.take(child, type_, message)
+        elif type_ == "surveyed" and isinstance(child, Worker):
+            self.surveys.take(child, int(message["id"]))
         elif type_ not in ("ready", "failed"):
             logger.warning(f"{child.name} sent an unknown message", extra={"type": type_})
 
@@ -307,6 +312,8 @@ class Fleet:
         if not asked:
             kind = type(child).__name__.lower()
             self.runtime.memory.row.add(f'process_deaths_total{{process="{kind}"}}')
+        if isinstance(child, Worker):
+            self.surveys.forget(child)
         if isinstance(child, Worker) and child.connections_lost:
             moving = self.handoffs.concerns(child)
             self.runtime.memory.row.add(

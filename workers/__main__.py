@@ -81,14 +81,14 @@ def _serve(link: Link, engine: Engine) -> None:
             continue
         message, fds = link.recv()
         try:
-            if _obey(engine, message, named_descriptors(message, fds)):
+            if _obey(link, engine, message, named_descriptors(message, fds)):
                 return
         finally:
             # The engine has duplicates of what it keeps.
             close_all(fds)
 
 
-def _obey(engine: Engine, message: dict[str, Any], descriptors: dict[str, int]) -> bool:
+def _obey(link: Link, engine: Engine, message: dict[str, Any], descriptors: dict[str, int]) -> bool:
     """Act on a message of the supervisor; true: this worker is done."""
     match message["type"]:
         case "hand_over" | "adopt" | "resume":
@@ -100,6 +100,13 @@ def _obey(engine: Engine, message: dict[str, Any], descriptors: dict[str, int]) 
             closed = engine.stop(STOP_PATIENCE_S)
             logger.info("stopped", extra={"closed": closed})
             return True
+        case "survey":
+            try:
+                engine.survey(descriptors["survey"])
+            except OSError as error:
+                logger.error("a survey is not answered", extra={"reason": error})
+            else:
+                link.send({"type": "surveyed", "id": message["id"]})
         case "reopen_logs":
             try:
                 log.reopen()

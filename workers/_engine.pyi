@@ -71,6 +71,12 @@ class Engine:
     def resume(self) -> None:
         """Accept connections again, after a giving that was to be this worker's last act."""
 
+    def survey(self, fd: int) -> None:
+        """Write a JSON object to the file `fd`: how many subscribers each channel has here.
+
+        Raises OSError.
+        """
+
     def drain(self, spread_s: float, code: int, *, accept_first: bool) -> None:
         """Stop accepting and close every connection with `code`, evenly over `spread_s` seconds.
 

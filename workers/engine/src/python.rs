@@ -3,6 +3,8 @@
 //! One object for the worker's shell: built from its settings and descriptors, then run. No Python
 //! object exists for any client or message, and the interpreter lock is not held while it runs.
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde::Serializer as _;
 use tidegate_ring::region::Region;
 
 use crate::error::EngineError;
@@ -160,6 +163,15 @@ impl Engine {
 
     fn resume(&mut self) -> PyResult<()> {
         Ok(self.0.resume()?)
+    }
+
+    /// Writes down which channels have subscribers, and how many.
+    fn survey(&self, fd: RawFd) -> PyResult<()> {
+        let mut file = BufWriter::new(File::from(duplicate(fd)?));
+        serde_json::Serializer::new(&mut file)
+            .collect_map(self.0.channels())
+            .map_err(|error| PyOSError::new_err(error.to_string()))?;
+        Ok(file.flush()?)
     }
 
     #[pyo3(signature = (spread_s, code, *, accept_first))]

@@ -16,6 +16,7 @@ use tidegate_ring::uplink::UplinkProducer;
 use tidegate_ring::wake::Bell;
 
 use self::door::Door;
+use crate::asks::Asks;
 use crate::connection::Flags;
 use crate::error::EngineError;
 use crate::handoff::{self, Handoffs};
@@ -44,6 +45,7 @@ const HTTP_LISTENER: u64 = u32::MAX as u64;
 const TCP_LISTENER: u64 = u32::MAX as u64 - 1;
 const WAKE: u64 = u32::MAX as u64 - 2;
 const LINK: u64 = u32::MAX as u64 - 3;
+const ANSWERS: u64 = u32::MAX as u64 - 5;
 
 /// The shared memory of a worker.
 pub struct Regions {
@@ -140,6 +142,20 @@ impl Reactor {
         })
     }
 
+    /// Has questions to the application go out by `asks` from now on.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the kernel refuses.
+    pub fn ask_by(&mut self, asks: Asks) -> Result<(), EngineError> {
+        if let Some(fd) = asks.as_fd() {
+            self.epoll
+                .add(fd, ANSWERS, Watch::ReadEdges)
+                .map_err(EngineError::system("epoll_ctl"))?;
+        }
+        self.sessions.asks = asks;
+        Ok(())
+    }
+
     /// Works until there is something to report.
     ///
     /// # Errors
@@ -157,6 +173,13 @@ impl Reactor {
                 return Ok(report);
             }
         }
+    }
+
+    /// Every channel that has subscribers here, and how many.
+    pub fn channels(&self) -> impl Iterator<Item = (&str, usize)> {
+        let hub = &self.sessions.hub;
+        let channels = hub.ids().into_iter().filter_map(|id| hub.channel(id));
+        channels.map(|channel| (&*channel.name, channel.subscribers.len()))
     }
 
     /// One turn.
@@ -254,6 +277,7 @@ impl Reactor {
             Duration::MAX
         };
         let timers = self.sessions.sleep_max();
+        let timers = timers.min(self.sessions.asks.sleep_max());
         SAFETY_POLL.min(timers).min(self.door.idle()).min(step)
     }
 
@@ -263,8 +287,8 @@ impl Reactor {
             match event.token {
                 HTTP_LISTENER => self.door.note(Transport::Http),
                 TCP_LISTENER => self.door.note(Transport::Tcp),
-                // Log and replies are looked at in every turn.
-                WAKE => {}
+                // Log, replies and answers are looked at in every turn.
+                WAKE | ANSWERS => {}
                 LINK => self.link_is_ready = true,
                 handoff::TOKEN => self.handoffs.woken(),
                 bits => self.note_connection(Token::from_bits(bits), event),
