@@ -29,7 +29,7 @@ Answer = Callable[[list[int]], None]
 
 @dataclass(slots=True)
 class _Survey:
-    """One question, as far as it is answered. `files` by worker; those in `missing` are not done."""
+    """One question, as far as it is answered; files of workers in `missing` are not whole yet."""
 
     answer: Answer
     files: dict[Worker, int]
