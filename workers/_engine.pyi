@@ -3,10 +3,10 @@
 Descriptors given to this module stay the caller's: what is kept is a mapping or a duplicate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
-__all__ = ["METRICS", "Engine", "EngineFailed", "prefer_memory_node"]
+__all__ = ["METRICS", "Engine", "EngineFailed", "Questions", "prefer_memory_node"]
 
 METRICS: list[tuple[Literal["counter", "gauge", "histogram"], str, str]]
 """What a worker counts: kind, name in Prometheus form (labels included), help text."""
@@ -20,6 +20,28 @@ class EngineFailed(Exception):
 def prefer_memory_node(node: int) -> None:
     """Prefer memory of NUMA node `node` from now on (set_mempolicy(2)). Raises OSError."""
 
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError where `pattern` is no regular expression that the engine can use."""
+
+@final
+class TokenVerifier:
+    """Judges tokens as the engine does."""
+
+    def __new__(cls, tokens: str, subscription_tokens: str | None = None) -> TokenVerifier:
+        """Each argument is the JSON of a `TokenSettings`.
+
+        Raises ValueError(key, reason) where a key or rule cannot be used.
+        """
+
+    def take_keys(self, keys: bytes, now_s: int) -> bool:
+        """Take fetched keys: JSON, from URL to JSON Web Key Set. Whether any could be used."""
+
+    def check_connection(self, token: str, now_s: int) -> str | None:
+        """Why the gateway would not take `token` for a connection; None: it would."""
+
+    def check_subscription(self, token: str, now_s: int) -> str | None:
+        """The same for a subscription."""
+
 @final
 class Engine:
     """A reactor of one thread. It must be used by the thread that made it."""
@@ -31,6 +53,13 @@ class Engine:
         (listeners), log, channels, stats, uplink (segments), wake and publisher_wake (eventfds).
         From here on a panic ends the process with status 70.
         Raises EngineFailed, OSError, ValueError for settings that cannot be.
+        """
+
+    def ask_about(self, kinds: Sequence[str]) -> Questions:
+        """Ask the application about `kinds`, which somebody has to answer from the first `run` on.
+
+        Kinds: connect, subscribe, publish, rpc, message, refresh, sub_refresh, disconnect (to which
+        no answer is expected) and keys. Raises ValueError for another kind, EngineFailed.
         """
 
     def run(
@@ -89,3 +118,24 @@ class Engine:
 
         Returns how many were closed. Raises EngineFailed.
         """
+
+@final
+class Questions:
+    """What the engine wants to know of the application. Any thread may use it."""
+
+    def fileno(self) -> int:
+        """The eventfd that is readable when there are questions to take."""
+
+    def take(self, count_max: int) -> list[tuple[int, str, bytes]]:
+        """Take at most `count_max` questions: id, kind, JSON.
+
+        The id is 0 where nobody waits for the answer, but the engine counts it nevertheless. Of the
+        kinds "opened" and "closed" are no questions: the engine has stopped to ask, or asks again,
+        about what stands in place of the JSON, because of too many failures.
+        """
+
+    def answer(self, id: int, kind: str, body: bytes) -> None:
+        """Answer a question with JSON. Raises ValueError for what is no kind."""
+
+    def fail(self, id: int, kind: str, why: Literal["failed", "timeout"]) -> None:
+        """Say that there is no answer. Raises ValueError for what is no kind."""

@@ -21,6 +21,7 @@ use tidegate_ring::wake::Bell;
 
 use self::breaker::Breaker;
 pub use self::breaker::Limits as BreakerLimits;
+use crate::settings::Hooks;
 use crate::slab::Token;
 
 /// What may be asked. The names are those of the application's methods, of the configured HTTP
@@ -133,6 +134,20 @@ pub struct Limits {
     /// After this Python gives up on a question; the engine does a little later.
     pub timeout: Duration,
     pub breaker: BreakerLimits,
+}
+
+impl From<&Hooks> for Limits {
+    fn from(hooks: &Hooks) -> Self {
+        Self {
+            in_flight_max: hooks.in_flight_max,
+            timeout: hooks.timeout,
+            breaker: BreakerLimits {
+                calls: hooks.breaker_calls,
+                failures_percent: hooks.breaker_failures_percent,
+                open: hooks.breaker_open,
+            },
+        }
+    }
 }
 
 /// How much later than Python the engine gives up: as long as a busy interpreter may take to say so.

@@ -35,8 +35,8 @@ pub enum TokenError {
 #[error("{key}: {reason}")]
 pub struct TokenSettingsError {
     /// The key of the configuration, such as `tokens.rsa_public_key`.
-    key: String,
-    reason: String,
+    pub key: String,
+    pub reason: String,
 }
 
 /// Checks tokens by the configured keys and rules.
@@ -71,7 +71,7 @@ impl Verifier {
         Ok(Self {
             connection: Rules::new(&settings.tokens, "tokens")?,
             subscription: subscription
-                .map(|tokens| Rules::new(tokens, "tokens.subscription"))
+                .map(|tokens| Rules::new(tokens, "subscription_tokens"))
                 .transpose()?,
         })
     }

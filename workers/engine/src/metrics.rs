@@ -3,6 +3,7 @@
 
 use tidegate_ring::stats::{Index, Kind, Row, SchemaLine};
 
+use crate::asks::{self, Asks};
 use crate::protocol::close::{self, Close};
 use crate::protocol::http::{self, HttpReject};
 
@@ -101,6 +102,7 @@ table! { Count, COUNTS:
         "connections closed in a hand-off because the kernel did not let them be watched";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
+    HooksInFlight = Gauge, "hooks_in_flight", "questions to the application without an answer yet";
 }
 
 table! { Histogram, HISTOGRAMS:
@@ -108,12 +110,15 @@ table! { Histogram, HISTOGRAMS:
         "milliseconds from a publication's place in the log to the end of its sends here";
     HandoffPauseUs = Histogram, "handoff_pause_us",
         "microseconds that a connection was served by nobody while it was taken over";
+    HookMs = Histogram, "hook_ms", "milliseconds from a question to the application's answer";
     TurnUs = Histogram, "turn_us", "microseconds that a turn of the reactor was busy";
 }
 
 const CLOSES_AT: usize = COUNTS.len();
 const REJECTS_AT: usize = CLOSES_AT + close::ALL.len();
-const COUNTERS: usize = REJECTS_AT + http::REJECTS.len();
+const HOOK_CALLS_AT: usize = REJECTS_AT + http::REJECTS.len();
+const HOOKS_OPEN_AT: usize = HOOK_CALLS_AT + asks::KINDS.len() * asks::OUTCOMES.len();
+const COUNTERS: usize = HOOKS_OPEN_AT + asks::KINDS.len();
 
 /// Every metric of a worker, in the order of the private counters, histograms last.
 pub fn schema() -> Vec<SchemaLine> {
@@ -133,10 +138,25 @@ pub fn schema() -> Vec<SchemaLine> {
         let help = format!("requests answered with {}", reject.status());
         line(Kind::Counter, name, help)
     });
+    let hook_calls = asks::KINDS.iter().flat_map(|kind| {
+        asks::OUTCOMES.iter().map(move |outcome| {
+            let (hook, result) = (kind.name(), outcome.name());
+            let name = format!("hook_calls_total{{hook=\"{hook}\",result=\"{result}\"}}");
+            let help = format!("questions to the application that ended as {result}");
+            line(Kind::Counter, name, help)
+        })
+    });
+    let hooks_open = asks::KINDS.iter().map(|kind| {
+        let name = format!("hook_open{{hook=\"{}\"}}", kind.name());
+        let help = "1 while the application is not asked because too many calls failed".into();
+        line(Kind::Gauge, name, help)
+    });
     let counts = COUNTS.iter().map(named);
     counts
         .chain(closes)
         .chain(rejects)
+        .chain(hook_calls)
+        .chain(hooks_open)
         .chain(HISTOGRAMS.iter().map(named))
         .collect()
 }
@@ -198,6 +218,24 @@ impl Metrics {
 
     pub fn rejects(&self, reject: HttpReject) -> u64 {
         self.counters[REJECTS_AT + reject.index()]
+    }
+
+    /// Takes over what became of the questions to the application.
+    pub fn hooks(&mut self, asks: &mut Asks) {
+        let Some(tallies) = asks.tallies() else {
+            return;
+        };
+        for (kind, tally) in tallies.iter().enumerate() {
+            for (place, outcome) in asks::OUTCOMES.into_iter().enumerate() {
+                let at = HOOK_CALLS_AT + kind * asks::OUTCOMES.len() + place;
+                self.counters[at] = tally.of(outcome);
+            }
+            self.counters[HOOKS_OPEN_AT + kind] = tally.is_open.into();
+        }
+        self.set(Count::HooksInFlight, asks.in_flight());
+        for wait_ms in asks.take_waits_ms() {
+            self.record(Histogram::HookMs, wait_ms);
+        }
     }
 
     pub fn record(&mut self, histogram: Histogram, value: u64) {

@@ -3,8 +3,12 @@
 //! One object for the worker's shell: built from its settings and descriptors, then run. No Python
 //! object exists for any client or message, and the interpreter lock is not held while it runs.
 
+mod tokens;
+
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+mod questions;
+
 use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
@@ -15,6 +19,8 @@ use pyo3::types::PyDict;
 use serde::Serializer as _;
 use tidegate_ring::region::Region;
 
+use self::questions::{Questions, kind};
+use crate::asks::AskKind;
 use crate::error::EngineError;
 use crate::handoff::{self, Order};
 use crate::metrics;
@@ -118,6 +124,14 @@ impl Engine {
             link: duplicate(link)?,
         };
         Ok(Self(Reactor::new(settings, regions, owned)?))
+    }
+
+    fn ask_about(&mut self, kinds: Vec<String>) -> PyResult<Questions> {
+        let kinds: Vec<AskKind> = kinds
+            .iter()
+            .map(|name| kind(name))
+            .collect::<PyResult<_>>()?;
+        Ok(Questions(self.0.ask_about(&kinds)?))
     }
 
     fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
@@ -248,5 +262,8 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("METRICS", metrics)?;
     module.add("EngineFailed", module.py().get_type::<EngineFailed>())?;
     module.add_class::<Engine>()?;
+    module.add_class::<tokens::TokenVerifier>()?;
+    module.add_function(wrap_pyfunction!(tokens::check_pattern, module)?)?;
+    module.add_class::<Questions>()?;
     module.add_function(wrap_pyfunction!(prefer_memory_node, module)?)
 }

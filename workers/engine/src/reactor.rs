@@ -16,7 +16,7 @@ use tidegate_ring::uplink::UplinkProducer;
 use tidegate_ring::wake::Bell;
 
 use self::door::Door;
-use crate::asks::Asks;
+use crate::asks::{self, AskKind, Questions};
 use crate::connection::Flags;
 use crate::error::EngineError;
 use crate::handoff::{self, Handoffs};
@@ -142,18 +142,21 @@ impl Reactor {
         })
     }
 
-    /// Has questions to the application go out by `asks` from now on.
+    /// Asks the application about `kinds` from now on: whoever has the questions answers them.
     ///
     /// # Errors
     /// [`EngineError`] where the kernel refuses.
-    pub fn ask_by(&mut self, asks: Asks) -> Result<(), EngineError> {
+    pub fn ask_about(&mut self, kinds: &[AskKind]) -> Result<Questions, EngineError> {
+        let limits = asks::Limits::from(&self.sessions.settings.hooks);
+        let (asks, questions) =
+            asks::channel(kinds, limits).map_err(EngineError::system("eventfd"))?;
         if let Some(fd) = asks.as_fd() {
             self.epoll
                 .add(fd, ANSWERS, Watch::ReadEdges)
                 .map_err(EngineError::system("epoll_ctl"))?;
         }
         self.sessions.asks = asks;
-        Ok(())
+        Ok(questions)
     }
 
     /// Works until there is something to report.

@@ -20,6 +20,7 @@ use tidegate_ring::channels::ChannelTable;
 use tidegate_ring::host;
 use tidegate_ring::log::LogReader;
 
+use crate::asks::Asks;
 use crate::connection::{Connection, Dialect, Flags, Phase};
 use crate::hub::Hub;
 use crate::metrics::{Count, Metrics};
@@ -57,7 +58,9 @@ pub struct Sessions {
     pub connections: Slab<Connection>,
     pub reader: LogReader,
     pub uplink: Uplink,
-    hub: Hub,
+    /// What the application is asked; off until somebody is there to answer.
+    pub asks: Asks,
+    pub hub: Hub,
     wheel: Wheel,
     table: ChannelTable,
     /// Places of connections that have something to send, each once.
@@ -88,6 +91,7 @@ impl Sessions {
             hub: Hub::default(),
             reader,
             uplink,
+            asks: Asks::off(),
             table,
             to_flush: Vec::new(),
             deliveries: Deliveries::default(),
@@ -284,6 +288,7 @@ impl Sessions {
             .set(Count::Subscriptions, self.hub.subscription_count());
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
+        self.metrics.hooks(&mut self.asks);
         self.metrics.show();
     }
 }

@@ -118,6 +118,14 @@ pub struct Hooks {
     pub timeout: Duration,
     /// Questions without an answer at a time; one more gets the fall-back answer at once.
     pub in_flight_max: usize,
+    /// Headers of the client's request that go along, in lower case.
+    pub headers: Vec<String>,
+    /// The application is not asked for `breaker_open` when of the last so many calls of a kind
+    /// so many of a hundred failed.
+    pub breaker_calls: usize,
+    pub breaker_failures_percent: usize,
+    #[serde(rename = "breaker_open_s", deserialize_with = "seconds")]
+    pub breaker_open: Duration,
 }
 
 impl Default for Hooks {
@@ -125,6 +133,10 @@ impl Default for Hooks {
         Self {
             timeout: Duration::from_secs(1),
             in_flight_max: 1000,
+            headers: Vec::new(),
+            breaker_calls: 20,
+            breaker_failures_percent: 50,
+            breaker_open: Duration::from_secs(5),
         }
     }
 }
@@ -215,10 +227,16 @@ impl Settings {
 
     /// The rules for `channel`; `None`: no such namespace.
     pub fn namespace(&self, channel: &str) -> Option<&Namespace> {
+        self.namespace_at(channel).map(|(_, namespace)| namespace)
+    }
+
+    /// As [`Settings::namespace`], with its place in the list.
+    pub fn namespace_at(&self, channel: &str) -> Option<(usize, &Namespace)> {
         // `$` marks a private channel; it is no part of the namespace.
         let name = channel.strip_prefix('$').unwrap_or(channel);
         let name = name.split_once(':').map_or("", |(name, _)| name);
-        self.namespaces.iter().find(|each| each.name == name)
+        let mut namespaces = self.namespaces.iter().enumerate();
+        namespaces.find(|(_, each)| each.name == name)
     }
 }
 
