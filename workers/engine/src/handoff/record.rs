@@ -215,7 +215,8 @@ fn encode_speech(speech: &Speech, out: &mut Vec<u8>) {
         Speech::Http => out.push(0),
         Speech::WebSocket(None) => out.extend([1, 0]),
         Speech::WebSocket(Some(fragments)) => {
-            out.extend([1, 1, u8::from(fragments.is_text)]);
+            let kind = u8::from(fragments.is_text) | u8::from(fragments.is_compressed) << 1;
+            out.extend([1, 1, kind]);
             put_length(out, fragments.valid_bytes);
             put_bytes(out, &fragments.payload);
         }
@@ -392,8 +393,13 @@ impl<'a> Fields<'a> {
         match self.u8()? {
             0 => Ok(Speech::Http),
             1 => Ok(Speech::WebSocket(if self.flag("fragments")? {
+                let kind = self.u8()?;
+                if kind > 3 {
+                    return Err(RecordError::Value("fragments"));
+                }
                 Some(Fragments {
-                    is_text: self.flag("is_text")?,
+                    is_text: kind & 1 != 0,
+                    is_compressed: kind & 2 != 0,
                     valid_bytes: self.u32()? as usize,
                     payload: self.bytes()?.to_vec(),
                 })

@@ -95,7 +95,11 @@ impl Sessions {
         let Dialect::WebSocket(inbound) = &mut connection.dialect else {
             return total;
         };
-        match inbound.decode(bytes, message_bytes_max) {
+        let limits = websocket::Limits {
+            message_bytes_max,
+            deflate: connection.format.is_deflated(),
+        };
+        match inbound.decode(bytes, &limits) {
             Ok(Parsed::Incomplete) => 0,
             Ok(Parsed::Complete { value, consumed }) => {
                 connection.heard = now;

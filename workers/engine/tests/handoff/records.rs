@@ -67,6 +67,7 @@ fn busy() -> Record {
         input: b"half a fr".to_vec(),
         speech: Speech::WebSocket(Some(Fragments {
             is_text: true,
+            is_compressed: false,
             payload: b"half a m\xC3".to_vec(),
             valid_bytes: 8,
         })),
@@ -214,10 +215,12 @@ fn window() -> impl Strategy<Value = Window> {
 
 fn speech() -> impl Strategy<Value = Speech> {
     let fragments =
-        (any::<bool>(), bytes(), any::<usize>()).prop_map(|(is_text, payload, valid)| {
+        (any::<[bool; 2]>(), bytes(), any::<usize>()).prop_map(|(kind, payload, valid)| {
             let valid_bytes = valid % (payload.len() + 1);
+            let [is_text, is_compressed] = kind;
             Fragments {
                 is_text,
+                is_compressed,
                 payload,
                 valid_bytes,
             }

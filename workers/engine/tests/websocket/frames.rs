@@ -1,7 +1,8 @@
 //! RFC 6455 frame by frame: its own examples, and each of its prohibitions.
 
 use crate::peer::{
-    BINARY, CLOSE, CONTINUATION, FIN, MESSAGE_BYTES_MAX, PING, PONG, Seen, TEXT, frame, seen_in,
+    BINARY, CLOSE, CONTINUATION, FIN, LIMITS, MESSAGE_BYTES_MAX, PING, PONG, Seen, TEXT, frame,
+    seen_in,
 };
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::{self, Close};
@@ -287,10 +288,7 @@ fn an_incomplete_frame_is_left_as_it_came() {
     let mut inbound = Inbound::default();
     for length in 0..whole.len() {
         let mut part = whole[..length].to_vec();
-        assert_eq!(
-            inbound.decode(&mut part, MESSAGE_BYTES_MAX),
-            Ok(Parsed::Incomplete)
-        );
+        assert_eq!(inbound.decode(&mut part, &LIMITS), Ok(Parsed::Incomplete));
         assert_eq!(part, whole[..length]);
     }
 }

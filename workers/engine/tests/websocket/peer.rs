@@ -3,7 +3,7 @@
 
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::Close;
-use tidegate_engine::protocol::websocket::{Event, Inbound};
+use tidegate_engine::protocol::websocket::{Event, Inbound, Limits};
 
 pub const FIN: u8 = 0x80;
 pub const CONTINUATION: u8 = 0x0;
@@ -15,6 +15,10 @@ pub const PONG: u8 = 0xA;
 
 pub const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 pub const MESSAGE_BYTES_MAX: usize = 65536;
+pub const LIMITS: Limits = Limits {
+    message_bytes_max: MESSAGE_BYTES_MAX,
+    deflate: false,
+};
 
 /// A masked frame with its first byte as given and the shortest length.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -81,7 +85,7 @@ impl Reader {
         while !self.has_failed {
             match self
                 .inbound
-                .decode(&mut self.input[at..], MESSAGE_BYTES_MAX)
+                .decode(&mut self.input[at..], &LIMITS)
             {
                 Ok(Parsed::Incomplete) => break,
                 Ok(Parsed::Complete { value, consumed }) => {
