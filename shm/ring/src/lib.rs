@@ -3,12 +3,14 @@
 pub mod channels;
 pub mod entry;
 pub mod error;
+mod heap;
 pub mod history;
 pub mod host;
 pub mod json;
 mod lane;
 pub mod layout;
 pub mod log;
+pub mod presence;
 pub mod publication;
 #[cfg(feature = "python")]
 mod python;

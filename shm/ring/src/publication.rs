@@ -32,6 +32,14 @@ pub fn is_channel_name(name: &str) -> bool {
     (1..=CHANNEL_BYTES_MAX).contains(&name.len()) && name.is_ascii()
 }
 
+/// The namespace of a channel: the text before its first colon, or none. `$` marks a private channel
+/// and is no part of it.
+#[must_use]
+pub fn namespace_of(channel: &str) -> &str {
+    let name = channel.strip_prefix('$').unwrap_or(channel);
+    name.split_once(':').map_or("", |(namespace, _)| namespace)
+}
+
 /// The longest tags: their length travels in two bytes.
 pub const TAGS_BYTES_MAX: usize = u16::MAX as usize;
 
