@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from ops import doctor, messages, observe, operate, start
+from ops import doctor, messages, observe, operate, start, token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,6 +22,7 @@ def tidegate() -> None:
       tidegate status --watch                   see it work
       tidegate publish public:news '{"a": 1}'   send a message
       tidegate subscribe public:news            receive messages
+      tidegate token mint --user 42             make a token for a client
       tidegate reload                           replace all workers, one after the other
       tidegate doctor --connections 1e6         see whether this host can hold a million
 
@@ -32,7 +33,7 @@ def tidegate() -> None:
     """
 
 
-for module in (start, observe, operate, messages, doctor):
+for module in (start, observe, operate, messages, token, doctor):
     for command in module.COMMANDS:
         tidegate.add_command(command)
 

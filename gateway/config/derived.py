@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.config.schema import ChannelRules, ChannelSection, HooksSection, TokensSection
+from gateway.config.schema import (
+    ChannelRules,
+    ChannelSection,
+    Config,
+    HooksSection,
+    TokensSection,
+)
 from workers.settings import HookSettings, NamespaceSettings, TokenSettings
 
 HOOK_KINDS = (
@@ -21,6 +27,15 @@ def namespaces(channel: ChannelSection) -> tuple[NamespaceSettings, ...]:
 
 def tokens(section: TokensSection) -> TokenSettings:
     return TokenSettings(**msgspec.structs.asdict(section))
+
+
+def token_rules(config: Config) -> tuple[str, str | None]:
+    """All rules of tokens, and those of subscription tokens where they are others, as JSON."""
+    subscription = config.subscription_tokens
+    return (
+        msgspec.json.encode(config.tokens).decode(),
+        msgspec.json.encode(subscription).decode() if subscription.has_keys else None,
+    )
 
 
 def hooks(section: HooksSection) -> HookSettings:
