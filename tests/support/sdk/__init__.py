@@ -6,7 +6,8 @@ happens, one JSON object a line:
     {"id": 1, "do": "subscribe", "channel": "a", "options": {"recoverable": true}}
     {"id": 1, "result": null}  or  {"id": 1, "error": {"code": 103, "message": "…"}}
     {"event": "subscribed", "channel": "a", "recovered": false, …}
-    {"event": "token", "number": 3, "channel": ""}        answered by  {"do": "token", "number": 3, …}
+    {"event": "token", "number": 3, "channel": ""}
+    {"do": "token", "number": 3, "token": "…"}
 
 So a scenario is written once and holds for every SDK, encoding and transport.
 """
