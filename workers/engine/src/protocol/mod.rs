@@ -3,6 +3,7 @@
 pub mod centrifuge;
 pub mod close;
 pub mod deflate;
+pub mod delta;
 pub mod format;
 pub mod http;
 pub mod protobuf;
