@@ -135,7 +135,7 @@ class Questions:
         """
 
     def answer(self, id: int, kind: str, body: bytes) -> None:
-        """Answer a question with JSON. Raises ValueError for what is no kind."""
+        """Answer a question with JSON. Raises ValueError where this is no answer to its kind."""
 
     def fail(self, id: int, kind: str, why: Literal["failed", "timeout"]) -> None:
-        """Say that there is no answer. Raises ValueError for what is no kind."""
+        """Say that there is no answer, and why."""

@@ -2,11 +2,12 @@
 //! `{"error": {"code", "message"}}` or `{"disconnect": {"code", "reason"}}`.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::Fallback;
+use super::{AskKind, Fallback};
 use crate::auth::claims::{Bytes, Overrides, RawOptions, SubOptions, expiry};
 
 /// What the application decided.
@@ -78,7 +79,7 @@ pub struct RefreshResult {
 /// A kind of result that an answer may have.
 pub trait Answered: Sized {
     #[doc(hidden)]
-    type Raw: DeserializeOwned;
+    type Raw: DeserializeOwned + Default;
     #[doc(hidden)]
     fn from_raw(raw: Self::Raw) -> Result<Self, &'static str>;
 }
@@ -88,32 +89,57 @@ pub trait Answered: Sized {
 /// # Errors
 /// [`Fallback::Failed`]: this is no answer.
 pub fn parse<T: Answered>(body: &[u8]) -> Result<Verdict<T>, Fallback> {
-    let answer: RawAnswer<T::Raw> = serde_json::from_slice(body).map_err(|_| Fallback::Failed)?;
-    match answer {
-        RawAnswer {
-            disconnect: Some(disconnect),
-            ..
-        } => Ok(Verdict::Disconnect {
-            code: disconnect.code,
-            reason: disconnect.reason,
-        }),
-        RawAnswer {
-            error: Some(error), ..
-        } => Ok(Verdict::Error {
-            code: error.code,
-            message: error.message,
-            temporary: error.temporary,
-        }),
-        RawAnswer {
-            result: Some(raw), ..
-        } => T::from_raw(raw)
-            .map(Verdict::Result)
-            .map_err(|_| Fallback::Failed),
-        _ => Err(Fallback::Failed),
+    read(body).map_err(|_| Fallback::Failed)
+}
+
+/// Whether `body` is an answer to a question of `kind`.
+///
+/// # Errors
+/// Why not, for the log.
+pub fn check(kind: AskKind, body: &[u8]) -> Result<(), String> {
+    match kind {
+        AskKind::Connect => read::<ConnectResult>(body).map(drop),
+        AskKind::Subscribe => read::<SubscribeResult>(body).map(drop),
+        AskKind::Publish => read::<PublishResult>(body).map(drop),
+        AskKind::Rpc => read::<RpcResult>(body).map(drop),
+        AskKind::Refresh | AskKind::SubRefresh => read::<RefreshResult>(body).map(drop),
+        AskKind::Message | AskKind::Disconnect => read::<()>(body).map(drop),
+        // The verifier takes what it can use.
+        AskKind::Keys => Ok(()),
     }
 }
 
+fn read<T: Answered>(body: &[u8]) -> Result<Verdict<T>, String> {
+    let answer: RawAnswer<T::Raw> = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+    match answer {
+        RawAnswer {
+            result: raw,
+            error: None,
+            disconnect: None,
+        } => Ok(Verdict::Result(T::from_raw(raw.unwrap_or_default())?)),
+        RawAnswer {
+            result: None,
+            error: Some(error),
+            disconnect: None,
+        } => error.verdict(),
+        RawAnswer {
+            result: None,
+            error: None,
+            disconnect: Some(disconnect),
+        } => disconnect.verdict(),
+        _ => Err("more than one of result, error and disconnect".to_string()),
+    }
+}
+
+/// Codes below are the SDKs' own: they would take one for a fault of theirs.
+const ERROR_CODE_MIN: u32 = 100;
+/// What a close frame may carry, and the clients' rules of reconnection are about.
+const DISCONNECT_CODES: RangeInclusive<u16> = 3000..=4999;
+/// Of a close frame (RFC 6455 §5.5), less the code.
+const REASON_BYTES_MAX: usize = 123;
+
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields, bound = "R: Deserialize<'de>")]
 struct RawAnswer<R> {
     #[serde(default = "none")]
     result: Option<R>,
@@ -134,11 +160,48 @@ struct RawError {
     temporary: bool,
 }
 
+impl RawError {
+    fn verdict<T>(self) -> Result<Verdict<T>, String> {
+        if self.code < ERROR_CODE_MIN {
+            return Err(format!("an error code below {ERROR_CODE_MIN}"));
+        }
+        let message = match self.message.is_empty() {
+            // The SDKs do not take an error without one.
+            true => "application error".to_string(),
+            false => self.message,
+        };
+        Ok(Verdict::Error {
+            code: self.code,
+            message,
+            temporary: self.temporary,
+        })
+    }
+}
+
 #[derive(Deserialize)]
 struct RawDisconnect {
     code: u16,
     #[serde(default)]
     reason: String,
+}
+
+impl RawDisconnect {
+    fn verdict<T>(self) -> Result<Verdict<T>, String> {
+        if !DISCONNECT_CODES.contains(&self.code) {
+            return Err("a disconnect code that is not within 3000 to 4999".to_string());
+        }
+        if self.reason.len() > REASON_BYTES_MAX {
+            return Err(format!("a reason of more than {REASON_BYTES_MAX} bytes"));
+        }
+        // centrifuge-js parses the reason for an older form of it, and stays away if it can.
+        if serde_json::from_str::<IgnoredAny>(&self.reason).is_ok() {
+            return Err("a reason that browsers would take for JSON".to_string());
+        }
+        Ok(Verdict::Disconnect {
+            code: self.code,
+            reason: self.reason,
+        })
+    }
 }
 
 /// The members of all results: each kind takes its own.
@@ -236,7 +299,7 @@ impl Answered for RefreshResult {
 
 /// Of message: the application has nothing to say but an error or a disconnect.
 impl Answered for () {
-    type Raw = serde::de::IgnoredAny;
+    type Raw = IgnoredAny;
 
     fn from_raw(_: Self::Raw) -> Result<Self, &'static str> {
         Ok(())

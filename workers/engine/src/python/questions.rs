@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::asks::{self, AskKind, Fallback, Question};
+use crate::asks::{self, AskKind, Fallback, Question, verdict};
 
 #[pyclass(frozen, module = "workers._engine")]
 pub(super) struct Questions(pub(super) asks::Questions);
@@ -34,7 +34,9 @@ impl Questions {
     }
 
     fn answer(&self, id: u64, kind: &str, body: &[u8]) -> PyResult<()> {
-        self.0.answer(id, self::kind(kind)?, Ok(body.to_vec()));
+        let kind = self::kind(kind)?;
+        verdict::check(kind, body).map_err(PyValueError::new_err)?;
+        self.0.answer(id, kind, Ok(body.to_vec()));
         Ok(())
     }
 
