@@ -9,6 +9,8 @@
 
 pub mod command;
 pub mod reply;
+#[cfg(test)]
+mod tests;
 
 pub use command::{
     Command, ConnectRequest, EmulationRequest, HistoryRequest, Request, Since, SubscribeRequest,

@@ -1,0 +1,577 @@
+//! Codecs against recorded bytes, which the classes that protobuf's compiler made for a client
+//! library have written or read (`tests/unit/workers/test_centrifuge_codec.py`).
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::protocol::close::Close;
+use crate::protocol::protobuf::end_message;
+
+const COMMANDS: &str = include_str!("../../../../../tests/vectors/centrifuge-commands.json");
+const REPLIES: &str = include_str!("../../../../../tests/vectors/centrifuge-replies.json");
+
+#[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+struct Vector {
+    json: String,
+    /// In hexadecimal, without its length.
+    protobuf: String,
+}
+
+fn vectors(text: &str) -> Vec<Vector> {
+    let vectors: Vec<Vector> = serde_json::from_str(text).unwrap();
+    assert!(!vectors.is_empty());
+    vectors
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    (0..hex.len()).step_by(2).map(byte).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn delimited(message: &[u8]) -> Vec<u8> {
+    let mut out = message.to_vec();
+    end_message(&mut out, 0);
+    out
+}
+
+fn json(message: &str) -> Result<Vec<Command>, Close> {
+    parse_commands(Encoding::Json, message.as_bytes())
+}
+
+fn protobuf(message: &[u8]) -> Result<Vec<Command>, Close> {
+    parse_commands(Encoding::Protobuf, message)
+}
+
+fn one(message: &str) -> Request {
+    let [command] = json(message).unwrap().try_into().unwrap();
+    command.request
+}
+
+#[test]
+fn both_encodings_of_a_command_mean_the_same() {
+    for vector in vectors(COMMANDS) {
+        let read = protobuf(&delimited(&unhex(&vector.protobuf)));
+        assert!(read.is_ok(), "{vector:?}");
+        assert_eq!(json(&vector.json), read, "{vector:?}");
+    }
+}
+
+#[test]
+fn several_commands_come_in_one_message() {
+    let recorded = vectors(COMMANDS);
+    let texts: Vec<_> = recorded.iter().map(|each| each.json.as_str()).collect();
+    let bytes: Vec<u8> = recorded
+        .iter()
+        .flat_map(|each| delimited(&unhex(&each.protobuf)))
+        .collect();
+    let read = json(&texts.join("\n")).unwrap();
+    assert_eq!(read.len(), recorded.len());
+    assert_eq!(json(&(texts.join("\n") + "\n")), Ok(read.clone()));
+    assert_eq!(protobuf(&bytes), Ok(read));
+}
+
+#[test]
+fn what_is_no_message_of_commands_is_a_bad_request() {
+    for text in [
+        "",
+        "\n",
+        "{}\n\n{}",
+        "{}\n\n",
+        "\n{}",
+        "[]",
+        "1",
+        "null",
+        "{",
+        "{}{}",
+        "{\"id\":-1}",
+        "{\"id\":4294967296}",
+        "{\"id\":1}",
+        "{\"id\":1,\"unknown\":{}}",
+        "{\"id\":1,\"ping\":{}}",
+        "{\"id\":1,\"publish\":{\"channel\":1}}",
+        "{\"id\":1,\"publish\":{\"data\":{\"a\"}}}",
+        "{\"id\":1,\"history\":{\"since\":{\"offset\":-1}}}",
+    ] {
+        assert_eq!(json(text), Err(Close::BadRequest), "{text}");
+    }
+    for bytes in [
+        &[][..],
+        &[1],
+        &[2, 0x08],
+        // Only an id; a ping; a channel that is not UTF-8; a method that is a number.
+        &[2, 0x08, 1],
+        &[4, 0x08, 1, 0x5A, 0],
+        &[7, 0x08, 1, 0x32, 3, 0x0A, 1, 0xFF],
+        &[4, 0x08, 1, 0x20, 1],
+    ] {
+        assert_eq!(protobuf(bytes), Err(Close::BadRequest), "{bytes:02x?}");
+    }
+}
+
+#[test]
+fn null_is_the_value_of_what_is_left_out() {
+    let nothing = "{\"id\":1,\"ping\":null,\"connect\":{\"token\":null,\"data\":null,\"subs\":\
+                   {\"a\":null},\"name\":null,\"version\":null,\"headers\":null,\"flag\":null}}";
+    let expected = ConnectRequest {
+        subs: vec![SubscribeRequest {
+            channel: "a".to_owned(),
+            ..SubscribeRequest::default()
+        }],
+        ..ConnectRequest::default()
+    };
+    assert_eq!(one(nothing), Request::Connect(expected));
+    assert_eq!(one("{\"id\":null,\"send\":null}"), Request::Pong);
+}
+
+#[test]
+fn data_is_passed_on_as_it_stands() {
+    let data = |text: &str| match one(&format!("{{\"id\":1,\"rpc\":{{\"data\":{text}}}}}")) {
+        Request::Rpc { data, .. } => String::from_utf8(data).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    for text in [
+        "{\"a\" :  1.0e5, \"a\": 2}",
+        "\"\\u00e9\"",
+        "9007199254740993",
+        "[ ]",
+    ] {
+        assert_eq!(data(text), text);
+    }
+    assert_eq!(data("null"), "");
+}
+
+#[test]
+fn a_kind_of_subscription_that_is_no_stream_is_told() {
+    let request = Request::Subscribe(SubscribeRequest {
+        channel: "a".to_owned(),
+        kind: 3,
+        ..SubscribeRequest::default()
+    });
+    assert_eq!(
+        one("{\"id\":1,\"subscribe\":{\"type\":3,\"channel\":\"a\"}}"),
+        request
+    );
+    let bytes = [9, 0x08, 1, 0x2A, 5, 0x0A, 1, b'a', 0x78, 3];
+    assert_eq!(protobuf(&bytes).unwrap()[0].request, request);
+}
+
+#[test]
+fn a_one_way_client_sends_a_bare_request() {
+    let request = parse_uni_connect(b" {\"subs\":{\"b\":{},\"a\":{\"recover\":true}},\"id\":7}\n");
+    let subs = request.unwrap().subs;
+    let channels: Vec<_> = subs.iter().map(|sub| sub.channel.as_str()).collect();
+    assert_eq!(channels, ["a", "b"]);
+    assert_eq!(subs[0].recover, Some(Since::default()));
+    for wrong in [&b""[..], b"[]", b"{\"subs\":[]}", b"{}\n{}", b"\xFF"] {
+        assert_eq!(parse_uni_connect(wrong), Err(Close::BadRequest));
+    }
+}
+
+#[test]
+fn both_encodings_of_an_emulation_request_mean_the_same() {
+    let text = br#"{"session":"s","node":"n","data":"{\"id\":1}\n{}"}"#;
+    let bytes = b"\x0A\x01n\x12\x01s\x1A\x0B{\"id\":1}\n{}";
+    let expected = EmulationRequest {
+        node: "n".to_owned(),
+        session: "s".to_owned(),
+        data: b"{\"id\":1}\n{}".to_vec(),
+    };
+    let read = |encoding, body| parse_emulation(encoding, body);
+    assert_eq!(read(Encoding::Json, text), Some(expected.clone()));
+    assert_eq!(read(Encoding::Protobuf, bytes), Some(expected));
+    assert_eq!(read(Encoding::Json, bytes), None);
+    assert_eq!(read(Encoding::Protobuf, text), None);
+}
+
+const INFO: ClientInfo<'_> = ClientInfo {
+    user: "ann",
+    client: "8d7c1a52-7f0e-4d0b-9a60-0a2f4f6a7a11",
+    conn_info: b"{\"name\":\"Ann\"}",
+    chan_info: b"[1]",
+};
+
+/// Every message that we send, in both encodings.
+fn written() -> Vec<Vector> {
+    let info = INFO.encode();
+    let nobody = ClientInfo {
+        client: "c",
+        ..ClientInfo::default()
+    };
+    let full = Publication {
+        data: Data::Plain(b"{\"text\":\n \"n\xC3\xA9\xE6\xBC\xA2\"}\r\n"),
+        json: true,
+        info: &info,
+        offset: u64::MAX,
+        tags: b"{\"k\": \"v\", \"\": \"\xC3\xA9\"}",
+    };
+    let bare = Publication {
+        data: Data::Plain(b"0"),
+        info: b"",
+        offset: 0,
+        tags: b"",
+        ..full
+    };
+    let publications = [full, bare];
+    let none = SubscribeResult::default();
+    let subscribed = SubscribeResult {
+        expires: true,
+        ttl: 300,
+        recoverable: true,
+        epoch: "feedbeef",
+        publications: &publications,
+        recovered: true,
+        offset: 41,
+        positioned: true,
+        data: b"{\"a\":1}",
+        was_recovering: true,
+        delta: true,
+    };
+    let connected = ConnectResult {
+        client: INFO.client,
+        version: "0.1.0",
+        expires: true,
+        ttl: 3600,
+        data: b"[]",
+        subs: &[
+            (
+                "public:a",
+                SubscribeResult {
+                    epoch: "e",
+                    ..subscribed
+                },
+            ),
+            ("public:b", SubscribeResult::default()),
+        ],
+        ping: 25,
+        pong: true,
+        session: "s",
+        node: "n",
+        time: 1_700_000_000_000,
+    };
+    let replies = [
+        Reply::Error {
+            code: 100,
+            message: "internal server error",
+            temporary: true,
+        },
+        Reply::Error {
+            code: 103,
+            message: "permission denied",
+            temporary: false,
+        },
+        Reply::Connect(&connected),
+        Reply::Connect(&ConnectResult::default()),
+        Reply::Subscribe(&subscribed),
+        Reply::Subscribe(&none),
+        Reply::Unsubscribe,
+        Reply::Publish,
+        Reply::Presence {
+            members: &[info.clone(), nobody.encode()],
+        },
+        Reply::Presence { members: &[] },
+        Reply::PresenceStats {
+            clients: 3,
+            users: 2,
+        },
+        Reply::PresenceStats {
+            clients: 0,
+            users: 0,
+        },
+        Reply::History {
+            publications: &publications,
+            epoch: "e",
+            offset: 9,
+        },
+        Reply::History {
+            publications: &[],
+            epoch: "",
+            offset: 0,
+        },
+        Reply::Rpc {
+            data: b"{\"answer\":42}",
+        },
+        Reply::Rpc { data: b"" },
+        Reply::Refresh {
+            expires: true,
+            ttl: 60,
+        },
+        Reply::SubRefresh {
+            expires: true,
+            ttl: 60,
+        },
+        Reply::SubRefresh {
+            expires: false,
+            ttl: 0,
+        },
+    ];
+    let delta = Publication {
+        data: Data::Delta(b"3\n3:\"a\"1;"),
+        ..bare
+    };
+    let whole = Publication {
+        data: Data::Whole(b"{\"a\": \"\\n\"}"),
+        ..bare
+    };
+    let pushes = [
+        ("public:a", Push::Publication(&full)),
+        ("public:a", Push::Publication(&bare)),
+        ("public:a", Push::Join(&info)),
+        ("public:a", Push::Leave(&info)),
+        (
+            "public:\"a\"",
+            Push::Unsubscribe {
+                code: 2500,
+                reason: "insufficient state",
+            },
+        ),
+        (
+            "public:a",
+            Push::Subscribe {
+                recoverable: true,
+                positioned: true,
+                epoch: "e",
+                offset: 1,
+                data: b"1",
+            },
+        ),
+        (
+            "",
+            Push::Message {
+                data: b"{\"to\":\"you\"}",
+            },
+        ),
+        (
+            "",
+            Push::Disconnect {
+                code: 3001,
+                reason: "shutdown",
+            },
+        ),
+        (
+            "",
+            Push::Refresh {
+                expires: true,
+                ttl: 60,
+            },
+        ),
+    ];
+    // In JSON these are strings, which classes that know no JSON of ours cannot be asked about.
+    for publication in [delta, whole] {
+        assert!(
+            encode_push(
+                &mut Vec::new(),
+                Encoding::Json,
+                "a",
+                &Push::Publication(&publication)
+            )
+            .is_ok()
+        );
+    }
+    let both = |encode: &dyn Fn(&mut Vec<u8>, Encoding)| {
+        let [mut json, mut protobuf] = [Vec::new(), Vec::new()];
+        encode(&mut json, Encoding::Json);
+        encode(&mut protobuf, Encoding::Protobuf);
+        Vector {
+            json: String::from_utf8(json).unwrap(),
+            protobuf: hex(&protobuf),
+        }
+    };
+    let replies = replies.iter().enumerate().map(|(index, reply)| {
+        both(&|out, encoding| encode_reply(out, encoding, index as u32 + 1, reply).unwrap())
+    });
+    let pushes = pushes.iter().map(|(channel, push)| {
+        both(&|out, encoding| encode_push(out, encoding, channel, push).unwrap())
+    });
+    replies.chain(pushes).collect()
+}
+
+#[test]
+fn what_is_written_is_what_was_recorded() {
+    let recorded = vectors(REPLIES);
+    let written = written();
+    for (now, then) in written.iter().zip(&recorded) {
+        assert_eq!(now, then);
+    }
+    assert_eq!(written.len(), recorded.len());
+}
+
+#[test]
+fn a_message_in_json_is_one_line() {
+    assert!(
+        written()
+            .iter()
+            .all(|each| !each.json.contains(['\n', '\r']))
+    );
+}
+
+fn pushed(encoding: Encoding, data: Data<'_>, json: bool) -> Result<Vec<u8>, Close> {
+    let publication = Publication {
+        data,
+        json,
+        info: b"",
+        offset: 1,
+        tags: b"",
+    };
+    let mut out = Vec::new();
+    encode_push(&mut out, encoding, "a", &Push::Publication(&publication))?;
+    Ok(out)
+}
+
+#[test]
+fn a_delta_is_text_in_json_and_bytes_in_protobuf() {
+    let text = |data| String::from_utf8(pushed(Encoding::Json, data, true).unwrap()).unwrap();
+    assert_eq!(
+        text(Data::Whole(b"{\"a\":\n1}")),
+        r#"{"push":{"channel":"a","pub":{"data":"{\"a\":\n1}","offset":1}}}"#
+    );
+    assert_eq!(
+        text(Data::Delta(b"1\n1:\"1;")),
+        r#"{"push":{"channel":"a","pub":{"data":"1\n1:\"1;","offset":1,"delta":true}}}"#
+    );
+    let bytes = |data| pushed(Encoding::Protobuf, data, true).unwrap();
+    assert_eq!(bytes(Data::Whole(b"1")), bytes(Data::Plain(b"1")));
+    assert!(bytes(Data::Delta(b"1")).ends_with(b"\x22\x011\x30\x01\x40\x01"));
+}
+
+#[test]
+fn what_is_not_json_is_for_protobuf_alone() {
+    let data = Data::Plain(b"\xFF\n");
+    assert_eq!(
+        pushed(Encoding::Json, data, false),
+        Err(Close::InappropriateProtocol)
+    );
+    assert!(pushed(Encoding::Protobuf, data, false).is_ok());
+    let cut = Data::Delta(b"\xC3");
+    assert_eq!(
+        pushed(Encoding::Json, cut, true),
+        Err(Close::InappropriateProtocol)
+    );
+}
+
+#[test]
+fn one_way_clients_get_pushes_with_nothing_around_them() {
+    let uni = |channel, push: &Push<'_>| {
+        let mut out = Vec::new();
+        encode_uni_push(&mut out, channel, push).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let connected = ConnectResult {
+        client: "c",
+        ping: 25,
+        ..ConnectResult::default()
+    };
+    assert_eq!(
+        uni("", &Push::Connect(&connected)),
+        r#"{"connect":{"client":"c","ping":25}}"#
+    );
+    assert_eq!(
+        uni("a", &Push::Leave(&INFO.encode())),
+        r#"{"channel":"a","leave":{"info":{"user":"ann","client":"8d7c1a52-7f0e-4d0b-9a60-0a2f4f6a7a11","conn_info":{"name":"Ann"},"chan_info":[1]}}}"#
+    );
+    let disconnect = Push::Disconnect {
+        code: 3008,
+        reason: "slow",
+    };
+    assert_eq!(
+        uni("", &disconnect),
+        r#"{"disconnect":{"code":3008,"reason":"slow"}}"#
+    );
+}
+
+#[test]
+fn tags_with_values_that_are_not_text_are_written_as_they_stand() {
+    let publication = Publication {
+        data: Data::Plain(b"1"),
+        json: true,
+        info: b"",
+        offset: 0,
+        tags: b"{\"n\": 1.50}",
+    };
+    let mut out = Vec::new();
+    encode_push(
+        &mut out,
+        Encoding::Protobuf,
+        "a",
+        &Push::Publication(&publication),
+    )
+    .unwrap();
+    assert!(out.ends_with(b"\x3A\x09\x0A\x01n\x12\x041.50"));
+}
+
+proptest! {
+    #[test]
+    fn a_client_info_is_read_as_it_was_written(
+        user in "\\PC{0,20}",
+        client in "[0-9a-f-]{0,36}",
+        conn_info in prop::collection::vec(any::<u8>(), 0..100),
+        chan_info in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let info = ClientInfo {
+            user: &user,
+            client: &client,
+            conn_info: &conn_info,
+            chan_info: &chan_info,
+        };
+        let encoded = info.encode();
+        prop_assert_eq!(ClientInfo::parse(&encoded), Some(info));
+    }
+
+    #[test]
+    fn a_publication_in_json_says_what_was_published(
+        channel in "\\PC{1,30}",
+        text in "\\PC{0,50}",
+        tags in prop::collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..4),
+        offset in 1_u64..,
+    ) {
+        let data = serde_json::json!({ "text": text, "list": [1.5, null] });
+        let tags = serde_json::json!(tags);
+        let info = INFO.encode();
+        let publication = Publication {
+            data: Data::Plain(&serde_json::to_vec_pretty(&data).unwrap()),
+            json: true,
+            info: &info,
+            offset,
+            tags: &serde_json::to_vec_pretty(&tags).unwrap(),
+        };
+        let mut out = Vec::new();
+        encode_push(&mut out, Encoding::Json, &channel, &Push::Publication(&publication)).unwrap();
+        let read: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let push = &read["push"];
+        prop_assert_eq!(&push["channel"], &channel);
+        prop_assert_eq!(&push["pub"]["data"], &data);
+        prop_assert_eq!(&push["pub"]["tags"], &tags);
+        prop_assert_eq!(&push["pub"]["offset"], &offset);
+        prop_assert_eq!(&push["pub"]["info"]["user"], INFO.user);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_commands_or_a_bad_request(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        for encoding in [Encoding::Json, Encoding::Protobuf] {
+            if let Err(close) = parse_commands(encoding, &bytes) {
+                prop_assert_eq!(close, Close::BadRequest);
+            }
+            parse_emulation(encoding, &bytes);
+        }
+        let _ = parse_uni_connect(&bytes);
+        ClientInfo::parse(&bytes);
+    }
+
+    #[test]
+    fn a_recorded_command_with_some_bytes_changed_never_panics(
+        which: prop::sample::Index,
+        at: prop::sample::Index,
+        byte: u8,
+    ) {
+        let recorded = vectors(COMMANDS);
+        let mut message = delimited(&unhex(&recorded[which.index(recorded.len())].protobuf));
+        let at = at.index(message.len());
+        message[at] = byte;
+        let _ = protobuf(&message);
+    }
+}
