@@ -1,5 +1,5 @@
-//! The wire format of Protocol Buffers (protobuf.dev/programming-guides/encoding): fields in, fields
-//! out. Which number means what, the messages know.
+//! The wire format of Protocol Buffers (protobuf.dev/programming-guides/encoding): fields in,
+//! fields out. Which number means what, the messages know.
 
 /// A varint of 64 bits takes at most this many bytes.
 const VARINT_BYTES_MAX: usize = 10;
@@ -148,7 +148,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_varint_is_read_as_it_was_written(value: u64, rest in prop::collection::vec(any::<u8>(), 0..4)) {
+        fn a_varint_is_read_as_it_was_written(
+            value: u64,
+            rest in prop::collection::vec(any::<u8>(), 0..4),
+        ) {
             let mut bytes = Vec::new();
             put_varint(&mut bytes, value);
             prop_assert!(bytes.len() <= VARINT_BYTES_MAX);
