@@ -7,13 +7,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Literal
 
 from workers import log
 
-__all__ = ["HookSettings", "NamespaceSettings", "TokenSettings", "WorkerSettings"]
+__all__ = [
+    "HookSettings",
+    "NamespaceSettings",
+    "TokenSettings",
+    "WorkerSettings",
+    "namespaces_of",
+    "rows_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,13 +183,8 @@ class WorkerSettings:
         return json.dumps(asdict(self))
 
     def as_map(self) -> dict[str, Any]:
-        """The settings as a map of plain values, for the link.
-
-        Of namespaces there may be hundreds, and a message of the link is short: the names of their
-        options go first, then a row of values for each.
-        """
-        rows = [_NAMESPACE_OPTIONS, *(list(astuple(each)) for each in self.namespaces)]
-        return asdict(self) | {"namespaces": rows}
+        """The settings as a map of plain values, for the link."""
+        return asdict(self) | {"namespaces": rows_of(self.namespaces)}
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> WorkerSettings:
@@ -192,8 +194,6 @@ class WorkerSettings:
         then not of the same version.
         """
         _same_keys("worker", cls, values)
-        options, *rows = values["namespaces"]
-        _same_keys("namespace", NamespaceSettings, options)
         tokens, subscription_tokens = values["tokens"], values["subscription_tokens"]
         return cls(
             **{
@@ -206,18 +206,32 @@ class WorkerSettings:
                 "hooks": HookSettings(
                     **{**values["hooks"], "headers": tuple(values["hooks"]["headers"])}
                 ),
-                "namespaces": tuple(_namespace(options, row) for row in rows),
+                "namespaces": namespaces_of(values["namespaces"]),
             }
         )
 
 
-_NAMESPACE_OPTIONS = [option.name for option in fields(NamespaceSettings)]
+def rows_of(namespaces: Iterable[NamespaceSettings]) -> list[list[Any]]:
+    """The names of the options first, then a row of values for each namespace.
+
+    There may be hundreds, and a message of the link is short.
+    """
+    options = [option.name for option in fields(NamespaceSettings)]
+    return [options, *(list(astuple(each)) for each in namespaces)]
 
 
-def _namespace(options: list[str], row: list[Any]) -> NamespaceSettings:
-    values = dict(zip(options, row, strict=True))
-    values["allowed_delta_types"] = tuple(values["allowed_delta_types"])
-    return NamespaceSettings(**values)
+def namespaces_of(rows: Iterable[Sequence[Any]]) -> tuple[NamespaceSettings, ...]:
+    """The namespaces of rows that `rows_of` made, perhaps after a way through msgpack.
+
+    Raises TypeError naming the options when one is unknown or missing.
+    """
+    options, *values = rows
+    _same_keys("namespace", NamespaceSettings, options)
+    named = (dict(zip(options, each, strict=True)) for each in values)
+    return tuple(
+        NamespaceSettings(**each | {"allowed_delta_types": tuple(each["allowed_delta_types"])})
+        for each in named
+    )
 
 
 def _same_keys(what: str, kind: type[Any], keys: Iterable[str]) -> None:

@@ -54,7 +54,7 @@ pub struct Namespace {
     pub allow_history_for_anonymous: bool,
     /// The part after the last `#` names the users that may subscribe.
     pub allow_user_limited_channels: bool,
-    /// For the name after the namespace; empty: any ASCII.
+    /// For the name after the namespace; empty: any.
     pub channel_regex: String,
     pub presence: bool,
     pub join_leave: bool,
@@ -310,5 +310,6 @@ mod tests {
         assert_eq!(settings.namespace("public:a:b").unwrap().name, "public");
         assert_eq!(settings.namespace("plain").unwrap().name, "");
         assert!(settings.namespace("nowhere:a").is_none());
+        assert!(settings.namespace(":a").is_none());
     }
 }
