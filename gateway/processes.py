@@ -59,6 +59,7 @@ class Publisher(Child):
             stats_row=PUBLISHER_ROW,
             generation=generation,
             lag_budget_ms=config.log.lag_budget_ms,
+            history=derived.history_rules(config.channel),
             log_format=config.gateway.log_format,
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
@@ -66,6 +67,8 @@ class Publisher(Child):
         fds = {
             "log": memory.log.fd,
             "channels": memory.channels.fd,
+            "history": memory.history.fd,
+            "presence": memory.presence.fd,
             "stats": memory.stats.fd,
             "wake": memory.publisher_wake,
         }
@@ -173,6 +176,8 @@ class Worker(Child):
         fds |= {
             "log": runtime.memory.log.fd,
             "channels": runtime.memory.channels.fd,
+            "history": runtime.memory.history.fd,
+            "presence": runtime.memory.presence.fd,
             "stats": runtime.memory.stats.fd,
             "uplink": self._uplink.segment.fd,
             "wake": self._wake,
@@ -298,7 +303,13 @@ class Api(Child):
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
         )
-        fds = {"listener": listener.fileno(), "stats": runtime.memory.stats.fd}
+        fds = {
+            "listener": listener.fileno(),
+            "channels": runtime.memory.channels.fd,
+            "history": runtime.memory.history.fd,
+            "presence": runtime.memory.presence.fd,
+            "stats": runtime.memory.stats.fd,
+        }
         self.send("boot", fds, settings=settings.as_map())
         self.kill_after_start(config.reload.start_timeout_s)
 

@@ -11,6 +11,7 @@ from gateway.config.schema import (
     HooksSection,
     TokensSection,
 )
+from shm import _ring
 from workers.settings import HookSettings, NamespaceSettings, TokenSettings
 
 HOOK_KINDS = (
@@ -23,6 +24,15 @@ HOOK_KINDS = (
 def namespaces(channel: ChannelSection) -> tuple[NamespaceSettings, ...]:
     """The rules of every channel there may be; first those of channels without a namespace."""
     return (_rules("", channel), *(_rules(each.name, each) for each in channel.namespaces))
+
+
+def history_rules(channel: ChannelSection) -> tuple[_ring.HistoryRule, ...]:
+    """What the publisher keeps: name of a namespace, publications of a channel, seconds."""
+    return tuple(
+        (each.name, each.history_size, each.history_ttl_s)
+        for each in namespaces(channel)
+        if each.history_size > 0
+    )
 
 
 def tokens(section: TokensSection) -> TokenSettings:

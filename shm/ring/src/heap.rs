@@ -111,12 +111,6 @@ impl Cell {
     fn bytes(&self, from: usize) -> impl Iterator<Item = u8> {
         self.0[from..].iter().flat_map(|word| word.to_le_bytes())
     }
-
-    /// The beginning of the payload: all that this cell holds of it.
-    pub fn start<const BYTES: usize>(&self, head_words: usize) -> [u8; BYTES] {
-        let mut bytes = self.bytes(RECORD + head_words + 1);
-        std::array::from_fn(|_| bytes.next().unwrap_or(0))
-    }
 }
 
 /// A channel as the directory had it.

@@ -105,31 +105,53 @@ impl PresenceTable {
     }
 }
 
-/// The user of a Protobuf ClientInfo: its field 1, a string. Empty where it has none.
-fn user_of(info: &[u8]) -> &[u8] {
-    let mut rest = info;
-    while let Some(tag) = varint(&mut rest) {
-        match tag & 7 {
-            0 => {
-                if varint(&mut rest).is_none() {
-                    break;
-                }
+/// A client as the others see it: the fields 1 to 4 of the Protobuf ClientInfo, each empty where it
+/// is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientInfo<'a> {
+    pub user: &'a [u8],
+    pub client: &'a [u8],
+    /// JSON text, as `chan_info` is.
+    pub conn_info: &'a [u8],
+    pub chan_info: &'a [u8],
+}
+
+impl<'a> ClientInfo<'a> {
+    /// Reads as far as it makes sense; fields that it does not know are passed over.
+    #[must_use]
+    pub fn parse(info: &'a [u8]) -> Self {
+        let (mut found, mut rest) = (Self::default(), info);
+        while let Some((number, field)) = next_field(&mut rest) {
+            match number {
+                1 => found.user = field,
+                2 => found.client = field,
+                3 => found.conn_info = field,
+                4 => found.chan_info = field,
+                _ => (),
             }
-            2 => {
-                let bytes = varint(&mut rest).and_then(|bytes| usize::try_from(bytes).ok());
-                let Some((field, after)) = bytes.and_then(|bytes| rest.split_at_checked(bytes))
-                else {
-                    break;
-                };
-                if tag >> 3 == 1 {
-                    return field;
-                }
-                rest = after;
-            }
-            _ => break,
         }
+        found
     }
-    b""
+}
+
+/// The next field of a message, its number and its bytes: none where it is a number. `None`: the
+/// end, or what cannot be read.
+fn next_field<'a>(rest: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let tag = varint(rest)?;
+    let field: &[u8] = match tag & 7 {
+        0 => {
+            varint(rest)?;
+            b""
+        }
+        2 => {
+            let bytes = usize::try_from(varint(rest)?).ok()?;
+            let (field, after) = rest.split_at_checked(bytes)?;
+            *rest = after;
+            field
+        }
+        _ => return None,
+    };
+    Some((tag >> 3, field))
 }
 
 /// A base-128 number of at most ten bytes.
@@ -152,18 +174,27 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_user_is_the_first_field_wherever_it_stands() {
-        assert_eq!(user_of(b"\x0a\x0242\x12\x01c"), b"42");
-        assert_eq!(user_of(b"\x12\x01c\x0a\x0242"), b"42");
-        assert_eq!(user_of(b"\x12\x01c\x22\x02{}"), b"");
-        assert_eq!(user_of(b"\x0a\x0542"), b"", "cut off");
-        assert_eq!(user_of(b""), b"");
+    fn the_fields_are_found_wherever_they_stand() {
+        let whole = ClientInfo::parse(b"\x12\x01c\x0a\x0242\x18\x05\x22\x02{}");
+        let expected = ClientInfo {
+            user: b"42",
+            client: b"c",
+            conn_info: b"",
+            chan_info: b"{}",
+        };
+        assert_eq!(whole, expected);
+        assert_eq!(
+            ClientInfo::parse(b"\x0a\x0542"),
+            ClientInfo::default(),
+            "cut off"
+        );
+        assert_eq!(ClientInfo::parse(b""), ClientInfo::default());
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(info in prop::collection::vec(any::<u8>(), 0..60)) {
-            let _ = user_of(&info);
+            let _ = ClientInfo::parse(&info);
         }
     }
 }

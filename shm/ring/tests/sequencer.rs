@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use tidegate_ring::channels::{ChannelTable, ChannelWriter, Horizon};
-use tidegate_ring::history::history;
+use tidegate_ring::history::{HistoryRule, HistoryStore, recover};
 use tidegate_ring::layout::Owner;
 use tidegate_ring::log::{LogReader, LogView, LogWriter};
 use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, RECORD_KIND, Source};
@@ -14,7 +14,7 @@ use tidegate_ring::sequencer::{METRICS, Segments, Sequencer, Settings};
 use tidegate_ring::stats::{self, SchemaLine, Stats, Value};
 use tidegate_ring::uplink::{self, Reply, Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log};
+use tidegate_ring::{channels, history, log, presence};
 
 const OWNER: Owner = Owner {
     generation: 1,
@@ -23,11 +23,21 @@ const OWNER: Owner = Owner {
 };
 const CAPACITY: u64 = 1 << 16;
 const UPLINK_CAPACITY: u64 = 1 << 14;
-const SETTINGS: Settings = Settings {
-    stats_row: 0,
-    generation: 1,
-    lag_budget: Duration::from_millis(1),
-};
+const STORE_BYTES: u64 = 1 << 16;
+
+/// Channels of namespace `kept` keep three publications for ten seconds.
+fn settings() -> Settings {
+    Settings {
+        stats_row: 0,
+        generation: 1,
+        lag_budget: Duration::from_millis(1),
+        history: vec![HistoryRule {
+            namespace: "kept".to_owned(),
+            size: 3,
+            ttl: Duration::from_secs(10),
+        }],
+    }
+}
 
 fn segments() -> Segments {
     // Close to where positions wrap.
@@ -36,12 +46,18 @@ fn segments() -> Segments {
     log::format(&log, CAPACITY, 2, start, OWNER).unwrap();
     let channels = Region::heap(channels::segment_bytes(100).unwrap());
     channels::format(&channels, 100, OWNER).unwrap();
+    let history = Region::heap(history::segment_bytes(STORE_BYTES).unwrap());
+    history::format(&history, STORE_BYTES, OWNER).unwrap();
+    let presence = Region::heap(presence::segment_bytes(STORE_BYTES).unwrap());
+    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
     let schema: Vec<SchemaLine> = METRICS.iter().map(SchemaLine::from).collect();
     let stats = Region::heap(stats::segment_bytes(&schema, 1).unwrap());
     stats::format(&stats, &schema, 1, OWNER).unwrap();
     Segments {
         log,
         channels,
+        history,
+        presence,
         stats,
     }
 }
@@ -58,7 +74,7 @@ fn new_uplink(generation: u64) -> Region {
 
 fn open(segments: &Segments, awaited: &[u32]) -> Sequencer {
     let bell = Bell::new().unwrap();
-    Sequencer::open(segments.clone(), bell, SETTINGS, awaited.iter().copied()).unwrap()
+    Sequencer::open(segments.clone(), bell, settings(), awaited.iter().copied()).unwrap()
 }
 
 fn attach(sequencer: &mut Sequencer, id: u32, region: &Region) {
@@ -273,8 +289,12 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     attach(&mut sequencer, 1, &region);
     let table = ChannelTable::attach(segments.channels.clone()).unwrap();
     let view = LogView::attach(&segments.log).unwrap();
+    let store = HistoryStore::attach(segments.history.clone()).unwrap();
     let key = table.key("a");
-    let since = |offset| history(&view, key, offset, table.top(key).unwrap(), 50, usize::MAX);
+    let history = |since_offset, top, count_max, bytes_max| {
+        recover(&view, &store, key, since_offset, top, count_max, bytes_max)
+    };
+    let since = |offset| history(offset, table.top(key).unwrap(), 50, usize::MAX);
     let mut lost_before = 0;
     for id in 1..2_000_u64 {
         ask(&mut producer, id, if id % 3 == 0 { "b" } else { "a" });
@@ -293,14 +313,7 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
         if id % 20 != 0 {
             continue;
         }
-        let unlimited = history(
-            &view,
-            key,
-            0,
-            table.top(key).unwrap(),
-            usize::MAX,
-            usize::MAX,
-        );
+        let unlimited = history(0, table.top(key).unwrap(), usize::MAX, usize::MAX);
         lost_before += u64::from(unlimited.is_none());
         assert!(unlimited.is_none_or(|payloads| payloads.len() as u64 == top));
     }
@@ -309,11 +322,8 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     let mut top = table.top(key).unwrap();
     let two = since(top.offset - 2).unwrap();
     let bytes = two.iter().map(Vec::len).sum();
-    let within = |bytes_max| history(&view, key, top.offset - 2, top, 50, bytes_max);
+    let within = |bytes_max| history(top.offset - 2, top, 50, bytes_max);
     assert_eq!((within(bytes), within(bytes - 1)), (Some(two), None));
     top.last_position = NO_PREVIOUS;
-    assert_eq!(
-        history(&view, key, top.offset - 1, top, 50, usize::MAX),
-        None
-    );
+    assert_eq!(history(top.offset - 1, top, 50, usize::MAX), None);
 }

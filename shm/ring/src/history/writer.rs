@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{EPOCH, HEAD_WORDS, HistoryRule, OFFSET, PREVIOUS, SEQUENCE};
+use super::{HEAD_WORDS, HistoryRule, PREVIOUS, SEQUENCE};
 use crate::channels::ChannelKey;
 use crate::error::SegmentError;
 use crate::heap::writer::{HeapWriter, Left, Recovery};

@@ -5,7 +5,7 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use super::{CLIENT, FLAG_ANNOUNCE, FLAG_SHOWN, HEAD_WORDS, NEXT, OWNER, user_of};
+use super::{CLIENT, ClientInfo, FLAG_ANNOUNCE, FLAG_SHOWN, HEAD_WORDS, NEXT, OWNER};
 use crate::channels::ChannelKey;
 use crate::entry::EventView;
 use crate::error::SegmentError;
@@ -357,15 +357,15 @@ impl PresenceWriter {
 
     fn user_hash(&self, info: &[u8]) -> u128 {
         let mut hasher = SipHasher13::new_with_keys(self.hash_key[0], self.hash_key[1]);
-        hasher.write(user_of(info));
+        hasher.write(ClientInfo::parse(info).user);
         hasher.finish128().as_u128()
     }
 }
 
 fn owner_word(member: Member) -> u64 {
-    u64::from(member.owner) << 32
-        | u64::from(member.presence) * FLAG_SHOWN
-        | u64::from(member.announce) * FLAG_ANNOUNCE
+    let shown = u64::from(member.presence) * FLAG_SHOWN;
+    let announce = u64::from(member.announce) * FLAG_ANNOUNCE;
+    u64::from(member.owner) << 32 | shown | announce
 }
 
 fn member_of(word: u64) -> Member {

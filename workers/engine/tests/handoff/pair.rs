@@ -19,7 +19,7 @@ use tidegate_ring::sequencer::{self, Sequencer};
 use tidegate_ring::stats::{SchemaLine, Stats, Value};
 use tidegate_ring::uplink::{Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log, stats, uplink};
+use tidegate_ring::{channels, history, log, presence, stats, uplink};
 
 /// No wait of a test is longer: what should happen in milliseconds has failed by then.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +31,7 @@ const OWNER: Owner = Owner {
 };
 const LOG_BYTES: u64 = 1 << 23;
 const UPLINK_BYTES: u64 = 1 << 20;
+const STORE_BYTES: u64 = 1 << 20;
 /// Names of the hand-offs of a test.
 const ID: u64 = 7;
 
@@ -111,6 +112,10 @@ fn segments() -> Segments {
     log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
+    let history = region(history::segment_bytes(STORE_BYTES).unwrap());
+    history::format(&history, STORE_BYTES, OWNER).unwrap();
+    let presence = region(presence::segment_bytes(STORE_BYTES).unwrap());
+    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
     let schema: Vec<SchemaLine> = sequencer::METRICS
         .iter()
         .map(SchemaLine::from)
@@ -127,6 +132,8 @@ fn segments() -> Segments {
         shared: sequencer::Segments {
             log,
             channels,
+            history,
+            presence,
             stats,
         },
         own_uplink: uplink(),
@@ -168,6 +175,7 @@ fn sequence(
             stats_row: 0,
             generation: 1,
             lag_budget: Duration::from_secs(10),
+            ..sequencer::Settings::default()
         };
         let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
         for (seat, bell) in readers.into_iter().enumerate() {

@@ -17,7 +17,7 @@ use tidegate_ring::sequencer::{self, Sequencer};
 use tidegate_ring::stats::{SchemaLine, Stats, Value};
 use tidegate_ring::uplink::{Reply, Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log, stats, uplink};
+use tidegate_ring::{channels, history, log, presence, stats, uplink};
 
 /// No wait of a test is longer: what should happen in milliseconds has failed by then.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +29,7 @@ const OWNER: Owner = Owner {
 };
 const LOG_BYTES: u64 = 1 << 18;
 const UPLINK_BYTES: u64 = 1 << 18;
+const STORE_BYTES: u64 = 1 << 20;
 
 type Order = Box<dyn FnOnce(&mut Reactor) + Send>;
 
@@ -95,6 +96,10 @@ fn segments() -> (sequencer::Segments, Region, Region) {
     log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
+    let history = region(history::segment_bytes(STORE_BYTES).unwrap());
+    history::format(&history, STORE_BYTES, OWNER).unwrap();
+    let presence = region(presence::segment_bytes(STORE_BYTES).unwrap());
+    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
     let schema: Vec<SchemaLine> = sequencer::METRICS
         .iter()
         .map(SchemaLine::from)
@@ -111,6 +116,8 @@ fn segments() -> (sequencer::Segments, Region, Region) {
         sequencer::Segments {
             log,
             channels,
+            history,
+            presence,
             stats,
         },
         uplink(),
@@ -151,6 +158,7 @@ impl House {
                 stats_row: 0,
                 generation: 1,
                 lag_budget: Duration::from_millis(50),
+                ..sequencer::Settings::default()
             };
             let wake = Bell::from(publisher_bell);
             let mut sequencer = Sequencer::open(regions, wake, settings, []).unwrap();
