@@ -150,7 +150,7 @@ impl From<&Hooks> for Limits {
     }
 }
 
-/// How much later than Python the engine gives up: as long as a busy interpreter may take to say so.
+/// How much later than Python the engine gives up: a busy interpreter may take that long to say so.
 const STUCK_AFTER: Duration = Duration::from_millis(250);
 /// Things told that wait for Python; what is told beyond is dropped and counted as full. As many as
 /// clients that a busy worker may lose at once; a few hundred bytes each.

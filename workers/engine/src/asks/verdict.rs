@@ -1,5 +1,5 @@
-//! The answers of the application, of a Python class and of an HTTP back end alike: `{"result": …}`,
-//! `{"error": {"code", "message"}}` or `{"disconnect": {"code", "reason"}}`.
+//! The answers of the application, of a Python class and of an HTTP back end alike:
+//! `{"result": …}`, `{"error": {"code", "message"}}` or `{"disconnect": {"code", "reason"}}`.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

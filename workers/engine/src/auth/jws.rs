@@ -1,4 +1,4 @@
-//! The envelope: `header.payload.signature`, each in base64url without padding (RFC 7515 §3.1, §7.1).
+//! The envelope: `header.payload.signature`, each in base64url without padding (RFC 7515 §7.1).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

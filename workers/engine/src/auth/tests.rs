@@ -683,8 +683,7 @@ proptest! {
     }
 
     #[test]
-    fn no_header_or_claims_of_anybody_do_harm(header in any::<Vec<u8>>(), payload in any::<Vec<u8>>()) {
-        let header = String::from_utf8_lossy(&header).into_owned();
+    fn no_header_or_claims_do_harm(header in ".{0,80}", payload in any::<Vec<u8>>()) {
         for header in [header.as_str(), r#"{"alg":"HS256"}"#] {
             let token = envelope(header, &payload, SECRET.as_bytes());
             let _ = verifier(secret()).connection(&token, NOW_S);
