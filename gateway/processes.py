@@ -296,7 +296,7 @@ class Api(Child):
             key=key,
             workers=config.api.workers,
             threads=config.api.threads,
-            namespaces=tuple(each.name for each in config.channel.namespaces),
+            namespaces=derived.namespaces(config.channel),
             message_bytes_max=config.limits.message_bytes_max,
             stats_row=self.stats_row,
             log_format=config.gateway.log_format,
