@@ -14,7 +14,6 @@ mod upgrade;
 use super::Parsed;
 
 pub use opening::{Opening, Rules, parse_opening};
-pub use upgrade::websocket_accept;
 
 /// What a request head may cost before it is refused with 431.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,6 @@ pub mod http;
 pub mod protobuf;
 pub mod sse;
 pub mod tcp;
-pub mod uni;
 pub mod websocket;
 
 /// What a parser made of the bytes at hand. Too few bytes is a value, not an error.

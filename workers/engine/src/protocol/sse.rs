@@ -95,3 +95,68 @@ impl LastEventId {
         Some((found.1, found.2))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(event: &[u8]) -> &str {
+        let text = std::str::from_utf8(event).unwrap();
+        text.strip_prefix("id: ").unwrap().lines().next().unwrap()
+    }
+
+    fn position(channel: &str, epoch: u32, offset: u64) -> Position<'_> {
+        Position {
+            channel,
+            epoch,
+            offset,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_brings_back_every_position(
+            channels in prop::collection::btree_map("[ -~]{1,40}", any::<(u32, u64)>(), 0..20),
+        ) {
+            let positions = channels.iter().map(|(channel, &(epoch, offset))| {
+                position(channel, epoch, offset)
+            });
+            let event = with_id(b"data: {}\n\n", positions);
+            let end = event.ends_with(b"\ndata: {}\n\n");
+            prop_assert!(end);
+            let read = LastEventId::parse(id(&event).as_bytes()).unwrap();
+            for (channel, at) in &channels {
+                prop_assert_eq!(read.position(channel), Some(*at));
+            }
+            prop_assert_eq!(read.position("not there"), None);
+        }
+
+        #[test]
+        fn arbitrary_ids_never_panic(id in prop::collection::vec(any::<u8>(), 0..100)) {
+            LastEventId::parse(&id);
+            LastEventId::parse(URL_SAFE_NO_PAD.encode(&id).as_bytes());
+        }
+    }
+
+    #[test]
+    fn an_id_is_bounded_and_holds_what_fits() {
+        let channels: Vec<String> = (0..1000).map(|n| format!("public:{n}")).collect();
+        let all = channels.iter().map(|channel| position(channel, 1, 100));
+        let event = with_id(b"", all);
+        let id = id(&event);
+        assert!((ID_BYTES_MAX - 24..=ID_BYTES_MAX).contains(&id.len()));
+        let read = LastEventId::parse(id.as_bytes()).unwrap();
+        assert_eq!(read.position("public:0"), Some((1, 100)));
+        assert_eq!(read.position("public:999"), None);
+        let longer = "A".repeat(ID_BYTES_MAX + 1);
+        assert_eq!(LastEventId::parse(longer.as_bytes()), None);
+    }
+
+    #[test]
+    fn an_id_means_the_same_in_every_version() {
+        let event = with_id(b"", [position("public:a", 7, 300)].into_iter());
+        // Clients bring it back after an upgrade.
+        assert_eq!(id(&event), "zMopvaIrBwAAAKwC");
+    }
+}

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use super::Parsed;
-use super::close::{Close, REASON_BYTES_MAX};
+use super::close::{Close, Farewell, REASON_BYTES_MAX};
 use super::deflate;
 
 /// Opcode and flags, length byte, 8 bytes of extended length, 4 of mask.
@@ -364,11 +364,11 @@ fn put_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
 }
 
 /// Append our close frame.
-pub fn encode_close(out: &mut Vec<u8>, close: Close) {
-    debug_assert!(close.reason().len() <= REASON_BYTES_MAX);
+pub fn encode_close(out: &mut Vec<u8>, farewell: &Farewell) {
+    debug_assert!(farewell.reason.len() <= REASON_BYTES_MAX);
     let mut payload = Vec::with_capacity(CONTROL_PAYLOAD_MAX as usize);
-    payload.extend_from_slice(&close.code().to_be_bytes());
-    payload.extend_from_slice(close.reason().as_bytes());
+    payload.extend_from_slice(&farewell.code.to_be_bytes());
+    payload.extend_from_slice(farewell.reason.as_bytes());
     encode_frame(out, Opcode::Close, &payload);
 }
 

@@ -168,9 +168,41 @@ fn a_one_way_client_sends_a_bare_request() {
     let channels: Vec<_> = subs.iter().map(|sub| sub.channel.as_str()).collect();
     assert_eq!(channels, ["a", "b"]);
     assert_eq!(subs[0].recover, Some(Since::default()));
-    for wrong in [&b""[..], b"[]", b"{\"subs\":[]}", b"{}\n{}", b"\xFF"] {
+    for wrong in [
+        &b""[..],
+        b"[]",
+        b"null",
+        b"{\"subs\":[]}",
+        b"{\"subs\":{\"a\":1}}",
+        b"{\"subs\":{\"a\":{\"offset\":\"1\"}}}",
+        b"{\"name\":\"\\ud800\"}",
+        b"{\"data\":nope}",
+        b"{}\n{}",
+        b"\xFF",
+    ] {
         assert_eq!(parse_uni_connect(wrong), Err(Close::BadRequest));
     }
+}
+
+#[test]
+fn a_channel_named_twice_is_subscribed_once() {
+    let text = br#"{"subs":{"a":{},"a":{"recover":true,"offset":4}}}"#;
+    let connect = b"\x1A\x05\x0A\x01a\x12\x00\x1A\x09\x0A\x01a\x12\x04\x18\x01\x38\x04";
+    let message = [b"\x08\x01\x22\x12", &connect[..]].concat();
+    let Request::Connect(in_protobuf) = protobuf(&delimited(&message)).unwrap().remove(0).request
+    else {
+        panic!("no connect request");
+    };
+    let in_json = parse_uni_connect(text).unwrap();
+    assert_eq!((in_json.subs.len(), &in_json.subs), (1, &in_protobuf.subs));
+    assert_eq!(in_json.subs[0].recover.as_ref().unwrap().offset, 4);
+}
+
+#[test]
+fn deeply_nested_data_costs_no_stack() {
+    let data = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
+    let request = parse_uni_connect(format!("{{\"data\":{data}}}").as_bytes());
+    assert_eq!(request.unwrap().data, data.as_bytes());
 }
 
 #[test]
@@ -448,7 +480,7 @@ proptest! {
 
     #[test]
     fn a_publication_in_json_says_what_was_published(
-        channel in "\\PC{1,30}",
+        channel in "\\PC{1,30}|[\"\\\\\t\n\0\u{7f}\u{2028}é🌊</]{1,5}",
         text in "\\PC{0,50}",
         tags in prop::collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..4),
         offset in 1_u64..,

@@ -115,22 +115,6 @@ fn is_window(bits: &str) -> bool {
     matches!(bits, "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15")
 }
 
-/// As it was before there were other endpoints; goes with its last caller.
-pub fn websocket_accept(
-    request: &Request<'_>,
-    origins_allowed: &[String],
-) -> Result<Vec<u8>, HttpReject> {
-    if request.path != "/connection/uni_websocket" {
-        return Err(HttpReject::UnknownPath);
-    }
-    if request.method != "GET" {
-        return Err(HttpReject::MethodNotAllowed);
-    }
-    let key = check(request)?;
-    super::origin::Origin::check(request, origins_allowed)?;
-    Ok(response(key, &Agreed::default()))
-}
-
 /// The 101 response. What it does not mention is not agreed to (RFC 6455 §4.2.2).
 pub(super) fn response(key: &[u8], agreed: &Agreed) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);

@@ -1,5 +1,7 @@
 //! Commands in Protobuf; the numbers are those of `client.proto` of centrifugal/protocol.
 
+use std::collections::BTreeMap;
+
 use super::json::FLAG_REJECT_UNRECOVERED;
 use super::{Command, ConnectRequest, EmulationRequest, HistoryRequest, Request};
 use super::{Since, SubscribeRequest};
@@ -122,16 +124,15 @@ fn two_texts(message: &[u8]) -> Result<(String, String), Malformed> {
 
 fn connect(message: &[u8]) -> Result<ConnectRequest, Malformed> {
     let mut request = ConnectRequest::default();
+    // Of a channel named twice the last counts, as in every map of Protobuf.
+    let mut subs = BTreeMap::new();
     for field in fields(message) {
         match field? {
             (1, value) => request.token = text(value)?,
             (2, value) => request.data = value.bytes()?.to_vec(),
             (3, value) => {
                 let (channel, sub) = text_and_bytes(value.bytes()?, 1, 2)?;
-                request.subs.push(SubscribeRequest {
-                    channel,
-                    ..subscribe(&sub)?
-                });
+                subs.insert(channel, subscribe(&sub)?);
             }
             (4, value) => request.name = text(value)?,
             (5, value) => request.version = text(value)?,
@@ -139,6 +140,8 @@ fn connect(message: &[u8]) -> Result<ConnectRequest, Malformed> {
             _ => {}
         }
     }
+    let named = |(channel, sub)| SubscribeRequest { channel, ..sub };
+    request.subs = subs.into_iter().map(named).collect();
     Ok(request)
 }
 
