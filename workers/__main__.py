@@ -101,6 +101,10 @@ def _serve(link: Link, engine: Engine) -> None:
     """Work until there is nothing left to do."""
     while True:
         event, fields = engine.run()
+        if event == "notices":
+            for line in fields["lines"]:
+                logger.warning(line)
+            continue
         if event != "link":
             link.send({"type": event, **fields})
             if event == "drained":

@@ -50,7 +50,8 @@ class Engine:
         """Attach everything; clients are accepted from the first `run` on.
 
         `settings` is the JSON of `WorkerSettings.as_json`. `descriptors` has the keys http, tcp
-        (listeners), log, channels, stats, uplink (segments), wake and publisher_wake (eventfds).
+        (listeners), log, channels, history, presence, stats, uplink (segments), wake and
+        publisher_wake (eventfds).
         From here on a panic ends the process with status 70.
         Raises EngineFailed, OSError, ValueError for settings that cannot be.
         """
@@ -65,7 +66,8 @@ class Engine:
     def run(
         self,
     ) -> tuple[
-        Literal["link", "draining", "drained", "moving", "handed_over", "adopted"], dict[str, Any]
+        Literal["link", "draining", "drained", "moving", "handed_over", "adopted", "notices"],
+        dict[str, Any],
     ]:
         """Work until `link` is readable or there is something to tell: what, and its fields.
 
@@ -77,6 +79,7 @@ class Engine:
         "adopted": {id, count, refused, reason, pause_us_p50, pause_us_p99, pause_us_max}: the
         taking with that id is over; `reason`: "done", "giver_gone", "incompatible", "protocol",
         "system" or "busy".
+        "notices": {lines}: for the log, why clients were refused.
         Releases the GIL. Raises EngineFailed.
         """
 

@@ -6,7 +6,9 @@
 
 pub mod asks;
 pub mod auth;
+pub mod client;
 pub mod connection;
+pub mod directory;
 pub mod error;
 pub mod handoff;
 pub mod hub;

@@ -26,6 +26,8 @@ table! { Count, COUNTS:
         "connections accepted on the HTTP port and not ended";
     ConnectionsTcp = Gauge, r#"connections{transport="tcp"}"#,
         "connections accepted on the TCP port and not ended";
+    ConnectionsStream = Gauge, r#"connections{transport="stream"}"#,
+        "streams of server-sent events or lines that have not ended";
     AcceptsHttp = Counter, r#"accepts_total{transport="websocket"}"#,
         "connections taken from the HTTP port's queue";
     AcceptsTcp = Counter, r#"accepts_total{transport="tcp"}"#,
@@ -46,16 +48,27 @@ table! { Count, COUNTS:
         "frames of the TCP protocol received";
     ReceivedIgnored = Counter, r#"received_total{kind="ignored"}"#,
         "messages received that the dialect has no use for";
+    ReceivedEmulated = Counter, r#"received_total{kind="emulated"}"#,
+        "messages of clients that listen on a stream, by a request of their own";
+    RequestsAnswered = Counter, "http_answers_total",
+        "requests that were answered and opened no connection";
     ReceivedBytes = Counter, "received_bytes_total", "bytes received from clients";
     SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
     Sends = Counter, "sends_total", "system calls that sent to clients";
     SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
     Publications = Counter, "publications_read_total", "publications read from the log";
-    PublicationsInvalid = Counter, "publications_invalid_total",
-        "records of the log that are no publication";
+    RecordsInvalid = Counter, "records_invalid_total",
+        "records of the log that this worker does not understand";
     Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
     DeliveriesDropped = Counter, "deliveries_dropped_total",
         "queued frames that were dropped with their connection or subscription";
+    JoinsAndLeaves = Counter, "presence_events_total",
+        "joins and leaves put into a connection's queue";
+    Faults = Counter, "command_errors_total", "commands answered with an error";
+    Unsubscribed = Counter, "unsubscribed_total", "subscriptions that the gateway ended";
+    Orders = Counter, "orders_total", "orders of back ends done to a connection";
+    OrdersInvalid = Counter, "orders_invalid_total",
+        "orders of back ends that this worker does not understand";
     Pings = Counter, "pings_total", "pings and heartbeats sent";
     QueuedBytes = Gauge, "queued_bytes", "bytes waiting in the queues of connections";
     Channels = Gauge, "worker_channels", "channels that somebody here is subscribed to";
@@ -68,6 +81,8 @@ table! { Count, COUNTS:
         "subscriptions over limits.channels_per_connection_max";
     SubscribesBad = Counter, r#"subscribe_errors_total{reason="bad_request"}"#,
         "subscriptions with an impossible name, or made twice";
+    SubscribesUnrecoverable = Counter, r#"subscribe_errors_total{reason="unrecoverable"}"#,
+        "subscriptions not made because their client wanted all that it missed";
     Recovered = Counter, r#"recoveries_total{result="recovered"}"#,
         "subscriptions that got all they had missed";
     Unrecoverable = Counter, r#"recoveries_total{result="unrecoverable"}"#,

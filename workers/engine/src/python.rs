@@ -59,6 +59,8 @@ struct Keys {
     tcp: RawFd,
     log: RawFd,
     channels: RawFd,
+    history: RawFd,
+    presence: RawFd,
     stats: RawFd,
     uplink: RawFd,
     wake: RawFd,
@@ -113,6 +115,8 @@ impl Engine {
         let regions = Regions {
             log: map("log", descriptors.log)?,
             channels: map("channels", descriptors.channels)?,
+            history: map("history", descriptors.history)?,
+            presence: map("presence", descriptors.presence)?,
             stats: map("stats", descriptors.stats)?,
             uplink: map("uplink", descriptors.uplink)?,
         };
@@ -148,6 +152,10 @@ impl Engine {
                 "drained"
             }
             Report::Handoff(report) => handoff_fields(&report, &fields)?,
+            Report::Notices => {
+                fields.set_item("lines", self.0.take_notices())?;
+                "notices"
+            }
         };
         Ok((name, fields))
     }

@@ -8,8 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tidegate_ring::channels::ChannelTable;
+use tidegate_ring::history::HistoryStore;
 use tidegate_ring::host;
 use tidegate_ring::log::LogReader;
+use tidegate_ring::presence::PresenceTable;
 use tidegate_ring::region::Region;
 use tidegate_ring::stats::{Role, Row, state};
 use tidegate_ring::uplink::UplinkProducer;
@@ -23,7 +25,7 @@ use crate::handoff::{self, Handoffs};
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
-use crate::session::{Sessions, Transport, Uplink};
+use crate::session::{Memory, Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
 use crate::sys::{Epoll, Event, Watch};
@@ -51,6 +53,8 @@ const ANSWERS: u64 = u32::MAX as u64 - 5;
 pub struct Regions {
     pub log: Region,
     pub channels: Region,
+    pub history: Region,
+    pub presence: Region,
     pub stats: Region,
     pub uplink: Region,
 }
@@ -78,6 +82,8 @@ pub enum Report {
     Drained { closed: usize },
     /// There is news of a hand-off.
     Handoff(handoff::Report),
+    /// There are lines for the log: [`Reactor::take_notices`].
+    Notices,
 }
 
 pub struct Reactor {
@@ -175,7 +181,15 @@ impl Reactor {
             if let Some(report) = self.drain_report() {
                 return Ok(report);
             }
+            if self.sessions.has_notices() {
+                return Ok(Report::Notices);
+            }
         }
+    }
+
+    /// What developers should know of clients that were refused.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        self.sessions.take_notices()
     }
 
     /// Every channel that has subscribers here, and how many.
@@ -194,6 +208,8 @@ impl Reactor {
         let began_ns = host::monotonic_ns();
         self.sessions.tell_time();
         self.accept();
+        self.sessions.take_answers();
+        self.read_resumed();
         self.read();
         self.sessions.uplink.ring();
         self.drain_log()?;
@@ -314,6 +330,13 @@ impl Reactor {
         }
     }
 
+    /// Those that have waited for an answer have more to say.
+    fn read_resumed(&mut self) {
+        for token in self.sessions.take_resumed() {
+            self.mark_to_read(token);
+        }
+    }
+
     fn mark_to_read(&mut self, token: Token) {
         if let Some(connection) = self.sessions.connections.get_mut(token)
             && connection.flags.raise(Flags::TO_READ)
@@ -412,6 +435,8 @@ fn sessions(
     let Regions {
         log,
         channels,
+        history,
+        presence,
         stats,
         uplink,
     } = regions;
@@ -428,7 +453,13 @@ fn sessions(
     let table = ChannelTable::attach(channels).map_err(of("channels"))?;
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
-    let mut sessions = Sessions::new(settings, metrics, reader, table, uplink);
+    let memory = Memory {
+        reader,
+        table,
+        history: HistoryStore::attach(history).map_err(of("history"))?,
+        presence: PresenceTable::attach(presence).map_err(of("presence"))?,
+    };
+    let mut sessions = Sessions::new(settings, metrics, memory, uplink)?;
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

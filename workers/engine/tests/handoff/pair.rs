@@ -227,6 +227,8 @@ impl Pair {
             let regions = Regions {
                 log: segments.shared.log.clone(),
                 channels: segments.shared.channels.clone(),
+                history: segments.shared.history.clone(),
+                presence: segments.shared.presence.clone(),
                 stats: segments.shared.stats.clone(),
                 uplink: segments.worker_uplinks[slot as usize].clone(),
             };

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ pub struct House {
     orders: Sender<Order>,
     link: UnixStream,
     reports: Receiver<Report>,
+    notices: Arc<Mutex<Vec<String>>>,
     publisher_link: UnixStream,
     threads: Vec<JoinHandle<()>>,
     stats: Stats,
@@ -125,6 +127,20 @@ fn segments() -> (sequencer::Segments, Region, Region) {
     )
 }
 
+/// What the publisher is told of namespaces that keep a history.
+fn history_rules(settings: &Settings) -> Vec<history::HistoryRule> {
+    let kept = settings
+        .namespaces
+        .iter()
+        .filter(|each| each.history_size > 0);
+    kept.map(|each| history::HistoryRule {
+        namespace: each.name.clone(),
+        size: each.history_size as u64,
+        ttl: each.history_ttl,
+    })
+    .collect()
+}
+
 fn bell() -> (Bell, OwnedFd) {
     let bell = Bell::new().unwrap();
     let copy = duplicate(&bell);
@@ -153,11 +169,13 @@ impl House {
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
         let (regions, ours) = (segments.clone(), own_uplink.clone());
         let (worker_reply_bell, theirs) = (worker_bell.try_clone().unwrap(), worker_uplink.clone());
+        let rules = history_rules(&settings);
         let sequencing = std::thread::spawn(move || {
             let settings = sequencer::Settings {
                 stats_row: 0,
                 generation: 1,
                 lag_budget: Duration::from_millis(50),
+                history: rules,
                 ..sequencer::Settings::default()
             };
             let wake = Bell::from(publisher_bell);
@@ -177,6 +195,8 @@ impl House {
         let (link, their_link) = UnixStream::pair().unwrap();
         let ((orders, taken), (told, reports)) = (channel(), channel());
         let stats = Stats::attach(segments.stats.clone()).unwrap();
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let noticed = notices.clone();
         let serving = std::thread::spawn(move || {
             let mut link = their_link.try_clone().unwrap();
             let wake = duplicate(&worker_wake);
@@ -190,16 +210,20 @@ impl House {
             let sequencer::Segments {
                 log,
                 channels,
+                history,
+                presence,
                 stats,
             } = segments;
             let regions = Regions {
                 log,
                 channels,
+                history,
+                presence,
                 stats,
                 uplink: worker_uplink,
             };
             let mut reactor = Reactor::new(settings, regions, descriptors).unwrap();
-            serve(&mut reactor, &mut link, &taken, &told);
+            serve(&mut reactor, &mut link, &taken, &told, &noticed);
         });
         House {
             http: addresses.0,
@@ -207,6 +231,7 @@ impl House {
             orders,
             link,
             reports,
+            notices,
             publisher_link,
             threads: vec![serving, sequencing],
             stats,
@@ -225,6 +250,16 @@ impl House {
     /// The worker's next report that is not about the link.
     pub fn report(&self) -> Report {
         self.reports.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Waits for a line in the worker's log that has all of these words.
+    pub fn wait_for_notice(&self, words: &[&str]) {
+        wait_for(&format!("a line with {words:?}"), || {
+            let lines = self.notices.lock().unwrap();
+            lines
+                .iter()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+        });
     }
 
     /// Publishes JSON, waits for the answer, and returns epoch and offset.
@@ -310,6 +345,7 @@ fn serve(
     link: &mut UnixStream,
     orders: &Receiver<Order>,
     reports: &Sender<Report>,
+    notices: &Mutex<Vec<String>>,
 ) {
     loop {
         match reactor.run().unwrap() {
@@ -319,6 +355,7 @@ fn serve(
                 }
                 orders.recv().unwrap()(reactor);
             }
+            Report::Notices => notices.lock().unwrap().extend(reactor.take_notices()),
             report => drop(reports.send(report)),
         }
     }
