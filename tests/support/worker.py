@@ -18,7 +18,10 @@ from workers.settings import HookSettings, NamespaceSettings, TokenSettings, Wor
 ANSWER_TIMEOUT_S = 20.0
 SEAT = 0
 WORKER_ROW = 2
-DESCRIPTORS = ["http", "tcp", "log", "channels", "stats", "uplink", "wake", "publisher_wake"]
+DESCRIPTORS = [
+    *("http", "tcp", "log", "channels", "history", "presence", "stats"),
+    *("uplink", "wake", "publisher_wake"),
+]
 
 SETTINGS = WorkerSettings(
     instance="test",
@@ -102,7 +105,8 @@ class WorkerProcess:
         memory, wake = self.memory, self.memory.eventfd()
         uplink = self.publisher.attach_worker(SEAT, wake)
         fds = [each.fileno() for each in self.listeners]
-        fds += [memory.log, memory.channels, memory.stats, uplink, wake, self.publisher.wake]
+        fds += [memory.log, memory.channels, memory.history, memory.presence, memory.stats]
+        fds += [uplink, wake, self.publisher.wake]
         values = SETTINGS.as_map() if settings is None else settings
         self.link.send({"type": "boot", "settings": values, "fds": DESCRIPTORS}, fds)
         return self.link.recv()[0]
