@@ -46,7 +46,7 @@ use crate::outbox::Frame;
 use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
 use crate::protocol::http::HttpReject;
-use crate::protocol::{tcp as wire, websocket as frames};
+use crate::protocol::{deflate, tcp as wire, websocket as frames};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
@@ -129,6 +129,7 @@ impl Sessions {
         uplink: Uplink,
     ) -> Result<Self, TokenSettingsError> {
         let entries_max = settings.connections_max + REFUSALS_AT_A_TIME_MAX;
+        deflate::set_bytes_min(settings.websocket_compression_bytes_min);
         Ok(Self {
             verifier: Verifier::new(&settings)?,
             connections: Slab::new(entries_max),
