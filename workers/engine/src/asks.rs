@@ -118,6 +118,17 @@ impl Outcome {
         }
     }
 
+    pub fn help(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Fallback(Fallback::Failed) => "the hook raised, or gave no answer that is one",
+            Self::Fallback(Fallback::Timeout) => "hooks.timeout_s was over",
+            Self::Fallback(Fallback::Stuck) => "the interpreter said nothing in time",
+            Self::Fallback(Fallback::Full) => "hooks.in_flight_max of them waited",
+            Self::Fallback(Fallback::Open) => "too many calls had failed",
+        }
+    }
+
     fn index(self) -> usize {
         match self {
             Self::Answered => 0,

@@ -3,7 +3,7 @@
 
 use tidegate_ring::stats::{Index, Kind, Row, SchemaLine};
 
-use crate::asks::{self, Asks};
+use crate::asks::{self, Asks, Outcome};
 use crate::protocol::close::{self, Close};
 use crate::protocol::http::{self, HttpReject};
 
@@ -155,9 +155,20 @@ pub fn schema() -> Vec<SchemaLine> {
     });
     let hook_calls = asks::KINDS.iter().flat_map(|kind| {
         asks::OUTCOMES.iter().map(move |outcome| {
-            let (hook, result) = (kind.name(), outcome.name());
-            let name = format!("hook_calls_total{{hook=\"{hook}\",result=\"{result}\"}}");
-            let help = format!("questions to the application that ended as {result}");
+            let (hook, reason) = (kind.name(), outcome.name());
+            let (name, help) = match outcome {
+                Outcome::Answered => (
+                    format!("hook_answers_total{{hook=\"{hook}\"}}"),
+                    "questions that the application answered".to_string(),
+                ),
+                Outcome::Fallback(_) => (
+                    format!("hook_failures_total{{hook=\"{hook}\",reason=\"{reason}\"}}"),
+                    format!(
+                        "questions that got the fall-back answer: {}",
+                        outcome.help()
+                    ),
+                ),
+            };
             line(Kind::Counter, name, help)
         })
     });
