@@ -108,8 +108,11 @@ impl Cell {
         Link(self.0[MORE])
     }
 
-    fn bytes(&self, from: usize) -> impl Iterator<Item = u8> {
-        self.0[from..].iter().flat_map(|word| word.to_le_bytes())
+    /// Appends the words from `from` on.
+    fn append_to(&self, bytes: &mut Vec<u8>, from: usize) {
+        for word in &self.0[from..] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
     }
 }
 
@@ -271,15 +274,15 @@ impl Heap {
         if bytes > self.cells * CELL_BYTES {
             return None;
         }
-        let mut payload = Vec::with_capacity(bytes);
-        payload.extend(cell.bytes(RECORD + head_words + 1).take(bytes));
+        let mut payload = Vec::with_capacity(bytes.next_multiple_of(CELL_BYTES));
+        cell.append_to(&mut payload, RECORD + head_words + 1);
         let mut more = cell.more();
         while payload.len() < bytes {
             let rest = self.cell(more, KIND_REST)?;
-            let left = bytes - payload.len();
-            payload.extend(rest.bytes(RECORD).take(left));
+            rest.append_to(&mut payload, RECORD);
             more = rest.more();
         }
+        payload.truncate(bytes);
         Some(payload)
     }
 

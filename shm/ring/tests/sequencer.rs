@@ -2,112 +2,18 @@
 
 #![cfg(not(loom))]
 
+mod support;
+
 use std::time::Duration;
 
+use support::publisher::{CAPACITY, ask, attach, counted, new_uplink, open, replies, segments};
 use tidegate_ring::channels::{ChannelTable, ChannelWriter, Horizon};
-use tidegate_ring::history::{HistoryRule, HistoryStore, recover};
-use tidegate_ring::layout::Owner;
+use tidegate_ring::history::{HistoryStore, recover};
 use tidegate_ring::log::{LogReader, LogView, LogWriter};
 use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, RECORD_KIND, Source};
 use tidegate_ring::region::Region;
-use tidegate_ring::sequencer::{METRICS, Segments, Sequencer, Settings};
-use tidegate_ring::stats::{self, SchemaLine, Stats, Value};
-use tidegate_ring::uplink::{self, Reply, Request, UplinkProducer};
-use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, history, log, presence};
-
-const OWNER: Owner = Owner {
-    generation: 1,
-    pid: 1,
-    start: 1,
-};
-const CAPACITY: u64 = 1 << 16;
-const UPLINK_CAPACITY: u64 = 1 << 14;
-const STORE_BYTES: u64 = 1 << 16;
-
-/// Channels of namespace `kept` keep three publications for ten seconds.
-fn settings() -> Settings {
-    Settings {
-        stats_row: 0,
-        generation: 1,
-        lag_budget: Duration::from_millis(1),
-        history: vec![HistoryRule {
-            namespace: "kept".to_owned(),
-            size: 3,
-            ttl: Duration::from_secs(10),
-        }],
-    }
-}
-
-fn segments() -> Segments {
-    // Close to where positions wrap.
-    let start = 0_u64.wrapping_sub(CAPACITY / 2);
-    let log = Region::heap(log::segment_bytes(CAPACITY, 2));
-    log::format(&log, CAPACITY, 2, start, OWNER).unwrap();
-    let channels = Region::heap(channels::segment_bytes(100).unwrap());
-    channels::format(&channels, 100, OWNER).unwrap();
-    let history = Region::heap(history::segment_bytes(STORE_BYTES).unwrap());
-    history::format(&history, STORE_BYTES, OWNER).unwrap();
-    let presence = Region::heap(presence::segment_bytes(STORE_BYTES).unwrap());
-    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
-    let schema: Vec<SchemaLine> = METRICS.iter().map(SchemaLine::from).collect();
-    let stats = Region::heap(stats::segment_bytes(&schema, 1).unwrap());
-    stats::format(&stats, &schema, 1, OWNER).unwrap();
-    Segments {
-        log,
-        channels,
-        history,
-        presence,
-        stats,
-    }
-}
-
-fn new_uplink(generation: u64) -> Region {
-    let region = Region::heap(uplink::segment_bytes(UPLINK_CAPACITY));
-    let owner = Owner {
-        generation,
-        ..OWNER
-    };
-    uplink::format(&region, UPLINK_CAPACITY, 0, owner).unwrap();
-    region
-}
-
-fn open(segments: &Segments, awaited: &[u32]) -> Sequencer {
-    let bell = Bell::new().unwrap();
-    Sequencer::open(segments.clone(), bell, settings(), awaited.iter().copied()).unwrap()
-}
-
-fn attach(sequencer: &mut Sequencer, id: u32, region: &Region) {
-    let bell = Bell::new().unwrap();
-    sequencer.attach_uplink(id, region.clone(), bell).unwrap();
-}
-
-fn ask(producer: &mut UplinkProducer, id: u64, channel: &str) {
-    let request = Request {
-        id,
-        want_reply: true,
-        json: true,
-        channel,
-        data: b"{}",
-        ..Request::default()
-    };
-    producer.publish(&request).unwrap();
-}
-
-fn replies(producer: &mut UplinkProducer) -> Vec<Reply> {
-    let mut found = Vec::new();
-    producer.replies(|reply| found.push(reply)).unwrap();
-    found
-}
-
-fn counted(segments: &Segments, name: &str) -> u64 {
-    let stats = Stats::attach(segments.stats.clone()).unwrap();
-    let at = stats.schema().iter().position(|line| line.name == name);
-    match &stats.rows()[0].values[at.unwrap()] {
-        Value::Number(number) => *number,
-        Value::Histogram { count, .. } => *count,
-    }
-}
+use tidegate_ring::sequencer::Segments;
+use tidegate_ring::uplink::{self, UplinkProducer};
 
 /// What a publisher does until it is killed: appends a publication for each (position, channel),
 /// and more of the steps after that, the later it is killed.
@@ -122,27 +28,18 @@ fn half_a_batch(segments: &Segments, requests: &[(u64, &str)], stage: Stage) {
     for &(position, channel) in requests {
         let key = table.table().key(channel);
         let place = table.place(key, horizon).unwrap();
+        let source = Source {
+            uplink: 1,
+            generation: 7,
+            position,
+        };
         let view = PublicationView {
             key,
             epoch: place.epoch,
             offset: place.offset,
             previous: place.previous,
-            time_ms: 1,
-            source: Source {
-                uplink: 1,
-                generation: 7,
-                position,
-            },
-            idempotency: None,
-            version: 0,
-            except: None,
-            channel,
-            json: true,
-            delta: false,
-            kept: false,
-            tags: b"",
-            info: b"",
-            data: b"{}",
+            source,
+            ..support::publication(channel, b"{}")
         };
         let at = batch.push(RECORD_KIND, &[&view.encode()]).unwrap();
         table.advance(place, at);

@@ -2,8 +2,13 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[cfg(not(loom))]
+pub mod publisher;
+
+use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::layout::Owner;
 use tidegate_ring::log;
+use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
 use tidegate_ring::region::Region;
 use tidegate_ring::uplink;
 
@@ -21,6 +26,32 @@ pub fn heap_log(capacity: u64, readers: u32, start: u64) -> Region {
     let region = Region::heap(log::segment_bytes(capacity, readers));
     log::format(&region, capacity, readers, start, OWNER).unwrap();
     region
+}
+
+/// A publication of no particular place.
+pub fn publication<'a>(channel: &'a str, data: &'a [u8]) -> PublicationView<'a> {
+    PublicationView {
+        key: ChannelKey([1, 1]),
+        epoch: 1,
+        offset: 1,
+        previous: NO_PREVIOUS,
+        time_ms: 1,
+        source: Source {
+            uplink: 1,
+            generation: 7,
+            position: 0,
+        },
+        idempotency: None,
+        version: 0,
+        except: None,
+        channel,
+        json: true,
+        delta: false,
+        kept: false,
+        tags: b"",
+        info: b"",
+        data,
+    }
 }
 
 /// An uplink in private memory.
