@@ -4,6 +4,8 @@
 
 #[cfg(not(loom))]
 pub mod publisher;
+#[cfg(not(loom))]
+pub mod victim;
 
 use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::layout::Owner;

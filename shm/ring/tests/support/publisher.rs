@@ -60,7 +60,11 @@ pub fn segments_in(mut region: impl FnMut(usize) -> Region) -> Segments {
 }
 
 pub fn new_uplink(generation: u64) -> Region {
-    let region = Region::heap(uplink::segment_bytes(UPLINK_CAPACITY));
+    new_uplink_in(generation, Region::heap)
+}
+
+pub fn new_uplink_in(generation: u64, region: impl FnOnce(usize) -> Region) -> Region {
+    let region = region(uplink::segment_bytes(UPLINK_CAPACITY));
     let owner = Owner {
         generation,
         ..OWNER
