@@ -15,6 +15,8 @@ pub struct Client {
     pub info: Box<[u8]>,
     /// JSON that only the application sees; empty: none.
     pub meta: Box<[u8]>,
+    /// JSON object of the request's headers that the application wants to see; empty: none.
+    pub headers: Box<[u8]>,
     /// Names the connection to those who may act for it: unlike its UUID, no other client sees it.
     pub session: [u8; 16],
     pub expiry: Expiry,

@@ -11,6 +11,7 @@ mod delivery;
 mod expiry;
 mod fault;
 mod forms;
+mod forwarding;
 mod http;
 mod moving;
 mod notices;

@@ -66,6 +66,8 @@ pub struct Identity {
     /// JSON, or empty; so is `meta`.
     pub info: Vec<u8>,
     pub meta: Vec<u8>,
+    /// JSON object, or empty.
+    pub headers: Vec<u8>,
     pub session: [u8; 16],
     pub expiry: Expiry,
     /// Of each of [`Record::subscriptions`].
@@ -251,6 +253,7 @@ fn encode_identity(identity: &Identity, out: &mut Vec<u8>) {
     put_bytes(out, identity.user.as_bytes());
     put_bytes(out, &identity.info);
     put_bytes(out, &identity.meta);
+    put_bytes(out, &identity.headers);
     out.extend_from_slice(&identity.session);
     encode_expiry(identity.expiry, out);
     put_length(out, identity.standings.len());
@@ -466,6 +469,7 @@ impl<'a> Fields<'a> {
             user: self.text("user")?,
             info: self.bytes()?.to_vec(),
             meta: self.bytes()?.to_vec(),
+            headers: self.bytes()?.to_vec(),
             session: self.array()?,
             expiry: self.expiry()?,
             standings: self.list(Self::standing)?,

@@ -195,6 +195,19 @@ impl<'a> Request<'a> {
             .map(|header| header.value)
     }
 
+    /// The headers of `names` that there are, several of one name as the list that they stand for
+    /// (RFC 9110 §5.3). What is not UTF-8 is left out.
+    pub fn named(&self, names: &[String]) -> Vec<(String, String)> {
+        let named = names.iter().filter_map(|name| {
+            let values: Vec<&str> = self
+                .values(name)
+                .filter_map(|value| std::str::from_utf8(value).ok())
+                .collect();
+            (!values.is_empty()).then(|| (name.clone(), values.join(", ")))
+        });
+        named.collect()
+    }
+
     /// The value of a header that may occur at most once.
     fn value(&self, name: &str) -> Result<Option<&'a [u8]>, HttpReject> {
         let mut values = self.values(name);

@@ -19,6 +19,7 @@ use super::subscriptions::Subscribing;
 use super::uplink::Origin;
 use crate::asks::verdict::{self, Answered};
 use crate::asks::{Answer, AskKind, Fallback, NOBODY};
+use crate::client::Client;
 use crate::connection::{Flags, Phase, uuid_text};
 use crate::hub::ChannelId;
 use crate::protocol::centrifuge::{Command, Encoding};
@@ -80,8 +81,8 @@ pub(super) struct Body<'a> {
     pub name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     pub version: &'a str,
-    #[serde(skip_serializing_if = "HashMap::is_empty")]
-    pub headers: HashMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    headers: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -136,14 +137,16 @@ impl Sessions {
             Encoding::Json => ("json", "json"),
             Encoding::Protobuf => ("protobuf", "binary"),
         };
-        let meta = connection.identity.as_ref().map(|client| raw(&client.meta));
+        let of_client = |part: fn(&Client) -> &[u8]| raw(part(connection.identity.as_deref()?));
+        let (meta, headers) = (of_client(|it| &it.meta), of_client(|it| &it.headers));
         Some(Body {
             client: uuid_text(&connection.client),
             transport: transport(connection.format),
             protocol,
             encoding,
             user: connection.user().to_string(),
-            meta: meta.flatten(),
+            meta,
+            headers,
             ..Body::default()
         })
     }

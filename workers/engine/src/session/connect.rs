@@ -79,6 +79,7 @@ impl Sessions {
     pub(super) fn connect(&mut self, connecting: Connecting) {
         let token = connecting.token;
         self.draw_uuid(token);
+        self.keep_emulated_headers(token, &connecting.request.headers);
         if !connecting.request.token.is_empty() {
             return self.connect_by_token(connecting);
         }
@@ -130,13 +131,9 @@ impl Sessions {
         let Some(body) = self.body(token) else {
             return;
         };
-        let headers = request.headers.iter();
         let mut body = body.with_data(&request.data);
         body.name = &request.name;
         body.version = &request.version;
-        body.headers = headers
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
         let body = body.encode();
         self.ask(
             token,
@@ -249,9 +246,10 @@ impl Sessions {
         };
         // A unidirectional client has no way to bring a new token: when its time is over, it comes
         // back with one.
-        let pipelined = connection.identity.take();
+        let before = connection.identity.take().unwrap_or_default();
         connection.identity = Some(Box::new(Client {
-            backlog: pipelined.map(|client| client.backlog).unwrap_or_default(),
+            backlog: before.backlog,
+            headers: before.headers,
             user: user.into(),
             info: info.into(),
             meta: meta.into(),

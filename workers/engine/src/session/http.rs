@@ -33,6 +33,10 @@ impl Sessions {
         match parse_opening(bytes, &rules) {
             Ok(Parsed::Incomplete) => 0,
             Ok(Parsed::Complete { value, consumed }) => {
+                let limits = rules.limits;
+                if matches!(value, Opening::WebSocket { .. } | Opening::Stream { .. }) {
+                    self.keep_headers(token, bytes, &limits);
+                }
                 self.opening(token, value);
                 consumed
             }

@@ -138,6 +138,7 @@ impl Sessions {
             user: client.user.to_string(),
             info: client.info.to_vec(),
             meta: client.meta.to_vec(),
+            headers: client.headers.to_vec(),
             session: client.session,
             expiry: client.expiry,
             standings: client.standings.clone(),
@@ -397,6 +398,7 @@ impl From<Identity> for Client {
             user: identity.user.into(),
             info: identity.info.into(),
             meta: identity.meta.into(),
+            headers: identity.headers.into(),
             session: identity.session,
             expiry: identity.expiry,
             ..Self::default()
