@@ -8,8 +8,10 @@ use tidegate_ring::host;
 use super::Sessions;
 use crate::connection::{Connection, Dialect, Flags, Phase, uuid_v4};
 use crate::metrics::Count;
+use crate::outbox::Frame;
 use crate::protocol::close::Close;
 use crate::protocol::http::HttpReject;
+use crate::protocol::websocket::PING_FRAME;
 use crate::slab::Token;
 use crate::wheel::{TICK, Tick};
 
@@ -96,11 +98,13 @@ impl Sessions {
             connection.flags.set(Flags::PINGED, true);
         }
         let (is_tcp, format) = (connection.is_tcp(), connection.format);
+        let is_native = connection.flags.has(Flags::NATIVE_PINGS);
         self.schedule_next(token);
         if probes {
             self.metrics.add(Count::Pings, 1);
             match is_tcp {
                 true => self.tcp_heartbeat(token),
+                false if is_native => self.enqueue(token, Frame::new(PING_FRAME)),
                 false => self.enqueue(token, Rc::clone(&self.pings[format as usize])),
             }
         }
