@@ -256,6 +256,9 @@ impl Giver {
         returned: &mut Vec<Token>,
     ) {
         let mut catch_up = CatchUp::default();
+        // The receiver may have told the publisher that they are its own.
+        let records = connections.iter().map(|(_, record)| record);
+        ground.sessions.announce_arrivals(records);
         for (socket, record) in connections {
             ground.sessions.metrics.add(Count::HandoffTakenBack, 1);
             match ground.attach(socket, record, &mut catch_up) {

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use tidegate_ring::host;
+
 use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
 use super::record::{self, Record, VERSION, VERSION_OLDEST};
 use super::{Adopted, BATCH_BYTES_MAX, Ground, Report, Sent};
@@ -24,7 +26,13 @@ enum Stage {
 struct Pending {
     ack: Vec<u8>,
     connections: Vec<(OwnedFd, Record)>,
+    /// CLOCK_MONOTONIC.
+    since_ns: u64,
 }
+
+/// How long a batch waits for room in the uplink, in which the publisher is told of its clients: a
+/// publisher that is away for longer must not hold up the hand-off.
+const UPLINK_NS_MAX: u64 = 1_000_000_000;
 
 pub struct Receiver {
     id: u64,
@@ -80,7 +88,6 @@ impl Receiver {
         if let Some(pending) = self.pending.take() {
             let reason = self.acknowledge(ground, pending);
             if self.pending.is_some() {
-                self.is_woken = false;
                 return None;
             }
             if reason.is_some() {
@@ -168,16 +175,33 @@ impl Receiver {
         }
         self.refused += refused.len();
         let ack = Message::Ack { number, refused }.encode();
-        self.acknowledge(ground, Pending { ack, connections })
+        // The publisher learns whose they are before their giver lets go of them: if the giver's
+        // uplink ends next, they are in their channels still.
+        let records = connections.iter().map(|(_, record)| record);
+        ground.sessions.announce_arrivals(records);
+        let pending = Pending {
+            ack,
+            connections,
+            since_ns: host::monotonic_ns(),
+        };
+        self.acknowledge(ground, pending)
     }
 
     /// Says that connections are ours, and makes them so. If the giver cannot be told, they are
     /// not: it takes them back when this socket closes, for the reason that is returned.
     fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) -> Option<&'static str> {
+        let waited_ns = host::monotonic_ns() - pending.since_ns;
+        if !ground.sessions.uplink.has_told_all() && waited_ns < UPLINK_NS_MAX {
+            self.pending = Some(pending);
+            return None;
+        }
         match passing::send(self.socket.as_fd(), &pending.ack, &[]).into() {
             // A giver that is gone takes nothing back: they are ours as well.
             Sent::Done | Sent::Gone => self.adopt(ground, pending.connections),
-            Sent::Later => self.pending = Some(pending),
+            Sent::Later => {
+                self.pending = Some(pending);
+                self.is_woken = false;
+            }
             Sent::Crowded | Sent::Failed => return Some("system"),
         }
         None
