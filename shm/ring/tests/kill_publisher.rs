@@ -40,10 +40,13 @@ fn child_role() {
     };
     let mut sequencer = take_over(&role.regions);
     match role.name.as_str() {
-        "publisher" => loop {
-            sequencer.drain().unwrap();
+        "publisher" => {
+            // Before it works: it would wait for the reader, which waits for this.
             role.ready.ring();
-        },
+            loop {
+                sequencer.drain().unwrap();
+            }
+        }
         "dropper" => {
             sequencer.detach_uplink(role.argument as u32).unwrap();
             loop {
