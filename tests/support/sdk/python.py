@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from centrifuge import Client, ClientEventHandler, SubscriptionEventHandler
@@ -23,7 +23,7 @@ def emit(event: str, **fields: Any) -> None:
 def plain(value: Any) -> Any:
     """What a callback got, as JSON; Protobuf data comes as bytes of JSON."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, bytes):
         return json.loads(value) if value else None
     if isinstance(value, dict):
@@ -78,7 +78,7 @@ class Driver:
         number = next(self._numbers)
         self._tokens[number] = asyncio.get_running_loop().create_future()
         emit("token", number=number, channel=channel)
-        token = await self._tokens.pop(number)
+        token = await self._tokens[number]
         if token is None:
             raise UnauthorizedError
         return token
@@ -89,7 +89,7 @@ class Driver:
     async def obey(self, command: dict[str, Any]) -> None:
         do = command.pop("do")
         if do == "token":
-            self._tokens[command["number"]].set_result(command["token"])
+            self._tokens.pop(command["number"]).set_result(command["token"])
             return
         number = command.pop("id")
         try:
