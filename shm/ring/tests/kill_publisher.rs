@@ -23,10 +23,13 @@ use tidegate_ring::sequencer::{Segments, Sequencer, Settings};
 use tidegate_ring::uplink::{Request, RequestKind, UplinkProducer};
 use tidegate_ring::wake::Bell;
 
-const DEATHS: usize = 60;
+const DEATHS: usize = 80;
 const DROPS: usize = 12;
 const UPLINKS: u32 = 2;
-const CLIENTS: u8 = 24;
+const CLIENTS: u8 = 120;
+const BACKLOG: usize = 400;
+/// Some milliseconds: as long as a backlog takes.
+const LOOKS_MAX: usize = 100;
 const CHANNELS: [&str; 4] = ["kept:a", "kept:b", "kept:c", "free"];
 
 /// As the rules of `support::publisher` have it.
@@ -144,7 +147,6 @@ struct World {
     there: BTreeMap<u8, (u32, Vec<u8>)>,
     /// Who is there, as subscribers were told.
     told: BTreeSet<u8>,
-    answered: u64,
 }
 
 impl World {
@@ -168,25 +170,16 @@ impl World {
             published: CHANNELS.map(|_| BTreeMap::new()).to_vec(),
             there: BTreeMap::new(),
             told: BTreeSet::new(),
-            answered: 0,
         }
     }
 
-    /// Asks for something at random, hears answers, looks at the tables; returns the number of
-    /// answers so far.
-    fn live(&mut self) -> u64 {
+    fn ask_at_random(&mut self) {
         let uplink = 1 + self.random.below(UPLINKS as usize) as u32;
         if self.random.below(2) == 0 {
             self.publish(uplink);
         } else {
             self.change_presence(uplink);
         }
-        self.hear();
-        self.read_log();
-        if self.random.below(8) == 0 {
-            self.look();
-        }
-        self.answered
     }
 
     fn publish(&mut self, uplink: u32) {
@@ -273,7 +266,6 @@ impl World {
         }
         for reply in heard {
             assert_eq!(reply.status, 0);
-            self.answered += 1;
             match self.asked.remove(&reply.id).expect("asked once") {
                 Asked::Publish { channel, data } => {
                     let before = self.published[channel].insert(reply.offset, data);
@@ -430,11 +422,18 @@ fn a_publisher_killed_anywhere_leaves_tables_that_its_successor_completes() {
     let mut world = World::new();
     let mut moments = Random(12);
     for death in 0..DEATHS {
+        // It has enough to do to be killed in the middle of it.
+        for _ in 0..BACKLOG {
+            world.ask_at_random();
+        }
         let victim = world.memory.victim("publisher", 0);
         victim.await_ready();
-        victim.live(&mut moments, || world.live());
+        for _ in 0..moments.below(LOOKS_MAX) {
+            world.read_log();
+            world.look();
+        }
         drop(victim);
-        world.look();
+        world.hear();
         if death % 10 == 9 {
             world.settle();
         }
@@ -452,7 +451,7 @@ fn a_publisher_killed_while_a_worker_is_dropped_is_followed_by_one_that_ends_it(
         for client in 0..CLIENTS {
             if !world.there.contains_key(&client) {
                 let uplink = 1 + u32::from(client % 2);
-                let info = info(client, 200);
+                let info = info(client, 60);
                 let join = presence_request(RequestKind::Join, 0, "room", client, &info);
                 let id = world.ask(uplink, &join).expect("room");
                 world.asked.insert(
