@@ -13,7 +13,7 @@ mod upgrade;
 
 use super::Parsed;
 
-pub use opening::{Opening, Rules, parse_opening};
+pub use opening::{Asked, Opening, Rules, parse_opening};
 
 /// What a request head may cost before it is refused with 431.
 #[derive(Clone, Copy, Debug)]

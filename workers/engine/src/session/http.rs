@@ -9,10 +9,12 @@ use crate::connection::{Dialect, Flags, Phase, parse_uuid};
 use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::Parsed;
-use crate::protocol::centrifuge::{Encoding, parse_commands, parse_emulation, parse_uni_connect};
+use crate::protocol::centrifuge::{
+    ConnectRequest, Encoding, parse_commands, parse_emulation, parse_uni_connect,
+};
 use crate::protocol::close::Close;
 use crate::protocol::format::Format;
-use crate::protocol::http::{HttpLimits, HttpReject, Opening, Rules, parse_opening};
+use crate::protocol::http::{Asked, HttpLimits, HttpReject, Opening, Rules, parse_opening};
 use crate::protocol::sse::LastEventId;
 use crate::protocol::websocket::Inbound;
 use crate::slab::Token;
@@ -57,15 +59,23 @@ impl Sessions {
             } => {
                 self.upgrade(token, response, format, native_pings);
                 if let Some(text) = connect {
-                    self.uni_connect(token, text.as_bytes(), None);
+                    self.uni_connect(token, text.as_bytes());
                 }
             }
             Opening::Stream {
                 response,
                 format,
-                request,
+                asked,
                 last_event_id,
-            } => self.stream(token, response, format, &request, last_event_id),
+            } => {
+                self.stream(token, response, format);
+                match asked {
+                    Asked::Commands(commands) => self.commands(token, commands),
+                    Asked::Connect(request) => {
+                        self.connect_one_way(token, request, last_event_id);
+                    }
+                }
+            }
             Opening::Emulation {
                 response,
                 encoding,
@@ -85,14 +95,7 @@ impl Sessions {
         self.enqueue(token, Frame::new(response));
     }
 
-    fn stream(
-        &mut self,
-        token: Token,
-        response: Vec<u8>,
-        format: Format,
-        request: &[u8],
-        last_event_id: Option<LastEventId>,
-    ) {
+    fn stream(&mut self, token: Token, response: Vec<u8>, format: Format) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -101,31 +104,28 @@ impl Sessions {
         self.metrics.subtract(Count::ConnectionsWebSocket, 1);
         self.metrics.add(Count::ConnectionsStream, 1);
         self.enqueue(token, Frame::new(response));
-        if format.is_uni() {
-            return self.uni_connect(token, request, last_event_id);
-        }
-        match parse_commands(format.encoding(), request) {
-            Ok(commands) => self.commands(token, commands),
+    }
+
+    /// The connect request of a unidirectional WebSocket client: a bare JSON object.
+    pub(super) fn uni_connect(&mut self, token: Token, text: &[u8]) {
+        match parse_uni_connect(text) {
+            Ok(request) => self.connect_one_way(token, request, None),
             Err(close) => self.condemn(token, close),
         }
     }
 
-    /// The connect request of a unidirectional client: a bare JSON object.
-    pub(super) fn uni_connect(
+    fn connect_one_way(
         &mut self,
         token: Token,
-        text: &[u8],
+        request: ConnectRequest,
         last_event_id: Option<LastEventId>,
     ) {
-        match parse_uni_connect(text) {
-            Ok(request) => self.connect(Connecting {
-                token,
-                how: How::Unidirectional(last_event_id),
-                request,
-                has_new_keys: false,
-            }),
-            Err(close) => self.condemn(token, close),
-        }
+        self.connect(Connecting {
+            token,
+            how: How::Unidirectional(last_event_id),
+            request,
+            has_new_keys: false,
+        });
     }
 
     /// Commands for another connection: to its owner by way of the log, whoever that is. The client

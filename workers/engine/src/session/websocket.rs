@@ -81,7 +81,7 @@ impl Sessions {
             };
         }
         match phase {
-            Phase::Connecting => self.uni_connect(token, message, None),
+            Phase::Connecting => self.uni_connect(token, message),
             // What a client says after its connect request has no meaning in a unidirectional
             // dialect, and clients exist that say something.
             Phase::Open | Phase::Closing => self.metrics.add(Count::ReceivedIgnored, 1),

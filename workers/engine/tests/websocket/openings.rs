@@ -1,9 +1,9 @@
 //! What each endpoint opens, for whom, and what comes back before the first message.
 
 use tidegate_engine::protocol::Parsed;
-use tidegate_engine::protocol::centrifuge::Encoding;
+use tidegate_engine::protocol::centrifuge::{Command, ConnectRequest, Encoding, Request};
 use tidegate_engine::protocol::format::Format;
-use tidegate_engine::protocol::http::{HttpReject, Opening, Rules, parse_opening};
+use tidegate_engine::protocol::http::{Asked, HttpReject, Opening, Rules, parse_opening};
 use tidegate_engine::protocol::sse::{LastEventId, Position, with_id};
 use tidegate_engine::settings::Transport;
 
@@ -161,20 +161,25 @@ fn compression_is_agreed_to_where_an_offer_can_be_met() {
 
 #[test]
 fn an_event_stream_takes_its_commands_from_the_query_or_the_body() {
-    let target = "/connection/sse?cf_connect=%7B%22id%22%3A1%7D";
+    let target = "/connection/sse?cf_connect=%7B%7D%0A%7B%7D";
     let asked = request(&format!("GET {target} HTTP/1.1"), "Host: x\r\n", "");
-    let posted = post("/connection/sse", "", "{\"id\":1}");
+    let posted = post("/connection/sse", "", "{}\n{}");
     for asking in [asked, posted] {
         let Ok(Opening::Stream {
             response,
             format,
-            request,
+            asked,
             ..
         }) = open(&asking)
         else {
             panic!("refused");
         };
-        assert_eq!((format, &*request), (Format::JsonSse, &b"{\"id\":1}"[..]));
+        let pong = Command {
+            id: 0,
+            request: Request::Pong,
+        };
+        let commands = Asked::Commands(vec![pong.clone(), pong]);
+        assert_eq!((format, asked), (Format::JsonSse, commands));
         assert!(response.ends_with(b"\r\n\r\n\r\n"));
         let head = lines(&response);
         assert_eq!(head[0], "HTTP/1.1 200 OK");
@@ -213,14 +218,15 @@ fn an_event_source_needs_no_words_and_says_what_it_saw_last() {
         let line = format!("GET /connection/uni_sse HTTP/{version}");
         let Ok(Opening::Stream {
             format,
-            request,
+            asked,
             last_event_id,
             ..
         }) = open(&request(&line, &format!("{header}\r\n"), ""))
         else {
             panic!("refused");
         };
-        assert_eq!((format, &*request), (Format::UniSse, &b"{}"[..]));
+        let nothing = Asked::Connect(ConnectRequest::default());
+        assert_eq!((format, asked), (Format::UniSse, nothing));
         assert_eq!(last_event_id.unwrap().position("public:a"), Some((7, 300)));
     }
     let foreign = "Last-Event-ID: 42!\r\n";
@@ -234,7 +240,7 @@ fn an_event_source_needs_no_words_and_says_what_it_saw_last() {
 
 #[test]
 fn an_http_stream_takes_its_commands_from_the_body_in_the_encoding_of_the_body() {
-    let opened = |path: &str, headers: &str| match open(&post(path, headers, "{}")) {
+    let opened = |path: &str, headers: &str, body: &str| match open(&post(path, headers, body)) {
         Ok(Opening::Stream {
             response, format, ..
         }) => {
@@ -245,17 +251,24 @@ fn an_http_stream_takes_its_commands_from_the_body_in_the_encoding_of_the_body()
     };
     let path = "/connection/http_stream";
     let binary = "Content-Type: Application/Octet-Stream; x=y\r\n";
-    assert_eq!(opened(path, ""), (Format::JsonStream, false));
+    assert_eq!(opened(path, "", "{}"), (Format::JsonStream, false));
     assert_eq!(
-        opened(path, "Content-Type: application/json\r\n"),
+        opened(path, "Content-Type: application/json\r\n", "{}"),
         (Format::JsonStream, false)
     );
-    assert_eq!(opened(path, binary), (Format::ProtobufStream, true));
+    assert_eq!(opened(path, binary, "\0"), (Format::ProtobufStream, true));
     assert_eq!(
-        opened("/connection/uni_http_stream", ""),
+        opened("/connection/uni_http_stream", "", "{}"),
         (Format::UniStream, false)
     );
-    assert_eq!(open(&post(path, "", "")), Err(HttpReject::BadRequest));
+    for (headers, body) in [("", ""), ("", "\0"), (binary, "{}"), ("", "{}\n\n")] {
+        assert_eq!(
+            open(&post(path, headers, body)),
+            Err(HttpReject::BadRequest)
+        );
+    }
+    let uni = post("/connection/uni_http_stream", "", "");
+    assert_eq!(open(&uni), Err(HttpReject::BadRequest));
     let asked = request("GET /connection/http_stream HTTP/1.1", "Host: x\r\n", "");
     assert_eq!(open(&asked), Err(HttpReject::NotPost));
 }

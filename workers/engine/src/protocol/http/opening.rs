@@ -4,7 +4,9 @@ use super::origin::Origin;
 use super::upgrade::{self, Agreed};
 use super::{HttpLimits, HttpReject, Request, parse_request};
 use crate::protocol::Parsed;
-use crate::protocol::centrifuge::Encoding;
+use crate::protocol::centrifuge::{
+    Command, ConnectRequest, Encoding, parse_commands, parse_uni_connect,
+};
 use crate::protocol::format::Format;
 use crate::protocol::sse::LastEventId;
 use crate::settings::Transport;
@@ -37,8 +39,7 @@ pub enum Opening {
     Stream {
         response: Vec<u8>,
         format: Format,
-        /// The connect request of a unidirectional client, the commands of another.
-        request: Vec<u8>,
+        asked: Asked,
         last_event_id: Option<LastEventId>,
     },
     /// Commands for another connection; `response` is the answer if they could be passed on, and
@@ -50,6 +51,24 @@ pub enum Opening {
     },
     /// `response` is all there is to it, and the end of this connection.
     Answered { response: Vec<u8> },
+}
+
+/// What a client of a stream says with its request, once and for all.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Asked {
+    Commands(Vec<Command>),
+    /// It is unidirectional.
+    Connect(ConnectRequest),
+}
+
+impl Asked {
+    fn parse(text: &[u8], format: Format) -> Result<Self, HttpReject> {
+        let asked = match format.is_uni() {
+            true => parse_uni_connect(text).map(Self::Connect),
+            false => parse_commands(format.encoding(), text).map(Self::Commands),
+        };
+        asked.or(Err(HttpReject::BadRequest))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,18 +265,16 @@ fn open_sse(
     body: &[u8],
     is_uni: bool,
 ) -> Result<Opening, HttpReject> {
-    let text = match request.method {
-        "POST" => body.to_vec(),
-        _ => request
-            .query_parameter("cf_connect")?
-            .unwrap_or_default()
-            .into_bytes(),
+    let format = match is_uni {
+        true => Format::UniSse,
+        false => Format::JsonSse,
     };
-    let request_text = match text.is_empty() {
-        false => text,
+    let query = request.query_parameter("cf_connect")?.unwrap_or_default();
+    let asked = match (request.method, query.as_str()) {
+        ("POST", _) => Asked::parse(body, format)?,
         // Who only wants to listen needs no words.
-        true if is_uni => b"{}".to_vec(),
-        true => return Err(HttpReject::BadRequest),
+        (_, "") if is_uni => Asked::Connect(ConnectRequest::default()),
+        (_, query) => Asked::parse(query.as_bytes(), format)?,
     };
     let mut response = stream_head("text/event-stream; charset=utf-8", origin);
     // Some clients show that the stream is open only after its first bytes.
@@ -265,12 +282,8 @@ fn open_sse(
     let last_event_id = request.value("last-event-id")?.and_then(LastEventId::parse);
     Ok(Opening::Stream {
         response,
-        format: if is_uni {
-            Format::UniSse
-        } else {
-            Format::JsonSse
-        },
-        request: request_text,
+        format,
+        asked,
         last_event_id,
     })
 }
@@ -281,9 +294,6 @@ fn open_http_stream(
     is_uni: bool,
     encoding: Encoding,
 ) -> Result<Opening, HttpReject> {
-    if body.is_empty() {
-        return Err(HttpReject::BadRequest);
-    }
     let (format, content_type) = match (is_uni, encoding) {
         (true, _) => (Format::UniStream, "application/json"),
         (false, Encoding::Json) => (Format::JsonStream, "application/json"),
@@ -292,7 +302,7 @@ fn open_http_stream(
     Ok(Opening::Stream {
         response: stream_head(content_type, origin),
         format,
-        request: body.to_vec(),
+        asked: Asked::parse(body, format)?,
         last_event_id: None,
     })
 }
