@@ -317,7 +317,7 @@ impl Sessions {
         let asked = Asked {
             recoverable: true,
             positioned: true,
-            join_leave: true,
+            join_leave: false,
             delta: false,
         };
         let mut terms = terms(namespace, user, asked, &options.overrides);

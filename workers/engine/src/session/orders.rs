@@ -175,7 +175,7 @@ impl Sessions {
         let asked = Asked {
             positioned: true,
             recoverable: true,
-            join_leave: true,
+            join_leave: false,
             delta: false,
         };
         let mut terms = terms(namespace, &order.user, asked, &overrides);

@@ -164,6 +164,7 @@ fn sequence(
     wake: Bell,
     bells: &[Bell; 2],
     link: UnixStream,
+    rules: Vec<history::HistoryRule>,
 ) -> JoinHandle<()> {
     let shared = segments.shared.clone();
     let ours = segments.own_uplink.clone();
@@ -175,6 +176,7 @@ fn sequence(
             stats_row: 0,
             generation: 1,
             lag_budget: Duration::from_secs(10),
+            history: rules,
             ..sequencer::Settings::default()
         };
         let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
@@ -204,7 +206,20 @@ impl Pair {
         let bells = [Bell::new().unwrap(), Bell::new().unwrap()];
         let publisher = duplicate(&publisher_bell);
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
-        let sequencing = sequence(&segments, publisher_bell, &bells, their_link);
+        let namespaces = settings(0).namespaces;
+        let kept = namespaces.iter().filter(|each| each.history_size > 0);
+        let rules = kept.map(|each| history::HistoryRule {
+            namespace: each.name.clone(),
+            size: each.history_size as u64,
+            ttl: each.history_ttl,
+        });
+        let sequencing = sequence(
+            &segments,
+            publisher_bell,
+            &bells,
+            their_link,
+            rules.collect(),
+        );
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, tcp] = listeners.each_ref().map(|each| each.local_addr().unwrap());
         let mut links = Vec::new();

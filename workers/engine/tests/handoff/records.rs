@@ -22,7 +22,15 @@ fn sample_1() -> Vec<Record> {
 
 /// What the sample of version 2 was written from.
 fn sample_2() -> Vec<Record> {
-    vec![idle(), busy(), binary(), request(), known(), streaming(), turned_away()]
+    vec![
+        idle(),
+        busy(),
+        binary(),
+        request(),
+        known(),
+        streaming(),
+        turned_away(),
+    ]
 }
 
 fn idle() -> Record {

@@ -270,14 +270,21 @@ impl House {
     }
 
     pub fn publish_request(&mut self, channel: &str, data: &[u8], json: bool) -> Reply {
-        self.last_id += 1;
-        let request = Request {
-            id: self.last_id,
-            want_reply: true,
+        self.request(Request {
             json,
             channel,
             data,
             ..Request::default()
+        })
+    }
+
+    /// Has the publisher do something, and waits for its answer.
+    pub fn request(&mut self, request: Request<'_>) -> Reply {
+        self.last_id += 1;
+        let request = Request {
+            id: self.last_id,
+            want_reply: true,
+            ..request
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();

@@ -1,0 +1,197 @@
+//! A hand-off in the middle of everything: no client can tell.
+
+use serde_json::json;
+use tidegate_engine::settings::Settings;
+
+use crate::client::{Client, channel_token, now_s, settings};
+use crate::pair::{self, Pair};
+
+fn two() -> Pair {
+    Pair::with(|slot| {
+        let pair = pair::settings(slot);
+        Settings {
+            tokens: settings().tokens,
+            namespaces: settings().namespaces,
+            ..pair
+        }
+    })
+}
+
+/// Puts `data` into a channel and waits until `client` has it.
+fn hears(pair: &mut Pair, client: &mut Client, channel: &str, data: u32) {
+    pair.publish(channel, &data.to_string());
+    pair.serve(|_| {
+        loop {
+            let (_, push) = client.push();
+            if let Some(publication) = push.get("pub") {
+                break assert_eq!(publication["data"], data);
+            }
+        }
+    });
+}
+
+#[test]
+fn subscriptions_identities_and_pushes_go_on() {
+    let mut pair = two();
+    let mut client = pair.serve(|house| {
+        let mut client = Client::of(house.http, "ann");
+        client.ask(
+            "subscribe",
+            json!({"channel": "chat:a", "join_leave": true}),
+        );
+        let token = channel_token("ann", "$closed:a", json!({"info": {"x": 1}}));
+        client.ask("subscribe", json!({"channel": "$closed:a", "token": token}));
+        client
+    });
+    hears(&mut pair, &mut client, "chat:a", 1);
+    for from in [0, 1, 0] {
+        assert_eq!(pair.move_all(from).1.count, 1);
+        hears(&mut pair, &mut client, "$closed:a", 2);
+        hears(&mut pair, &mut client, "chat:a", 3);
+    }
+    pair.serve(|_| {
+        let published = json!({"channel": "chat:a", "data": 4});
+        client.ask("publish", published);
+        assert_eq!(client.publication()["info"]["user"], "ann");
+        client.ask("unsubscribe", json!({"channel": "$closed:a"}));
+        client.subscribe("chat:b");
+    });
+}
+
+#[test]
+fn a_client_stays_in_its_channels_and_nobody_hears_of_the_move() {
+    let mut pair = two();
+    let (mut watcher, moved) = pair.serve(|house| {
+        let mut watcher = Client::of(house.http, "ann");
+        watcher.ask(
+            "subscribe",
+            json!({"channel": "chat:a", "join_leave": true}),
+        );
+        watcher.push();
+        let mut moved = Client::of(house.http, "bob");
+        moved.subscribe("chat:a");
+        assert_eq!(watcher.push().1["join"]["info"]["user"], "bob");
+        (watcher, moved)
+    });
+    assert_eq!(pair.move_all(0).1.count, 2);
+    pair.serve(|_| {
+        let presence = watcher.ask("presence", json!({"channel": "chat:a"}));
+        assert_eq!(presence["presence"].as_object().unwrap().len(), 2);
+    });
+    hears(&mut pair, &mut watcher, "chat:a", 1);
+    drop(moved);
+    pair.serve(|_| {
+        let push = watcher.push().1;
+        assert_eq!(
+            push["leave"]["info"]["user"], "bob",
+            "the first that is heard of it: {push}"
+        );
+    });
+}
+
+#[test]
+fn differences_go_on_with_the_publication_before_and_after() {
+    let mut pair = two();
+    let text = |number: u32| format!(r#"{{"long":"{}","number":{number}}}"#, "tide".repeat(50));
+    let mut client = pair.serve(|house| {
+        let mut client = Client::of(house.http, "ann");
+        client.ask(
+            "subscribe",
+            json!({"channel": "delta:a", "delta": "fossil"}),
+        );
+        client
+    });
+    pair.publish("delta:a", &text(1));
+    pair.serve(|_| assert_eq!(client.publication()["data"], text(1)));
+    pair.move_all(0);
+    pair.publish("delta:a", &text(2));
+    pair.serve(|_| {
+        assert_eq!(
+            client.publication()["data"],
+            text(2),
+            "whole, as it is not known"
+        )
+    });
+}
+
+#[test]
+fn expiry_and_pings_go_on_where_they_were() {
+    let mut pair = Pair::with(|slot| Settings {
+        tokens: settings().tokens,
+        namespaces: settings().namespaces,
+        expired_close_delay: std::time::Duration::from_secs(1),
+        websocket_ping_interval: std::time::Duration::from_millis(400),
+        websocket_pong_timeout: std::time::Duration::from_millis(200),
+        ..pair::settings(slot)
+    });
+    let (mut client, quiet) = pair.serve(|house| {
+        let mut client = Client::of(house.http, "ann");
+        let claims = json!({"exp": now_s() + 1});
+        let token = channel_token("ann", "closed:a", claims);
+        client.ask("subscribe", json!({"channel": "closed:a", "token": token}));
+        let mut quiet = Client::of(house.http, "bob");
+        assert_eq!(quiet.text(), None, "a ping");
+        (client, quiet)
+    });
+    pair.move_all(0);
+    pair.serve(|_| {
+        let (channel, push) = client.push();
+        assert_eq!(
+            (&*channel, &push["unsubscribe"]["code"]),
+            ("closed:a", &2501.into())
+        );
+        assert!(client.pings > 1, "and was pinged meanwhile");
+    });
+    pair.serve(|_| assert_eq!(quiet.end(), 3012));
+}
+
+#[test]
+fn an_unanswered_pong_is_taken_by_the_one_after() {
+    let mut pair = Pair::with(|slot| Settings {
+        tokens: settings().tokens,
+        namespaces: settings().namespaces,
+        websocket_ping_interval: std::time::Duration::from_millis(300),
+        websocket_pong_timeout: std::time::Duration::from_millis(250),
+        ..pair::settings(slot)
+    });
+    let mut client = pair.serve(|house| {
+        let mut client = Client::of(house.http, "ann");
+        assert_eq!(client.text(), None);
+        client
+    });
+    pair.move_all(0);
+    pair.serve(|_| {
+        client.say("{}");
+        client.subscribe("chat:a");
+    });
+}
+
+#[test]
+fn history_that_does_not_reach_back_ends_the_subscription_and_not_the_connection() {
+    let mut pair = two();
+    let mut client = pair.serve(|house| {
+        let mut client = Client::of(house.http, "ann");
+        client.subscribe("chat:a");
+        client.subscribe("open:a");
+        client
+    });
+    hears(&mut pair, &mut client, "chat:a", 1);
+    // Let go of, and not taken before its history is gone.
+    pair.begin_move(0, None);
+    pair.worker(1).turn().unwrap();
+    while pair.websockets(0) > 0 {
+        pair.worker(0).turn().unwrap();
+    }
+    for number in 0..30 {
+        pair.publish("chat:a", &number.to_string());
+    }
+    pair.finish_move(0);
+    pair.serve(|_| {
+        let (channel, push) = client.push();
+        assert_eq!(
+            (&*channel, &push["unsubscribe"]["code"]),
+            ("chat:a", &2500.into())
+        );
+        client.subscribe("chat:a");
+    });
+}
