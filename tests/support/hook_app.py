@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class App:
                 return {"disconnect": {"code": code, "reason": "go away"}}
             case {"user": user}:
                 result = {"user": user, "info": {"name": user.title()}, "data": {"welcome": user}}
+                if user.startswith("refresh"):
+                    result["expire_at"] = soon()
                 return {"result": result | {"channels": ["room:all"], "meta": {"plan": "free"}}}
             case data:
                 return await misbehave(data)
@@ -35,7 +38,18 @@ class App:
     def subscribe(self, request: dict[str, Any]) -> Any:
         if request["user"] == "banned":
             return {"error": {"code": 403, "message": "you know why"}}
-        return {"result": {"data": {"topic": request["channel"]}}}
+        result: dict[str, Any] = {"data": {"topic": request["channel"]}}
+        if request["channel"].startswith("asked:refresh"):
+            result["expire_at"] = soon()
+        return {"result": result}
+
+    def refresh(self, request: dict[str, Any]) -> Any:
+        self._note("refresh", request)
+        return refreshed(request["user"])
+
+    def sub_refresh(self, request: dict[str, Any]) -> Any:
+        self._note("sub_refresh", request)
+        return refreshed(request["channel"])
 
     async def publish(self, request: dict[str, Any]) -> Any:
         match request["data"]:
@@ -62,6 +76,18 @@ class App:
     def _note(self, kind: str, request: dict[str, Any]) -> None:
         with self._diary.open("a") as diary:
             diary.write(json.dumps({"kind": kind} | request) + "\n")
+
+
+def soon() -> int:
+    return int(time.time()) + 1
+
+
+def refreshed(name: str) -> Any:
+    if name.endswith("over"):
+        return {"result": {"expired": True}}
+    if name.endswith("failing"):
+        raise RuntimeError("of the application")
+    return {"result": {"expire_at": int(time.time()) + 3600}}
 
 
 async def misbehave(data: Any) -> Any:

@@ -32,9 +32,10 @@ CONFIG: dict[str, dict[str, Any]] = {
                 "allow_publish_for_subscriber": True,
                 "publish_hook": True,
             },
-            {"name": "asked", "subscribe_hook": True},
+            {"name": "asked", "subscribe_hook": True, "sub_refresh_hook": True},
         ]
     },
+    "client": {"expired_close_delay_s": 1.0},
 }
 
 Connect = Callable[..., CommandClient]
@@ -161,6 +162,43 @@ def test_the_application_is_told_whom_the_gateway_sends_away(
         "the disconnect",
     )
     assert (gone[0]["code"], gone[0]["reason"]) == (3503, "force disconnect")
+
+
+@pytest.mark.parametrize("end", ["well", "over", "failing"])
+def test_the_application_prolongs_a_connection_or_lets_it_end(
+    gateway: Gateway, connect: Connect, diary: Path, end: str
+) -> None:
+    user = f"refresh {end}"
+    client = connect(user)
+    times = 2 if end == "failing" else 1
+    wait_for(
+        lambda: [note["user"] for note in noted(diary, "refresh")].count(user) >= times,
+        "the question, and once more where there was no answer",
+    )
+    if end == "over":
+        assert client.closed()[0] == 3005
+    else:
+        assert client.call("rpc", method="who")["data"]["user"] == user
+
+
+@pytest.mark.parametrize("end", ["well", "over", "failing"])
+def test_the_application_prolongs_a_subscription_or_lets_it_end(
+    gateway: Gateway, connect: Connect, diary: Path, end: str
+) -> None:
+    channel = f"asked:refresh-{end}"
+    client = connect()
+    client.call("subscribe", channel=channel)
+    times = 2 if end == "failing" else 1
+    wait_for(
+        lambda: [note["channel"] for note in noted(diary, "sub_refresh")].count(channel) >= times,
+        "the question, and once more where there was no answer",
+    )
+    if end == "over":
+        expired = {"code": 2501, "reason": "subscription expired"}
+        assert client.push() == {"channel": channel, "unsubscribe": expired}
+    else:
+        gateway.publish(channel, "still here")
+        assert client.push()["pub"]["data"] == "still here"
 
 
 # ---- what it does wrong

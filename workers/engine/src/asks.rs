@@ -74,8 +74,8 @@ impl AskKind {
 }
 
 /// Why there is no answer of the application. The client then gets: for connect, subscribe, publish
-/// and rpc error 100, which is temporary; for message nothing; for refresh and sub_refresh as much
-/// time again as until the next attempt.
+/// and rpc error 100, which is temporary; for message nothing; for refresh and sub_refresh
+/// `client.expired_close_delay_s` more, after which the application is asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallback {
     /// The hook raised, the back end answered with an error of HTTP, or with what is no answer.
