@@ -358,3 +358,56 @@ def test_a_transport_that_is_switched_off_is_not_there(
     for target in ["/connection/sse", "/connection/websocket", "/emulation"]:
         with request(gateway.http_port, target) as answer:
             assert answer.status == 404
+
+
+# ---- a reload in between
+
+
+def test_a_reload_in_the_middle_changes_nothing_for_streams(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway(SECTIONS)
+    channels = [f"public:moved-{number}" for number in range(3)]
+    wanted = {"subs": {channel: {} for channel in channels}}
+    binary = {"Content-Type": "application/octet-stream"}
+    commands = _ProtobufCodec.encode_commands([CONNECT])
+    with (
+        EventSource(gateway.http_port, with_query("/connection/uni_sse", wanted)) as listener,
+        EventSource(gateway.http_port, with_query("/connection/sse", CONNECT)) as speaker,
+        request(
+            gateway.http_port,
+            "/connection/http_stream",
+            method="POST",
+            headers=binary,
+            body=commands,
+        ) as stream,
+    ):
+        listener.read()
+        connected = speaker.read().data["connect"]
+        read_reply(stream)
+        subscribe = {"id": 2, "subscribe": {"channel": channels[0]}}
+        assert emulate(gateway, connected, subscribe) == 204
+        assert "subscribe" in speaker.read().data
+        for number in range(3):
+            gateway.publish(channels[number], number)
+        event = [listener.read() for _ in range(3)][-1]
+        assert speaker.read().data["push"]["pub"]["data"] == 0
+
+        moved = gateway.control("reload")
+        assert sum(slot["closed"] for slot in moved["slots"]) == 0
+
+        for number in range(3):
+            gateway.publish(channels[number], number + 3)
+        later = [listener.read() for _ in range(3)]
+        assert [each.data["pub"]["data"] for each in later] == [3, 4, 5]
+        assert speaker.read().data["push"]["pub"]["data"] == 3
+        # What an id says, and which session a request is for, other processes know as well.
+        assert (
+            emulate(gateway, connected, {"id": 3, "unsubscribe": {"channel": channels[0]}}) == 204
+        )
+        assert speaker.read().data == {"id": 3, "unsubscribe": {}}
+        target = with_query("/connection/uni_sse", wanted)
+        with EventSource(gateway.http_port, target, event.last_event_id) as back:
+            seen: Counter[tuple[str, int]] = Counter()
+            note(back.read().data, seen)
+        assert sorted(data for _, data in seen) == [3, 4, 5]
