@@ -35,8 +35,8 @@ pub enum Transport {
     UniHttpStream,
 }
 
-/// The rules of the channels of one namespace. What is allowed `for_client` is so for clients with a
-/// user; those without one need `for_anonymous` besides.
+/// The rules of the channels of one namespace. What is allowed `for_client` is so for clients with
+/// a user; those without one need `for_anonymous` besides.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Namespace {
     /// Text before the first colon of a channel; empty: channels without a colon.
@@ -216,7 +216,7 @@ fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 }
 
 impl Settings {
-    /// Reads the JSON of `WorkerSettings.as_json`; members that are for Python alone are passed over.
+    /// Reads the JSON of `WorkerSettings.as_json`; what is for Python alone is passed over.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
