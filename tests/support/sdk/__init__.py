@@ -174,7 +174,7 @@ def sdk_clients(kind: str) -> Iterator[Callable[..., SdkClient]]:
     if kind in PYTHON:
         pytest.importorskip("centrifuge", reason="centrifuge-python is not installed")
     else:
-        javascript.require("browser" if kind in BROWSER else "node")
+        javascript.require("browser" if kind.startswith("browser-") else "node")
     with contextlib.ExitStack() as stack:
 
         def make(port: int, **options: Any) -> SdkClient:
@@ -188,7 +188,7 @@ def sdk_clients(kind: str) -> Iterator[Callable[..., SdkClient]]:
 def _driver(kind: str) -> list[str]:
     if kind in PYTHON:
         return [sys.executable, "-m", "tests.support.sdk.python"]
-    return javascript.command("browser" if kind in BROWSER else "node")
+    return javascript.command("browser" if kind.startswith("browser-") else "node")
 
 
 def _way(kind: str) -> dict[str, str]:
