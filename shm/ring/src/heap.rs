@@ -61,9 +61,11 @@ const CELLS_PARAMETER: usize = 0;
 /// Channels of one bucket that a reader looks at. Chance does not make chains a tenth as long.
 const CHAIN_MAX: usize = 1024;
 
-/// A lookup begins anew when a channel left its bucket just then; that often, it gives up.
-const LOOKS_MAX: usize = 1 << 16;
+/// A lookup begins anew when a channel left its bucket just then. Where that happens so often in a
+/// row, somebody scribbled.
+const LOOKS_MAX: usize = 1024;
 
+const CELLS_MIN: u64 = 32;
 const CELLS_MAX: u64 = u32::MAX as u64;
 
 /// Names a cell in one of its lives.
@@ -139,10 +141,10 @@ pub(crate) const fn cells_for_channel(name_bytes: usize) -> usize {
 /// Bytes of a segment with a heap of `memory_bytes` bytes.
 ///
 /// # Errors
-/// [`SegmentError::Parameter`] for less than a page, and for more than 4 billion cells.
+/// [`SegmentError::Parameter`] for less than 32 cells, and for more than 4 billion.
 pub fn segment_bytes(memory_bytes: u64) -> Result<usize, SegmentError> {
     let cells = memory_bytes / CELL_BYTES as u64;
-    if memory_bytes < layout::PAGE as u64 || cells > CELLS_MAX {
+    if !(CELLS_MIN..=CELLS_MAX).contains(&cells) {
         return Err(SegmentError::Parameter {
             name: "memory_bytes",
             value: memory_bytes,
@@ -252,7 +254,7 @@ impl Heap {
 
     /// A copy of a live cell; `None` where the link leads to none, any more.
     pub fn cell(&self, link: Link, kind: u32) -> Option<Cell> {
-        if link.index() >= self.cells {
+        if !self.has(link) {
             return None;
         }
         let words = self.region.words(self.cell_at(link), CELL_WORDS);
@@ -284,6 +286,11 @@ impl Heap {
         }
         payload.truncate(bytes);
         Some(payload)
+    }
+
+    /// Whether a link leads to a cell, in whatever life. One that was scribbled may lead outside.
+    fn has(&self, link: Link) -> bool {
+        link != Link::NONE && link.index() < self.cells
     }
 
     fn bucket_at(&self, key: ChannelKey) -> usize {

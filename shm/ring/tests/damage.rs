@@ -6,11 +6,9 @@ mod support;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use support::{Random, STARTS, heap_log, heap_uplink};
+use support::{Random, STARTS, heap_log, heap_uplink, scribble};
 use tidegate_ring::error::{LapCause, UplinkError};
-use tidegate_ring::layout::HEADER_BYTES;
 use tidegate_ring::log::{LogReader, LogView, LogWriter};
-use tidegate_ring::region::{Region, WORD};
 use tidegate_ring::uplink::{Request, UplinkConsumer, UplinkProducer};
 
 const LOG_CAPACITY: u64 = 1024;
@@ -27,21 +25,6 @@ fn request<'a>(id: u64, data: &'a [u8]) -> Request<'a> {
         tags,
         data,
         ..Request::default()
-    }
-}
-
-/// Writes nonsense to some words behind the header.
-fn scribble(region: &Region, random: &mut Random) {
-    let words = (region.len() - HEADER_BYTES) / WORD;
-    for _ in 0..1 + random.below(8) {
-        let offset = HEADER_BYTES + random.below(words) * WORD;
-        let value = match random.below(4) {
-            0 => random.word(),
-            1 => random.word() % 4096,
-            2 => 0,
-            _ => region.load(offset) ^ 1 << random.below(64),
-        };
-        region.store(offset, value);
     }
 }
 

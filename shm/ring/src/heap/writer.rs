@@ -72,7 +72,7 @@ impl HeapWriter {
     pub fn free(&mut self, link: Link) {
         let mut link = link;
         // Each is freed once, whatever somebody scribbled.
-        while link != Link::NONE && self.word(link, TAG) as u32 == link.generation() {
+        while self.heap.has(link) && self.word(link, TAG) as u32 == link.generation() {
             let more = Link(self.word(link, MORE));
             let dead = u64::from(link.generation().wrapping_add(1));
             let tag = self.heap.region.word(self.word_at(link, TAG));
@@ -103,7 +103,7 @@ impl HeapWriter {
                 self.store_link(at, self.head(channel, NEXT));
                 break;
             }
-            if link == Link::NONE || link.index() >= self.heap.cells() {
+            if !self.heap.has(link) {
                 break;
             }
             at = self.word_at(link, RECORD + NEXT);
@@ -128,11 +128,7 @@ impl HeapWriter {
         self.heap.cell_at(link) + word * WORD
     }
 
-    /// 0, which leads nowhere, of a link that leads outside: somebody scribbled.
     fn word(&self, link: Link, word: usize) -> u64 {
-        if link.index() >= self.heap.cells() {
-            return 0;
-        }
         self.heap.region.load(self.word_at(link, word))
     }
 

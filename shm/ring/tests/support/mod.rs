@@ -8,10 +8,10 @@ pub mod publisher;
 pub mod victim;
 
 use tidegate_ring::channels::ChannelKey;
-use tidegate_ring::layout::Owner;
+use tidegate_ring::layout::{HEADER_BYTES, Owner};
 use tidegate_ring::log;
 use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
-use tidegate_ring::region::Region;
+use tidegate_ring::region::{Region, WORD};
 use tidegate_ring::uplink;
 
 pub const OWNER: Owner = Owner {
@@ -82,5 +82,20 @@ impl Random {
 
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.word() as u8).collect()
+    }
+}
+
+/// Writes nonsense to some words behind the header.
+pub fn scribble(region: &Region, random: &mut Random) {
+    let words = (region.len() - HEADER_BYTES) / WORD;
+    for _ in 0..1 + random.below(8) {
+        let offset = HEADER_BYTES + random.below(words) * WORD;
+        let value = match random.below(4) {
+            0 => random.word(),
+            1 => random.word() % 4096,
+            2 => 0,
+            _ => region.load(offset) ^ 1 << random.below(64),
+        };
+        region.store(offset, value);
     }
 }
