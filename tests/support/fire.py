@@ -19,6 +19,7 @@ from typing import Any
 from websockets.client import ClientProtocol
 from websockets.frames import Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from tests.support.tokens import connection_token
@@ -165,6 +166,8 @@ class Link(asyncio.Protocol):
         self.client.lost(received.code if received is not None else 0)
 
     def send(self, *commands: dict[str, Any]) -> None:
+        if self.websocket.state is not State.OPEN:
+            return  # the gateway has said goodbye, after what it had to say before
         self.websocket.send_text(b"\n".join(json.dumps(each).encode() for each in commands))
         self.flush()
 
