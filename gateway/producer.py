@@ -99,10 +99,41 @@ class Producer:
         PublishError: refused, no room or no answer in time; Unreachable: the gateway is gone. After
         a timeout the message may still be published: repeat it with the same `idempotency_key`.
         """
+        pending = self.begin(
+            channel,
+            data,
+            tags=tags,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            version=version,
+            delta=delta,
+            binary=binary,
+            timeout_s=timeout_s,
+        )
+        return pending.result()
+
+    def begin(
+        self,
+        channel: str,
+        data: bytes | object,
+        *,
+        tags: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        skip_history: bool = False,
+        version: int = 0,
+        delta: bool = False,
+        binary: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Pending:
+        """As `publish`, but the answer is waited for later, by `result` of what this returns.
+
+        So many messages are under way together, in their order. Each `result` must be called: other
+        threads may count on this one for their answers.
+        """
         message = _Message.of(
             channel, data, tags, idempotency_key, skip_history, version, delta, binary
         )
-        return self._current().ask(message.hand_over, time.monotonic() + timeout_s)
+        return self._current().begin(message.hand_over, time.monotonic() + timeout_s)
 
     def publish_nowait(
         self,
@@ -132,7 +163,7 @@ class Producer:
         def hand_over(uplink: _ring.Producer, want_reply: bool) -> int:
             return uplink.order(order, want_reply=want_reply)
 
-        self._current().ask(hand_over, time.monotonic() + timeout_s)
+        self._current().begin(hand_over, time.monotonic() + timeout_s).result()
 
     def history_remove(self, channel: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Forget what was published to a channel; epoch and offsets go on. Raises as `publish`."""
@@ -140,7 +171,7 @@ class Producer:
         def hand_over(uplink: _ring.Producer, want_reply: bool) -> int:
             return uplink.history_remove(channel, want_reply=want_reply)
 
-        self._current().ask(hand_over, time.monotonic() + timeout_s)
+        self._current().begin(hand_over, time.monotonic() + timeout_s).result()
 
     def close(self) -> None:
         """Give the uplink back. What was published before is still taken."""
@@ -244,6 +275,27 @@ class _Waiter:
     reply: _ring.Reply | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that was handed over."""
+
+    _lease: _Lease
+    _number: int
+    _waiter: _Waiter
+    _deadline: float
+
+    def result(self) -> Published:
+        """Where the message is, once it is there. Raises as `publish` does; to be called once."""
+        try:
+            reply = self._lease.wait(self._waiter, self._deadline)
+        finally:
+            self._lease.forget(self._number)
+        _, status, epoch, offset = reply
+        if status != 0:
+            raise _refused(status)
+        return Published(epoch, offset)
+
+
 class _Lease:
     """One uplink, for as long as the control connection that it was lent on.
 
@@ -272,17 +324,10 @@ class _Lease:
             self._control.close()
             raise
 
-    def ask(self, request: _Request, deadline: float) -> Published:
+    def begin(self, request: _Request, deadline: float) -> Pending:
         waiter = _Waiter()
         number = self.hand_over(request, deadline, waiter)
-        try:
-            reply = self._wait(waiter, deadline)
-        finally:
-            self._forget(number)
-        _, status, epoch, offset = reply
-        if status != 0:
-            raise _refused(status)
-        return Published(epoch, offset)
+        return Pending(self, number, waiter, deadline)
 
     def hand_over(self, request: _Request, deadline: float, waiter: _Waiter | None) -> int:
         """Write one request; waits for room until the deadline."""
@@ -326,7 +371,7 @@ class _Lease:
                 self._waiters[number] = waiter
             return number
 
-    def _wait(self, waiter: _Waiter, deadline: float) -> _ring.Reply:
+    def wait(self, waiter: _Waiter, deadline: float) -> _ring.Reply:
         while True:
             with self._lock:
                 if waiter.reply is not None:
@@ -369,7 +414,7 @@ class _Lease:
             raise self._lost()
         return True
 
-    def _forget(self, number: int) -> None:
+    def forget(self, number: int) -> None:
         """One thread less waits; it may have been called to lead."""
         with self._lock:
             self._waiters.pop(number, None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -11,10 +12,11 @@ from gateway.api import metrics, requests
 from gateway.api.shared import SharedState
 from gateway.channels import Namespaces, glob
 from gateway.errors import PublishError, TidegateError
-from gateway.producer import Producer, Published
+from gateway.producer import Pending, Producer, Published
 from workers.settings import NamespaceSettings
 
 Answer = dict[str, Any]
+T = TypeVar("T")
 
 PUBLISH_TIMEOUT_S = 5.0
 """For one publish, a restart of the publisher included; backends' clients give up after 10 s."""
@@ -66,7 +68,7 @@ class Methods:
     def _result(self, request: requests.Request) -> Answer:
         match request:
             case requests.Publish():
-                return self._publish(request.channel, request)
+                return _place(self._begin(request.channel, request).result())
             case requests.Broadcast():
                 return {"responses": self._broadcast(request)}
             case requests.Subscribe():
@@ -101,7 +103,7 @@ class Methods:
 
     # ---- what changes something
 
-    def _publish(self, channel: str | None, publication: requests.Publication) -> Answer:
+    def _begin(self, channel: str | None, publication: requests.Publication) -> Pending:
         payload, binary = publication.payload()
         if len(payload) > self.message_bytes_max:
             raise requests.refusal(
@@ -110,30 +112,26 @@ class Methods:
             )
         self._namespaces.rules(channel)
         assert channel is not None
-        return _place(
-            self._producer.publish(
-                channel,
-                payload,
-                tags=publication.tags,
-                idempotency_key=publication.idempotency_key,
-                binary=binary,
-                skip_history=bool(publication.skip_history),
-                delta=bool(publication.delta),
-                version=publication.version or 0,
-                timeout_s=PUBLISH_TIMEOUT_S,
-            )
+        return self._producer.begin(
+            channel,
+            payload,
+            tags=publication.tags,
+            idempotency_key=publication.idempotency_key,
+            binary=binary,
+            skip_history=bool(publication.skip_history),
+            delta=bool(publication.delta),
+            version=publication.version or 0,
+            timeout_s=PUBLISH_TIMEOUT_S,
         )
 
     def _broadcast(self, request: requests.Broadcast) -> list[Answer]:
         """One answer a channel, in the order of the channels; one's failure stops no other."""
         request.payload()
-        responses: list[Answer] = []
-        for channel in request.checked_channels():
-            try:
-                responses.append({"result": self._publish(channel, request)})
-            except TidegateError as error:
-                responses.append({"error": self._error(error)})
-        return responses
+        begun = [
+            self._attempted(functools.partial(self._begin, channel, request))
+            for channel in request.checked_channels()
+        ]
+        return [self._finished("result", each) for each in begun]
 
     def _order(self, order: dict[str, object]) -> Answer:
         """Tells all workers; each does it for those connections that it has."""
@@ -173,17 +171,34 @@ class Methods:
     # ---- several in one
 
     def _batch(self, batch: requests.Batch) -> list[Answer]:
-        replies: list[Answer] = []
+        def begin(method: str, body: bytes) -> Pending | Answer:
+            request = requests.decode(method, body)
+            if isinstance(request, requests.Batch):
+                raise requests.refusal(requests.BAD_REQUEST, "a batch cannot hold a batch")
+            if batch.parallel and isinstance(request, requests.Publish):
+                return self._begin(request.channel, request)
+            return self._result(request)
+
+        begun = []
         for method, body in batch.checked_commands():
             self._counters.add(metrics.request_name(method))
-            try:
-                request = requests.decode(method, body)
-                if isinstance(request, requests.Batch):
-                    raise requests.refusal(requests.BAD_REQUEST, "a batch cannot hold a batch")
-                replies.append({method: self._result(request)})
-            except TidegateError as error:
-                replies.append({"error": self._error(error)})
-        return replies
+            begun.append((method, self._attempted(functools.partial(begin, method, body))))
+        return [self._finished(method, each) for method, each in begun]
+
+    def _attempted(self, begin: Callable[[], T]) -> T | TidegateError:
+        try:
+            return begin()
+        except TidegateError as error:
+            return error
+
+    def _finished(self, key: str, begun: Pending | Answer | TidegateError) -> Answer:
+        """The answer to what was begun, under `key`; or its error."""
+        if isinstance(begun, Pending):
+            pending = begun
+            begun = self._attempted(lambda: _place(pending.result()))
+        if isinstance(begun, TidegateError):
+            return {"error": self._error(begun)}
+        return {key: begun}
 
     def _error(self, error: TidegateError) -> Answer:
         """The error as clients of this API read it; what they cannot know of is internal."""
