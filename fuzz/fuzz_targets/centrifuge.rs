@@ -1,5 +1,5 @@
-//! Commands in both encodings: what they hold comes out whole, in lines where lines separate
-//! messages, and the two encodings of a message are told apart from nothing else.
+//! Commands in both encodings: what they hold comes out whole for everybody, and in one line where
+//! lines separate messages.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Requests of the client port: they mean the same however they arrive, and their answers are whole.
+//! Requests of the client port: they mean the same however they arrive; their answers are whole.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -76,7 +76,8 @@ pub enum Push<'a> {
     Message {
         data: &'a [u8],
     },
-    /// The first push of a unidirectional connection.
+    /// The first push of a unidirectional connection. In JSON alone: in Protobuf, which we speak to
+    /// no such client, its fields have other numbers than those of a reply.
     Connect(&'a ConnectResult<'a>),
     Disconnect {
         code: u32,
@@ -86,6 +87,22 @@ pub enum Push<'a> {
         expires: bool,
         ttl: u32,
     },
+}
+
+impl Push<'_> {
+    /// How much it is, roughly: what room to make for it.
+    pub fn bytes_about(&self) -> usize {
+        const BESIDE_DATA: usize = 128;
+        match self {
+            Self::Publication(publication) => {
+                let (Data::Plain(data) | Data::Whole(data) | Data::Delta(data)) = publication.data;
+                BESIDE_DATA + data.len() + publication.info.len() + publication.tags.len()
+            }
+            Self::Join(info) | Self::Leave(info) => BESIDE_DATA + info.len(),
+            Self::Subscribe { data, .. } | Self::Message { data } => BESIDE_DATA + data.len(),
+            _ => BESIDE_DATA,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
