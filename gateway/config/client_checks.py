@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from gateway.config import derived
 from gateway.config.schema import ChannelRules, Config, TokensSection
 from gateway.errors import Problem
+from workers import _engine
 
 NAMESPACES_MAX = 256
 ORIGINS_MAX = 64
 ORIGIN_CHARACTERS_MAX = 255
 HEADERS_MAX = 32
 """All of them travel to a worker in one message of its link, whose size is bounded."""
+SHOWN_CHARACTERS_MAX = 40
+"""Of a key that is wrong."""
 
 
 def check_clients(config: Config) -> Iterator[Problem]:
@@ -20,6 +24,7 @@ def check_clients(config: Config) -> Iterator[Problem]:
     yield from _counts(config)
     yield from _tokens("tokens", config.tokens)
     yield from _tokens("subscription_tokens", config.subscription_tokens)
+    yield from _verifier(config)
     yield from _subscription_tokens(config)
     yield from _personal_channel(config)
     yield from _rules("channel", config.channel, config)
@@ -73,35 +78,27 @@ def _tokens(name: str, tokens: TokensSection) -> Iterator[Problem]:
                 f"{name}.{claim}_regex is set, too",
                 "keep one of the two",
             )
-        yield from _pattern(f"{name}.{claim}_regex", getattr(tokens, f"{claim}_regex"))
-    for algorithm in ("rsa", "ecdsa", "ed25519"):
-        if pem := getattr(tokens, f"{algorithm}_public_key"):
-            yield from _public_key(f"{name}.{algorithm}_public_key", pem, algorithm)
 
 
-def _public_key(name: str, pem: str, algorithm: str) -> Iterator[Problem]:
-    # Imported only where a key is configured: the library takes tens of milliseconds to load.
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    kinds = {
-        "rsa": rsa.RSAPublicKey,
-        "ecdsa": ec.EllipticCurvePublicKey,
-        "ed25519": ed25519.Ed25519PublicKey,
-    }
+def _verifier(config: Config) -> Iterator[Problem]:
+    """What the engine, which is to use them, says of keys and expressions."""
     try:
-        if isinstance(load_pem_public_key(pem.encode()), kinds[algorithm]):
-            return
-        reason = f"holds a key of another algorithm than {algorithm}"
-    except (ValueError, UnsupportedAlgorithm) as error:
-        reason = f"not a public key in PEM ({str(error).splitlines()[0]})"
-    yield Problem(
-        name,
-        f'"{pem[:27]}..."',
-        reason,
-        'write the whole text, from "-----BEGIN PUBLIC KEY-----" on, between triple quotes',
-    )
+        _engine.TokenVerifier(*derived.token_rules(config))
+    except ValueError as error:
+        key, reason = error.args
+        section, _, option = key.partition(".")
+        value = str(getattr(getattr(config, section), option))
+        shown = (
+            value if len(value) <= SHOWN_CHARACTERS_MAX else f"{value[:SHOWN_CHARACTERS_MAX]}..."
+        )
+        yield Problem(
+            key,
+            f'"{shown}"',
+            reason,
+            'write the whole text, from "-----BEGIN PUBLIC KEY-----" on, between triple quotes'
+            if option.endswith("_key")
+            else "correct or remove it",
+        )
 
 
 def _subscription_tokens(config: Config) -> Iterator[Problem]:
@@ -157,8 +154,10 @@ def _rules(name: str, rules: ChannelRules, config: Config) -> Iterator[Problem]:
 
 def _pattern(name: str, pattern: str) -> Iterator[Problem]:
     try:
+        _engine.check_pattern(pattern)
+        # The API applies it, too.
         re.compile(pattern)
-    except re.error as error:
+    except (ValueError, re.error) as error:
         yield Problem(
             name, f'"{pattern}"', f"not a regular expression ({error})", "correct or remove it"
         )
