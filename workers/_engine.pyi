@@ -132,9 +132,10 @@ class Questions:
     def take(self, count_max: int) -> list[tuple[int, str, bytes]]:
         """Take at most `count_max` questions: id, kind, JSON.
 
-        The id is 0 where nobody waits for the answer, but the engine counts it nevertheless. Of the
-        kinds "opened" and "closed" are no questions: the engine has stopped to ask, or asks again,
-        about what stands in place of the JSON, because of too many failures.
+        The id is 0 where nobody waits for the answer, but the engine counts it nevertheless.
+        Three kinds are no questions, and have text in place of the JSON: of "opened" and "closed"
+        it is the kind that the engine does not ask any more, or asks again, because of too many
+        failures; of "log" it is a line for the log.
         """
 
     def answer(self, id: int, kind: str, body: bytes) -> None:

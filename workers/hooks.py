@@ -210,8 +210,8 @@ class _Desk:
 
     def _take(self) -> None:
         for number, kind, body in self._questions.take(self._calls_max - len(self._calls)):
-            if kind in ("opened", "closed"):
-                _log_breaker(kind, body.decode())
+            if kind in ("opened", "closed", "log"):
+                _log(kind, body.decode())
             else:
                 self._keep(self._loop.create_task(self._answer(number, kind, body)))
 
@@ -336,11 +336,16 @@ class _Complaints:
         )
 
 
-def _log_breaker(what: str, kind: str) -> None:
-    if what == "opened":
-        logger.error("a hook failed too often and is not asked for a while", extra={"hook": kind})
-    else:
-        logger.info("a hook answers again", extra={"hook": kind})
+def _log(kind: str, text: str) -> None:
+    match kind:
+        case "opened":
+            logger.error(
+                "a hook failed too often and is not asked for a while", extra={"hook": text}
+            )
+        case "closed":
+            logger.info("a hook answers again", extra={"hook": text})
+        case "log":
+            logger.warning(text)
 
 
 def _make(spec: str) -> object:

@@ -240,12 +240,15 @@ def test_nothing_in_python_holds_a_client_for_long_or_the_others_at_all(
     before = failures(gateway, "rpc", "stuck")
     began = time.monotonic()
     asked = client.send("rpc", data=what)
+    # Of which the log has to tell.
+    assert reader.error("subscribe", channel="closed")["code"] == 103
     gateway.publish("room:all", "meanwhile")
     assert reader.push()["pub"]["data"] == "meanwhile"
     assert client.reply_to(asked)["error"]["code"] == 100
     assert time.monotonic() - began < TOO_LONG_S, "while the application is stuck"
     wait_for(lambda: failures(gateway, "rpc", "stuck") > before, "the count")
     wait_for(lambda: "rpc" in client.reply_to(client.send("rpc", data=1)), "the end of it")
+    wait_for(lambda: "may not subscribe" in gateway.log(), "the line in the log")
 
 
 def test_a_hook_that_fails_too_often_is_not_asked_and_then_tried_again(

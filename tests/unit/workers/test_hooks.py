@@ -242,6 +242,8 @@ def test_the_log_tells_when_a_hook_is_asked_no_more_and_again(
     engine = start()
     engine.tell("opened", b"rpc")
     engine.tell("closed", b"rpc")
+    engine.tell("log", b"what the engine says")
+    wait_for(lambda: "what the engine says" in caplog.text, "the engine's line")
     wait_for(lambda: "a hook answers again" in caplog.text, "the log line")
     assert "a hook failed too often" in caplog.text
 

@@ -191,6 +191,8 @@ pub enum Question {
     },
     /// Log that a breaker has opened or closed.
     Breaker { kind: AskKind, open: bool },
+    /// Log this line.
+    Log(String),
 }
 
 enum Queued {
@@ -205,6 +207,7 @@ enum Queued {
         kind: AskKind,
         open: bool,
     },
+    Log(String),
 }
 
 struct Reply {
@@ -327,6 +330,20 @@ impl Asks {
             }
             _ => Err(Fallback::Failed),
         }
+    }
+
+    /// Has Python log a line, without waiting for the interpreter.
+    ///
+    /// # Errors
+    /// The line, where nobody is there for it.
+    pub fn log(&mut self, line: String) -> Result<(), String> {
+        let Some(asks) = &self.0 else {
+            return Err(line);
+        };
+        // Lost only where Python reads nothing at all, and so could not log it either.
+        let _ = asks.tells.try_send(Queued::Log(line));
+        asks.asked.ring();
+        Ok(())
     }
 
     /// What has been answered since, and what will not be.
@@ -508,6 +525,7 @@ impl Questions {
                         taken.push(Question::Ask { id, kind, body });
                     }
                     Queued::Breaker { kind, open } => taken.push(Question::Breaker { kind, open }),
+                    Queued::Log(line) => taken.push(Question::Log(line)),
                 }
             }
         }

@@ -30,7 +30,7 @@ fn ids(questions: &Questions) -> Vec<u64> {
     taken
         .filter_map(|question| match question {
             Question::Ask { id, .. } => Some(id),
-            Question::Breaker { .. } => None,
+            Question::Breaker { .. } | Question::Log(_) => None,
         })
         .collect()
 }
@@ -224,6 +224,15 @@ fn keys_that_nobody_asked_for_are_taken() {
     let answers = line.take_answers(now());
     assert_eq!(answers[0].token, token(NOBODY));
     assert_eq!(answers[0].kind, AskKind::Keys);
+}
+
+#[test]
+fn lines_for_the_log_go_to_python_where_there_is_a_thread_for_them() {
+    let (mut asks, questions) = channel(&[AskKind::Rpc], LIMITS).unwrap();
+    assert_eq!(asks.log("a line".to_string()), Ok(()));
+    assert_eq!(questions.take(10), [Question::Log("a line".to_string())]);
+    let off = Asks::off().log("a line".to_string());
+    assert_eq!(off, Err("a line".to_string()));
 }
 
 #[test]

@@ -29,6 +29,7 @@ impl Questions {
                 let what = if open { "opened" } else { "closed" };
                 (0, what, PyBytes::new(py, kind.name().as_bytes()))
             }
+            Question::Log(line) => (0, "log", PyBytes::new(py, line.as_bytes())),
         });
         told.collect()
     }

@@ -69,8 +69,17 @@ impl Sessions {
         self.notices.lines.drain(..).collect()
     }
 
-    pub fn has_notices(&self) -> bool {
-        !self.notices.lines.is_empty()
+    /// Whether there are lines that nobody but the worker's shell can log. It needs the interpreter
+    /// to come by them, which an application may hold for long; but where there is one, there is
+    /// also a thread that logs while this one goes on.
+    pub fn has_notices(&mut self) -> bool {
+        while let Some(line) = self.notices.lines.pop_front() {
+            if let Err(line) = self.asks.log(line) {
+                self.notices.lines.push_front(line);
+                return true;
+            }
+        }
+        false
     }
 }
 
