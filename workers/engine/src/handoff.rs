@@ -109,6 +109,29 @@ impl Ground<'_> {
         self.sessions.detach(token)
     }
 
+    /// Serves connections from now on, and does for them what the log has brought while they were
+    /// on their way. Of each that can be watched: its token, and its pause in microseconds.
+    fn attach_all(&mut self, connections: Vec<(OwnedFd, Record)>) -> Vec<(Token, u64)> {
+        let positions = connections
+            .iter()
+            .filter_map(|(_, record)| record.log_position);
+        // Those of one batch were let go of in one turn, and so have one position.
+        let position = positions.last();
+        if let Some(position) = position {
+            self.sessions.read_up_to(position);
+        }
+        let mut catch_up = CatchUp::default();
+        let mut attached = Vec::with_capacity(connections.len());
+        for (socket, record) in connections {
+            attached.extend(self.attach(socket, record, &mut catch_up));
+        }
+        if let Some(position) = position {
+            let arrived: Vec<Token> = attached.iter().map(|(token, _)| *token).collect();
+            self.sessions.replay(position, &arrived);
+        }
+        attached
+    }
+
     /// Serves a connection from now on. The kernel reports at once what the socket is ready for,
     /// so that bytes which came meanwhile are seen. `None`: it cannot be watched, and is closed.
     fn attach(

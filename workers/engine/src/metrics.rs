@@ -115,6 +115,8 @@ table! { Count, COUNTS:
         "connections taken back because the other worker did not take them over";
     HandoffLost = Counter, "handoff_lost_total",
         "connections closed in a hand-off because the kernel did not let them be watched";
+    ReplaysCutShort = Counter, "handoff_replays_cut_short_total",
+        "batches of connections that were away for so long that orders to them may be lost";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
     HooksInFlight = Gauge, "hooks_in_flight", "questions to the application without an answer yet";

@@ -21,6 +21,7 @@ mod permission;
 mod publish;
 mod query;
 mod queues;
+mod replay;
 mod subscribe;
 mod subscriptions;
 mod tcp;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::connection::Flags;
 use crate::metrics::Count;
-use crate::session::{CatchUp, Movable};
+use crate::session::Movable;
 use crate::slab::Token;
 use crate::sys::Watch;
 use crate::sys::passing;
@@ -255,20 +255,15 @@ impl Giver {
         connections: Vec<(OwnedFd, Record)>,
         returned: &mut Vec<Token>,
     ) {
-        let mut catch_up = CatchUp::default();
         // The receiver may have told the publisher that they are its own.
         let records = connections.iter().map(|(_, record)| record);
         ground.sessions.announce_arrivals(records);
-        for (socket, record) in connections {
-            ground.sessions.metrics.add(Count::HandoffTakenBack, 1);
-            match ground.attach(socket, record, &mut catch_up) {
-                Some((token, _)) => {
-                    self.kept += 1;
-                    returned.push(token);
-                }
-                None => self.lost += 1,
-            }
-        }
+        let count = connections.len();
+        ground.sessions.metrics.add(Count::HandoffTakenBack, count);
+        let attached = ground.attach_all(connections);
+        self.kept += attached.len();
+        self.lost += count - attached.len();
+        returned.extend(attached.into_iter().map(|(token, _)| token));
     }
 
     /// The receiver is gone, and all that it said has been read: what it did not acknowledge, it

@@ -9,7 +9,6 @@ use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
 use super::record::{self, Record, VERSION, VERSION_OLDEST};
 use super::{Adopted, BATCH_BYTES_MAX, Ground, Report, Sent};
 use crate::metrics::{Count, Histogram};
-use crate::session::CatchUp;
 use crate::sys::Watch;
 use crate::sys::passing::{self, Received};
 
@@ -208,14 +207,11 @@ impl Receiver {
     }
 
     fn adopt(&mut self, ground: &mut Ground<'_>, connections: Vec<(OwnedFd, Record)>) {
-        let mut catch_up = CatchUp::default();
-        for (socket, record) in connections {
-            if let Some((_, pause_us)) = ground.attach(socket, record, &mut catch_up) {
-                let metrics = &mut ground.sessions.metrics;
-                metrics.add(Count::HandoffAdopted, 1);
-                metrics.record(Histogram::HandoffPauseUs, pause_us);
-                self.pauses_us.push(pause_us);
-            }
+        for (_, pause_us) in ground.attach_all(connections) {
+            let metrics = &mut ground.sessions.metrics;
+            metrics.add(Count::HandoffAdopted, 1);
+            metrics.record(Histogram::HandoffPauseUs, pause_us);
+            self.pauses_us.push(pause_us);
         }
     }
 

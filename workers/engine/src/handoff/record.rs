@@ -56,6 +56,8 @@ pub struct Record {
     pub speech: Speech,
     /// What publications look like there.
     pub format: Format,
+    /// Up to where its last owner has read the log; `None`: it did not say.
+    pub log_position: Option<u64>,
     pub identity: Option<Identity>,
 }
 
@@ -243,6 +245,10 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
     put_bytes(out, &record.input);
     encode_speech(&record.speech, out);
     out.push(record.format as u8);
+    out.push(u8::from(record.log_position.is_some()));
+    if let Some(position) = record.log_position {
+        put_u64(out, position);
+    }
     out.push(u8::from(record.identity.is_some()));
     if let Some(identity) = &record.identity {
         encode_identity(identity, out);
@@ -425,6 +431,7 @@ impl<'a> Fields<'a> {
             input: self.bytes()?.to_vec(),
             speech: self.speech()?,
             format: Format::UniWebSocket,
+            log_position: None,
             identity: None,
         };
         if version == 1 {
@@ -434,6 +441,10 @@ impl<'a> Fields<'a> {
             }
         } else {
             record.format = Format::from_number(self.u8()?).ok_or(RecordError::Value("format"))?;
+            record.log_position = match self.flag("log_position")? {
+                true => Some(self.u64()?),
+                false => None,
+            };
             record.identity = match self.flag("identity")? {
                 true => Some(self.identity()?),
                 false => None,

@@ -281,7 +281,7 @@ impl Sessions {
         for due in pending.drain(..) {
             match due {
                 Due::Channel(channel, event) => self.happened(channel, event),
-                Due::Order(json) => self.ordered(&json),
+                Due::Order(json) => self.ordered(&json, None),
                 Due::Emulation {
                     session,
                     encoding,

@@ -127,6 +127,7 @@ impl Sessions {
                 },
             },
             format: connection.format,
+            log_position: Some(self.reader.position()),
             identity,
         };
         Some((connection.socket, record))

@@ -78,14 +78,17 @@ fn bytes(json: Option<&RawValue>) -> Vec<u8> {
 }
 
 impl Sessions {
-    /// Does what a back end has ordered.
-    pub(super) fn ordered(&mut self, json: &[u8]) {
+    /// Does what a back end has ordered; with `among`, to these connections alone.
+    pub(super) fn ordered(&mut self, json: &[u8], among: Option<&[Token]>) {
         let Ok(order) = serde_json::from_slice::<Order>(json) else {
             // Of a later release, or of nobody that keeps to the rules.
             self.metrics.add(Count::OrdersInvalid, 1);
             return;
         };
         for token in self.meant(&order) {
+            if among.is_some_and(|among| !among.contains(&token)) {
+                continue;
+            }
             self.metrics.add(Count::Orders, 1);
             match order.op {
                 Act::Subscribe => self.order_subscribe(token, &order),

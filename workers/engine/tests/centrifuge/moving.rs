@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tidegate_engine::connection::parse_uuid;
 use tidegate_engine::settings::Settings;
+use tidegate_ring::uplink::{Request, RequestKind};
 
-use crate::client::{Client, channel_token, now_s, settings};
-use crate::pair::{self, Pair};
+use crate::client::{Client, channel_token, now_s, settings, token_of};
+use crate::pair::{self, Pair, Source};
+use crate::streams::Stream;
 
 fn settings_of(slot: u32) -> Settings {
     Settings {
@@ -18,6 +21,19 @@ fn settings_of(slot: u32) -> Settings {
 
 fn two() -> Pair {
     Pair::with(settings_of)
+}
+
+fn source(pair: &mut Pair) -> &mut Source {
+    pair.source.as_mut().expect("nobody has taken it")
+}
+
+/// The first worker lets go of all its clients, and the second one has not taken them yet.
+fn let_go(pair: &mut Pair) {
+    pair.begin_move(0, None);
+    pair.worker(1).turn().unwrap();
+    while pair.websockets(0) + pair.count(0, r#"connections{transport="stream"}"#) > 0 {
+        pair.worker(0).turn().unwrap();
+    }
 }
 
 /// Puts `data` into a channel and waits until `client` has it.
@@ -90,6 +106,71 @@ fn a_client_stays_in_its_channels_and_nobody_hears_of_the_move() {
             "the first that is heard of it: {push}"
         );
     });
+}
+
+#[test]
+fn what_comes_by_the_log_while_a_client_is_away_is_done_when_it_is_back() {
+    for is_behind in [false, true] {
+        let mut pair = two();
+        let (mut ann, mut bob) = pair.serve(|house| {
+            let mut ann = Client::of(house.http, "ann");
+            ann.ask(
+                "subscribe",
+                json!({"channel": "chat:a", "join_leave": true}),
+            );
+            ann.push();
+            (ann, Client::of(house.http, "bob"))
+        });
+        let_go(&mut pair);
+        let order = json!({"op": "subscribe", "user": "bob", "channel": "chat:a"}).to_string();
+        source(&mut pair).request(Request {
+            kind: RequestKind::Order,
+            json: true,
+            data: order.as_bytes(),
+            ..Request::default()
+        });
+        source(&mut pair).request(Request {
+            json: true,
+            skip_history: true,
+            channel: "chat:a",
+            data: b"1",
+            ..Request::default()
+        });
+        if !is_behind {
+            pair.worker(1).turn().unwrap();
+        }
+        pair.finish_move(0);
+        pair.serve(|_| {
+            assert_eq!(ann.publication(), json!({"data": 1}));
+            assert_eq!(ann.push().1["join"]["info"]["user"], "bob");
+            assert_eq!(bob.push().1.get("subscribe").is_some(), true);
+            bob.ask("unsubscribe", json!({"channel": "chat:a"}));
+        });
+    }
+}
+
+#[test]
+fn commands_of_a_session_that_is_away_are_done_when_it_is_back() {
+    let mut pair = two();
+    let (mut stream, connected) = pair.serve(|house| {
+        let connect = json!({"id": 1, "connect": {"token": token_of("ann")}});
+        let mut stream = Stream::lines(house.http, "/connection/http_stream", &connect);
+        let connected = stream.message()["connect"].take();
+        (stream, connected)
+    });
+    let_go(&mut pair);
+    let session = parse_uuid(connected["session"].as_str().unwrap());
+    source(&mut pair).request(Request {
+        kind: RequestKind::Emulate,
+        json: true,
+        client: session,
+        data: br#"{"id":2,"subscribe":{"channel":"chat:a"}}"#,
+        ..Request::default()
+    });
+    pair.finish_move(0);
+    pair.serve(|_| assert!(stream.message()["subscribe"].is_object()));
+    pair.publish("chat:a", "1");
+    pair.serve(|_| assert_eq!(stream.message()["push"]["pub"]["data"], 1));
 }
 
 #[test]
@@ -176,12 +257,7 @@ fn history_that_does_not_reach_back_ends_the_subscription_and_not_the_connection
         client
     });
     hears(&mut pair, &mut client, "chat:a", 1);
-    // Let go of, and not taken before its history is gone.
-    pair.begin_move(0, None);
-    pair.worker(1).turn().unwrap();
-    while pair.websockets(0) > 0 {
-        pair.worker(0).turn().unwrap();
-    }
+    let_go(&mut pair);
     for number in 0..30 {
         pair.publish("chat:a", &number.to_string());
     }

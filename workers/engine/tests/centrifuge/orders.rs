@@ -102,6 +102,8 @@ fn a_refresh_is_told_and_an_end_is_one() {
 #[test]
 fn an_order_that_nobody_understands_is_counted() {
     let mut house = House::with(settings());
+    // A worker heeds what comes after it has begun, which it has when it serves somebody.
+    let _client = Client::of(house.http, "ann");
     order(&mut house, json!({"op": "dance", "user": "ann"}));
     house.wait_for_count("orders_invalid_total", 1);
 }

@@ -1,7 +1,7 @@
 //! Clients that listen on a stream and speak by requests of their own, and those that only listen.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 use tidegate_engine::settings::Settings;
@@ -10,14 +10,14 @@ use crate::client::{settings, token_of};
 use crate::house::{House, connect, read_until};
 
 /// A stream of server-sent events, or of lines.
-struct Stream {
+pub struct Stream {
     socket: TcpStream,
     marker: &'static str,
 }
 
 impl Stream {
-    fn open(house: &House, request: &str, marker: &'static str) -> Stream {
-        let mut socket = connect(house.http);
+    fn open(http: SocketAddr, request: &str, marker: &'static str) -> Stream {
+        let mut socket = connect(http);
         socket.write_all(request.as_bytes()).unwrap();
         let head = read_until(&mut socket, b"\r\n\r\n");
         let head = String::from_utf8(head).unwrap();
@@ -26,26 +26,26 @@ impl Stream {
         Stream { socket, marker }
     }
 
-    fn sse(house: &House, path: &str, request: &Value, headers: &str) -> Stream {
+    fn sse(http: SocketAddr, path: &str, request: &Value, headers: &str) -> Stream {
         let query: String = request
             .to_string()
             .bytes()
             .map(|byte| format!("%{byte:02X}"))
             .collect();
         let request = format!("GET {path}?cf_connect={query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
-        let mut stream = Stream::open(house, &request, "data: ");
+        let mut stream = Stream::open(http, &request, "data: ");
         assert_eq!(read_until(&mut stream.socket, b"\n"), b"\r\n");
         stream
     }
 
-    fn lines(house: &House, path: &str, request: &Value) -> Stream {
+    pub fn lines(http: SocketAddr, path: &str, request: &Value) -> Stream {
         let body = request.to_string();
         let length = body.len();
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\
              Content-Type: application/json\r\n\r\n{body}"
         );
-        Stream::open(house, &request, "")
+        Stream::open(http, &request, "")
     }
 
     /// The next message, and the id of its event.
@@ -65,7 +65,7 @@ impl Stream {
         }
     }
 
-    fn message(&mut self) -> Value {
+    pub fn message(&mut self) -> Value {
         self.next().0
     }
 
@@ -106,8 +106,8 @@ fn a_client_listens_on_a_stream_and_speaks_beside_it() {
     let connect = json!({"id": 1, "connect": {"token": token_of("ann")}});
     for is_sse in [true, false] {
         let mut stream = match is_sse {
-            true => Stream::sse(&house, "/connection/sse", &connect, ""),
-            false => Stream::lines(&house, "/connection/http_stream", &connect),
+            true => Stream::sse(house.http, "/connection/sse", &connect, ""),
+            false => Stream::lines(house.http, "/connection/http_stream", &connect),
         };
         let connected = stream.message()["connect"].take();
         assert_eq!(connected["pong"], true);
@@ -142,11 +142,11 @@ fn a_client_listens_on_a_stream_and_speaks_beside_it() {
 fn last_words_come_on_the_stream_and_then_its_end() {
     let house = House::with(settings());
     let connect = json!({"id": 1, "connect": {"token": "nonsense"}});
-    let mut stream = Stream::sse(&house, "/connection/sse", &connect, "");
+    let mut stream = Stream::sse(house.http, "/connection/sse", &connect, "");
     assert_eq!(stream.message()["push"]["disconnect"]["code"], 3500);
     stream.ends();
     let connect = json!({"id": 1, "connect": {"token": token_of("ann")}});
-    let mut stream = Stream::lines(&house, "/connection/http_stream", &connect);
+    let mut stream = Stream::lines(house.http, "/connection/http_stream", &connect);
     let connected = stream.message()["connect"].take();
     emulate(&house, &connected, &[json!({"id": 2, "connect": {}})]);
     assert_eq!(stream.message()["push"]["disconnect"]["code"], 3501);
@@ -169,7 +169,7 @@ fn a_request_for_a_session_of_nobody_is_taken_and_one_for_another_gateway_is_not
 fn whoever_only_listens_comes_back_to_where_it_was_in_every_channel() {
     let mut house = House::with(settings());
     let request = json!({"subs": {"open:a": {}, "open:b": {}}});
-    let mut stream = Stream::sse(&house, "/connection/uni_sse", &request, "");
+    let mut stream = Stream::sse(house.http, "/connection/uni_sse", &request, "");
     let connected = stream.message();
     assert!(
         connected["connect"]["subs"]["open:a"].is_object(),
@@ -184,7 +184,7 @@ fn whoever_only_listens_comes_back_to_where_it_was_in_every_channel() {
     house.publish("open:a", "3");
     house.publish("open:b", "4");
     let header = format!("Last-Event-ID: {id}\r\n");
-    let mut stream = Stream::sse(&house, "/connection/uni_sse", &request, &header);
+    let mut stream = Stream::sse(house.http, "/connection/uni_sse", &request, &header);
     let subs = stream.message()["connect"]["subs"].take();
     for (channel, data) in [("open:a", 3), ("open:b", 4)] {
         assert_eq!(subs[channel]["recovered"], true, "{subs}");
@@ -199,7 +199,7 @@ fn whoever_only_listens_comes_back_to_where_it_was_in_every_channel() {
 fn one_way_streams_of_lines_need_no_more_than_curl() {
     let mut house = House::with(settings());
     let request = json!({"token": token_of("ann"), "subs": {"chat:a": {}, "closed:a": {}}});
-    let mut stream = Stream::lines(&house, "/connection/uni_http_stream", &request);
+    let mut stream = Stream::lines(house.http, "/connection/uni_http_stream", &request);
     let connected = stream.message()["connect"].take();
     let subs = connected["subs"].as_object().unwrap();
     assert_eq!(subs.keys().collect::<Vec<_>>(), ["chat:a"]);

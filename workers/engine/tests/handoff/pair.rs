@@ -388,19 +388,27 @@ impl Pair {
     pub fn publish(&mut self, channel: &str, data: &str) -> u64 {
         self.source.as_mut().unwrap().publish(channel, data)
     }
+
 }
 
 impl Source {
     /// Publishes JSON, waits for the answer, and returns the offset.
     pub fn publish(&mut self, channel: &str, data: &str) -> u64 {
-        self.last_id += 1;
-        let request = Request {
-            id: self.last_id,
-            want_reply: true,
+        self.request(Request {
             json: true,
             channel,
             data: data.as_bytes(),
             ..Request::default()
+        })
+    }
+
+    /// Has the publisher do something, waits for the answer, and returns its offset.
+    pub fn request(&mut self, request: Request<'_>) -> u64 {
+        self.last_id += 1;
+        let request = Request {
+            id: self.last_id,
+            want_reply: true,
+            ..request
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();

@@ -62,6 +62,7 @@ fn idle() -> Record {
         input: Vec::new(),
         speech: Speech::WebSocket(None),
         format: Format::UniWebSocket,
+        log_position: None,
         identity: None,
     }
 }
@@ -87,6 +88,7 @@ fn known() -> Record {
         ],
         native_pings: true,
         format: Format::ProtobufWebSocketDeflate,
+        log_position: Some(u64::MAX - 4095),
         identity: Some(Identity {
             user: "42".to_string(),
             info: b"{\"name\":\"Ann\"}".to_vec(),
@@ -405,6 +407,7 @@ prop_compose! {
         input in bytes(),
         speech in speech(),
         number in any::<usize>(),
+        log_position in option::of(any::<u64>()),
         identity in option::of(identity()),
     ) -> Record {
         let identity = identity.map(|identity| Identity {
@@ -446,6 +449,7 @@ prop_compose! {
             input,
             format: format(&speech, number),
             speech,
+            log_position,
             identity,
         }
     }
