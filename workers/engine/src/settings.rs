@@ -234,7 +234,12 @@ impl Settings {
     pub fn namespace_at(&self, channel: &str) -> Option<(usize, &Namespace)> {
         // `$` marks a private channel; it is no part of the namespace.
         let name = channel.strip_prefix('$').unwrap_or(channel);
-        let name = name.split_once(':').map_or("", |(name, _)| name);
+        let name = match name.split_once(':') {
+            // Channels without a colon have the nameless one to themselves.
+            Some(("", _)) => return None,
+            Some((name, _)) => name,
+            None => "",
+        };
         let mut namespaces = self.namespaces.iter().enumerate();
         namespaces.find(|(_, each)| each.name == name)
     }
