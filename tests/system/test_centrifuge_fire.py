@@ -41,7 +41,7 @@ class Size:
 
 SHORT = Size(clients=200, channels=40, messages_per_s=500, drops_per_s=40, duration_s=8, gaps_max=0)
 FULL = Size(
-    clients=2000, channels=200, messages_per_s=5000, drops_per_s=200, duration_s=60, gaps_max=200
+    clients=2000, channels=200, messages_per_s=5000, drops_per_s=100, duration_s=60, gaps_max=200
 )
 
 CONFIG: dict[str, dict[str, Any]] = {
