@@ -367,7 +367,7 @@ def test_native_pings_replace_those_of_the_dialect_where_a_client_asks(
 ) -> None:
     sections: dict[str, dict[str, Any]] = {
         "client": {"allow_anonymous": True},
-        "websocket": {"ping_interval_s": 2, "pong_timeout_s": 1},
+        "websocket": {"ping_interval_s": 3, "pong_timeout_s": 2},
         "workers": {"count": 1},
     }
     gateway = start_gateway(sections)
@@ -381,6 +381,23 @@ def test_native_pings_replace_those_of_the_dialect_where_a_client_asks(
             peer.flush()
     with FramePeer(gateway.http_port) as peer:
         connected = peer.connect()
-        assert (connected["ping"], connected["pong"]) == (2, True)
+        assert (connected["ping"], connected["pong"]) == (3, True)
         assert bytes(peer.read_frame().data) == b"{}"
         assert peer.read_close() == (3012, "no pong")
+
+
+def test_a_reload_between_the_fragments_of_a_compressed_message_changes_nothing(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway(SECTIONS)
+    with FramePeer(gateway.http_port, "protobuf", DEFLATE) as peer:
+        peer.connect(CHANNEL)
+        payload = compressed(peer.encoded({"id": 9, "unsubscribe": {"channel": CHANNEL}}))
+        peer.send_raw(frame(RSV1 | BINARY, payload[:5]) + frame(CONTINUATION, payload[5:7])[:4])
+        moved = gateway.control("reload")
+        assert sum(slot["closed"] for slot in moved["slots"]) == 0
+        gateway.publish(CHANNEL, {"text": "tide " * 100})
+        assert published_text(peer.read_reply()) == "tide " * 100
+        rest = frame(CONTINUATION, payload[5:7])[4:] + frame(FIN | CONTINUATION, payload[7:])
+        peer.send_raw(rest)
+        assert int(peer.read_reply()["id"]) == 9

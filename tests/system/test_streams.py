@@ -70,13 +70,14 @@ def test_a_one_way_client_is_told_why_it_ends(gateway: Gateway) -> None:
 
 
 def test_a_stream_that_is_hung_up_on_is_let_go(gateway: Gateway) -> None:
-    before = sum(worker["connections"] for worker in gateway.status()["workers"])
+    def connections() -> int:
+        return sum(worker["connections"] for worker in gateway.status()["workers"])
+
+    wait_for(lambda: connections() == 0, "the clients of other tests are gone")
     with EventSource(gateway.http_port, with_query("/connection/uni_sse", SUBS)) as source:
         source.read()
-    wait_for(
-        lambda: sum(worker["connections"] for worker in gateway.status()["workers"]) == before,
-        "the connection is gone",
-    )
+        wait_for(lambda: connections() == 1, "it is counted")
+    wait_for(lambda: connections() == 0, "it is gone")
 
 
 # ---- coming back
