@@ -35,11 +35,13 @@ class Size:
     messages_per_s: int
     drops_per_s: float
     duration_s: float
-    gaps_max: int
+    may_have_gaps: bool
     processes: int = 2
 
 
-SHORT = Size(clients=200, channels=40, messages_per_s=500, drops_per_s=40, duration_s=8, gaps_max=0)
+SHORT = Size(
+    clients=200, channels=40, messages_per_s=500, drops_per_s=40, duration_s=8, may_have_gaps=False
+)
 FULL = Size(
     clients=2000, channels=200, messages_per_s=5000, drops_per_s=100, duration_s=60, gaps_max=200
 )
@@ -155,8 +157,9 @@ def endure(size: Size) -> None:
         assert tally["drops"] > 0 and tally["recovered"] > 0
     received, gaps = (sum(tally[key] for tally in tallies) for key in ("received", "gaps"))
     assert received > publishing.published, "several subscribers of each message"
-    # History reaches further back than anybody stays away, unless this host is too slow for it.
-    assert gaps <= size.gaps_max
+    # History reaches further back than anybody stays away. Only where a host is too slow for all
+    # these clients, some end for not answering pings, and have missed more when they return.
+    assert gaps == 0 or size.may_have_gaps
 
 
 def reload(gateway: Gateway) -> None:
