@@ -225,10 +225,11 @@ def running_publisher(
     capacity_bytes: int = CAPACITY_BYTES,
     channels_max: int = CHANNELS_MAX,
     lag_budget_ms: int = LAG_BUDGET_MS,
+    history: Sequence[_ring.HistoryRule] = (),
 ) -> Iterator[PublisherProcess]:
     memory = Memory(capacity_bytes, channels_max)
     try:
-        with PublisherProcess(memory, lag_budget_ms) as publisher:
+        with PublisherProcess(memory, lag_budget_ms, history) as publisher:
             yield publisher
     finally:
         memory.close()

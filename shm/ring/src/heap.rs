@@ -259,7 +259,7 @@ impl Heap {
         }
         let words = self.region.words(self.cell_at(link), CELL_WORDS);
         let mut copy = [0; CELL_WORDS];
-        for (copied, word) in copy.iter_mut().zip(words) {
+        for (copied, word) in copy.iter_mut().zip(words).skip(MORE) {
             *copied = word.load(Ordering::Relaxed);
         }
         // SYNC: pairs with the release fence in heap/writer.rs::HeapWriter::fill: who copied a word
@@ -300,5 +300,93 @@ impl Heap {
 
     fn cell_at(&self, link: Link) -> usize {
         self.cells_at + link.index() * CELL_BYTES
+    }
+}
+
+/// Every interleaving of a reader with the publisher; run by `make loom`.
+#[cfg(all(test, loom))]
+mod tests {
+    use loom::thread;
+
+    use super::writer::{HeapWriter, Recovery};
+    use super::*;
+
+    /// Of one bucket.
+    const KEYS: [ChannelKey; 2] = [ChannelKey([1, 1]), ChannelKey([1, 3])];
+
+    fn explore(model: impl Fn(Heap, HeapWriter) + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(2);
+        builder.max_branches = 100_000;
+        builder.check(move || {
+            let bytes = CELLS_MIN * CELL_BYTES as u64;
+            let region = Region::heap(segment_bytes(bytes).unwrap());
+            let owner = Owner {
+                generation: 1,
+                pid: 1,
+                start: 1,
+            };
+            format(&region, Kind::Presence, bytes, owner).unwrap();
+            let reader = Heap::attach(region.clone(), Kind::Presence).unwrap();
+            let writer = Recovery::open(region, Kind::Presence).unwrap().finish();
+            model(reader, writer);
+        });
+    }
+
+    fn write(writer: &mut HeapWriter, value: u64) -> Link {
+        let payload = value.to_le_bytes();
+        writer.write(KIND_ENTRY, &[value], &payload).unwrap()
+    }
+
+    /// Fails if a cell is filled without its fence, or read without.
+    #[test]
+    fn a_cell_that_another_record_takes_is_never_mixed_with_it() {
+        explore(|reader, mut writer| {
+            let first = write(&mut writer, 1);
+            let reading = thread::spawn(move || {
+                if let Some(cell) = reader.cell(first, KIND_ENTRY) {
+                    let payload = reader.payload(&cell, 1).unwrap();
+                    assert_eq!((cell.head(0), payload), (1, vec![1, 0, 0, 0, 0, 0, 0, 0]));
+                }
+            });
+            writer.free(first);
+            let second = write(&mut writer, 2);
+            assert_eq!(second.index(), first.index());
+            reading.join().unwrap();
+        });
+    }
+
+    /// Fails if a link is stored with less than release.
+    #[test]
+    fn who_finds_a_link_finds_what_it_leads_to() {
+        explore(|reader, mut writer| {
+            let reading = thread::spawn(move || {
+                let Some(found) = reader.find(KEYS[0]) else {
+                    return;
+                };
+                if found.first != Link::NONE {
+                    let cell = reader.cell(found.first, KIND_ENTRY).unwrap();
+                    assert_eq!(cell.head(0), 1);
+                }
+            });
+            let channel = writer.add_channel(KEYS[0], "c").unwrap();
+            let entry = write(&mut writer, 1);
+            writer.set_first(channel, entry);
+            reading.join().unwrap();
+        });
+    }
+
+    /// Fails if a channel is let go of before nothing leads to it, or a lookup does not begin anew.
+    #[test]
+    fn a_channel_that_stays_is_found_whoever_goes_before_it() {
+        explore(|reader, mut writer| {
+            writer.add_channel(KEYS[0], "a").unwrap();
+            let other = writer.add_channel(KEYS[1], "b").unwrap();
+            let reading = thread::spawn(move || {
+                assert!(reader.find(KEYS[0]).is_some());
+            });
+            writer.remove_channel(other, KEYS[1]);
+            reading.join().unwrap();
+        });
     }
 }

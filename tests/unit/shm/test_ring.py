@@ -26,8 +26,11 @@ def memory() -> Iterator[Memory]:
         _ring.Channels,
         _ring.Stats,
         lambda fd: _ring.Producer(fd, fd, fd),
+        lambda fd: _ring.History(fd, fd),
+        lambda fd: _ring.Presence(fd, fd),
         lambda fd: _ring.StatsRow(fd, 0, _ring.ROLE_API, 0, 0),
         lambda fd: _ring.format_log(fd, 65536, 1, (1, 1, 1)),
+        lambda fd: _ring.format_history(fd, 65536, (1, 1, 1)),
     ],
 )
 def test_descriptors_that_are_no_segments_raise_typed_errors(
