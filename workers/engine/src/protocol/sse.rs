@@ -8,9 +8,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::protobuf::{put_varint, take_varint};
 
-/// Longest id: with other headers it has to fit into the head of the request that brings it back.
-/// Some 250 channels; those after them are not recovered.
+/// No id is longer: some 250 channels.
 pub const ID_BYTES_MAX: usize = 4096;
+
+/// The end of an id into which not all channels fit. No position is that short.
+const MORE: u8 = 0xFF;
+
+/// Where a client is that cannot be caught up: nothing comes after it.
+const NOWHERE: (u32, u64) = (0, u64::MAX);
 
 /// How a channel is told from the others of its connection.
 const NAME_HASH_BYTES: usize = 6;
@@ -32,16 +37,23 @@ pub fn encode_event(out: &mut Vec<u8>, data: &[u8]) {
 }
 
 /// `event` with the id that holds `positions`: those of the connection as they are when this event
-/// has been seen.
-pub fn with_id<'a>(event: &[u8], positions: impl Iterator<Item = Position<'a>>) -> Vec<u8> {
+/// has been seen. Those that do not fit into `id_bytes_max` are left out, and cannot be recovered
+/// when the client comes back: with other headers, the id has to fit into the head of that request.
+pub fn with_id<'a>(
+    event: &[u8],
+    positions: impl Iterator<Item = Position<'a>>,
+    id_bytes_max: usize,
+) -> Vec<u8> {
+    let list_bytes_max = id_bytes_max.min(ID_BYTES_MAX) / 4 * 3;
     let mut list = Vec::new();
     for position in positions {
         let before = list.len();
         list.extend_from_slice(&name_hash(position.channel));
         list.extend_from_slice(&position.epoch.to_le_bytes());
         put_varint(&mut list, position.offset);
-        if list.len() > ID_BYTES_MAX / 4 * 3 {
+        if list.len() >= list_bytes_max {
             list.truncate(before);
+            list.push(MORE);
             break;
         }
     }
@@ -67,6 +79,8 @@ fn name_hash(channel: &str) -> [u8; NAME_HASH_BYTES] {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LastEventId {
     positions: Vec<([u8; NAME_HASH_BYTES], u32, u64)>,
+    /// There were more channels than these.
+    is_cut: bool,
 }
 
 impl LastEventId {
@@ -78,21 +92,28 @@ impl LastEventId {
         let list = URL_SAFE_NO_PAD.decode(id).ok()?;
         let mut rest = list.as_slice();
         let mut positions = Vec::new();
-        while !rest.is_empty() {
+        while !matches!(rest, [] | [MORE]) {
             let (&hash, after_hash) = rest.split_first_chunk()?;
             let (&epoch, after_epoch) = after_hash.split_first_chunk()?;
             rest = after_epoch;
             let offset = take_varint(&mut rest).ok()?;
             positions.push((hash, u32::from_le_bytes(epoch), offset));
         }
-        Some(Self { positions })
+        Some(Self {
+            positions,
+            is_cut: rest == [MORE],
+        })
     }
 
-    /// Epoch and offset of the last publication of `channel` that the client has seen.
+    /// Epoch and offset of the last publication of `channel` that the client has seen; if they are
+    /// not known, some that nothing can be recovered from. `None`: the client was not there.
     pub fn position(&self, channel: &str) -> Option<(u32, u64)> {
         let wanted = name_hash(channel);
-        let found = self.positions.iter().find(|(hash, ..)| *hash == wanted)?;
-        Some((found.1, found.2))
+        let found = self.positions.iter().find(|(hash, ..)| *hash == wanted);
+        match found {
+            Some((_, epoch, offset)) => Some((*epoch, *offset)),
+            None => self.is_cut.then_some(NOWHERE),
+        }
     }
 }
 
@@ -122,7 +143,7 @@ mod tests {
             let positions = channels.iter().map(|(channel, &(epoch, offset))| {
                 position(channel, epoch, offset)
             });
-            let event = with_id(b"data: {}\n\n", positions);
+            let event = with_id(b"data: {}\n\n", positions, ID_BYTES_MAX);
             let end = event.ends_with(b"\ndata: {}\n\n");
             prop_assert!(end);
             let read = LastEventId::parse(id(&event).as_bytes()).unwrap();
@@ -142,20 +163,22 @@ mod tests {
     #[test]
     fn an_id_is_bounded_and_holds_what_fits() {
         let channels: Vec<String> = (0..1000).map(|n| format!("public:{n}")).collect();
-        let all = channels.iter().map(|channel| position(channel, 1, 100));
-        let event = with_id(b"", all);
-        let id = id(&event);
-        assert!((ID_BYTES_MAX - 24..=ID_BYTES_MAX).contains(&id.len()));
-        let read = LastEventId::parse(id.as_bytes()).unwrap();
-        assert_eq!(read.position("public:0"), Some((1, 100)));
-        assert_eq!(read.position("public:999"), None);
+        for (bytes_max, bound) in [(usize::MAX, ID_BYTES_MAX), (512, 512)] {
+            let all = channels.iter().map(|channel| position(channel, 1, 100));
+            let event = with_id(b"", all, bytes_max);
+            let id = id(&event);
+            assert!((bound - 24..=bound).contains(&id.len()));
+            let read = LastEventId::parse(id.as_bytes()).unwrap();
+            assert_eq!(read.position("public:0"), Some((1, 100)));
+            assert_eq!(read.position("public:999"), Some(NOWHERE));
+        }
         let longer = "A".repeat(ID_BYTES_MAX + 1);
         assert_eq!(LastEventId::parse(longer.as_bytes()), None);
     }
 
     #[test]
     fn an_id_means_the_same_in_every_version() {
-        let event = with_id(b"", [position("public:a", 7, 300)].into_iter());
+        let event = with_id(b"", [position("public:a", 7, 300)].into_iter(), 99);
         // Clients bring it back after an upgrade.
         assert_eq!(id(&event), "zMopvaIrBwAAAKwC");
     }

@@ -13,6 +13,7 @@ use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::format::Format;
 use crate::protocol::sse;
+use crate::settings::Settings;
 use crate::slab::Token;
 
 impl Sessions {
@@ -53,7 +54,9 @@ impl Sessions {
                 continue;
             };
             let frame = match connection.format {
-                Format::UniSse => with_id(&frame, &connection.subscriptions, &self.hub),
+                Format::UniSse => {
+                    with_id(&frame, &connection.subscriptions, &self.hub, &self.settings)
+                }
                 _ => frame,
             };
             due.push((subscriber.connection, frame));
@@ -108,7 +111,9 @@ impl Sessions {
     pub(super) fn with_positions(&mut self, token: Token, event: &[u8]) -> Rc<Frame> {
         let frame = Frame::new(event);
         match self.connections.get_mut(token) {
-            Some(connection) => with_id(&frame, &connection.subscriptions, &self.hub),
+            Some(connection) => {
+                with_id(&frame, &connection.subscriptions, &self.hub, &self.settings)
+            }
             None => frame,
         }
     }
@@ -140,7 +145,12 @@ fn frame_for(
     forms[format].clone().filter(|_| !is_sender)
 }
 
-fn with_id(event: &Frame, subscriptions: &Subscriptions, hub: &Hub) -> Rc<Frame> {
+fn with_id(
+    event: &Frame,
+    subscriptions: &Subscriptions,
+    hub: &Hub,
+    settings: &Settings,
+) -> Rc<Frame> {
     let positions = subscriptions.as_slice().iter().filter_map(|each| {
         let channel = hub.channel(each.channel)?;
         let subscriber = channel.subscribers.get(each.subscriber as usize)?;
@@ -154,5 +164,7 @@ fn with_id(event: &Frame, subscriptions: &Subscriptions, hub: &Hub) -> Rc<Frame>
             offset: delivered.max(subscriber.after_offset),
         })
     });
-    Frame::new(sse::with_id(&event.bytes, positions))
+    // The other headers of a browser's request are a few hundred bytes.
+    let id_bytes_max = settings.header_bytes_max / 2;
+    Frame::new(sse::with_id(&event.bytes, positions, id_bytes_max))
 }

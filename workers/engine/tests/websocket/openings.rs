@@ -210,7 +210,7 @@ fn an_event_source_needs_no_words_and_says_what_it_saw_last() {
         epoch: 7,
         offset: 300,
     }];
-    let event = with_id(b"data: {}\n\n", positions.into_iter());
+    let event = with_id(b"data: {}\n\n", positions.into_iter(), 99);
     let id = std::str::from_utf8(&event).unwrap().lines().next().unwrap();
     let header = id.replacen("id: ", "Last-Event-ID: ", 1);
     // nginx speaks HTTP/1.0 to what is behind it, if it is not told otherwise.
