@@ -43,7 +43,12 @@ SHORT = Size(
     clients=200, channels=40, messages_per_s=500, drops_per_s=40, duration_s=8, may_have_gaps=False
 )
 FULL = Size(
-    clients=2000, channels=200, messages_per_s=5000, drops_per_s=100, duration_s=60, gaps_max=200
+    clients=2000,
+    channels=200,
+    messages_per_s=5000,
+    drops_per_s=100,
+    duration_s=60,
+    may_have_gaps=True,
 )
 
 CONFIG: dict[str, dict[str, Any]] = {

@@ -73,6 +73,7 @@ table! { Count, COUNTS:
     QueuedBytes = Gauge, "queued_bytes", "bytes waiting in the queues of connections";
     Channels = Gauge, "worker_channels", "channels that somebody here is subscribed to";
     Subscriptions = Gauge, "subscriptions", "subscriptions of connections to channels";
+    Users = Gauge, "worker_users", "users with a connection here";
     SubscribesDenied = Counter, r#"subscribe_errors_total{reason="denied"}"#,
         "subscriptions that the namespace does not allow";
     SubscribesUnknown = Counter, r#"subscribe_errors_total{reason="unknown"}"#,

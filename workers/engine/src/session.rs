@@ -405,6 +405,7 @@ impl Sessions {
         self.metrics.set(Count::Channels, self.hub.channel_count());
         self.metrics
             .set(Count::Subscriptions, self.hub.subscription_count());
+        self.metrics.set(Count::Users, self.directory.user_count());
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
         self.metrics.hooks(&mut self.asks);
