@@ -59,7 +59,7 @@ rust-test:  ## Unit, property, model and kill tests of the crates
 
 # A target directory of its own: --cfg loom would otherwise rebuild everything twice.
 loom:  ## Check the lock-free code against every interleaving
-	RUSTFLAGS="--cfg loom" cargo test --package tidegate-ring --test loom --test loom_channels --release --locked --target-dir target/loom
+	RUSTFLAGS="--cfg loom" cargo test --package tidegate-ring --lib --test loom --test loom_channels --test loom_heap --release --locked --target-dir target/loom
 
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)

@@ -28,7 +28,10 @@ FAILURES = frozenset(
         "subscribe_errors_total",
         'client_publishes_total{result="denied"}',
         'client_publishes_total{result="rejected"}',
-        "publications_invalid_total",
+        "records_invalid_total",
+        "orders_invalid_total",
+        "command_errors_total",
+        "hook_failures_total",
     }
 )
 """Families and single counters of what was refused or could not be done. Faults of clients are

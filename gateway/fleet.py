@@ -21,6 +21,7 @@ from gateway.rescue import Rescues
 from gateway.runtime import Runtime
 from gateway.service import Service
 from gateway.slot import Slot
+from gateway.survey import Surveys
 from gateway.topology import place
 from workers import log
 
@@ -70,6 +71,7 @@ class Fleet:
         """How many slots there are to be, also while they are drained."""
         self.handoffs = Handoffs(runtime)
         self.rescues = Rescues(self)
+        self.surveys = Surveys(runtime.loop)
         self.canary: Canary | None = None
         """Slots on probation, if there are any."""
         self.rolled_back: RolledBack | None = None
@@ -212,7 +214,7 @@ class Fleet:
     def close(self) -> None:
         """Everything is dead: lets go of the listeners."""
         self.rescues.close()
-        for worker in self._readers():
+        for worker in self.workers():
             if worker.keeper is not None:
                 worker.keeper.close()
         for slot in self.slots:
@@ -311,9 +313,10 @@ class Fleet:
 
     def _new_publisher(self, service: Service) -> Publisher:
         self._publisher_generation += 1
-        return Publisher.start(self.runtime, service, self._publisher_generation, self._readers)
+        return Publisher.start(self.runtime, service, self._publisher_generation, self.workers)
 
-    def _readers(self) -> list[Worker]:
+    def workers(self) -> list[Worker]:
+        """Every living worker, also those that leave."""
         slots = [*self.slots, *self._leaving]
         return [worker for slot in slots for worker in slot.workers]
 
@@ -330,6 +333,8 @@ class Fleet:
             child.remaining, child.closed = 0, int(message["closed"])
         elif type_ in ("moving", "handed_over", "adopted") and isinstance(child, Worker):
             self.handoffs.take(child, type_, message)
+        elif type_ == "surveyed" and isinstance(child, Worker):
+            self.surveys.take(child, int(message["id"]))
         elif type_ not in ("ready", "failed"):
             logger.warning(f"{child.name} sent an unknown message", extra={"type": type_})
 
@@ -338,6 +343,7 @@ class Fleet:
             kind = type(child).__name__.lower()
             self.runtime.memory.row.add(f'process_deaths_total{{process="{kind}"}}')
         if isinstance(child, Worker):
+            self.surveys.forget(child)
             self.rescues.begin(child, child.connections_at_death)
         self._leaving = [slot for slot in self._leaving if slot.service.children]
 

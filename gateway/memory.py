@@ -1,4 +1,4 @@
-"""What the processes share: the log, the channel table, the statistics, seats and rows in them.
+"""What the processes share: the log and the tables that follow it, the statistics; seats and rows.
 
 row 0          the supervisor, and the sums of the departed
 row 1          the publisher
@@ -42,6 +42,9 @@ KEEP_SLOTS_SPARE = 256
 
 T = TypeVar("T")
 
+_Segments = tuple[Segment, Segment, Segment, Segment, Segment]
+"""Log, channels, history, presence, statistics."""
+
 logger = logging.getLogger("tidegate.memory")
 
 
@@ -53,14 +56,13 @@ def metrics_of_all() -> list[_ring.Metric]:
 class Memory:
     """The segments of one instance, made by the supervisor and removed by it."""
 
-    def __init__(
-        self, log: Segment, channels: Segment, stats: Segment, wake: int, row: _ring.StatsRow
-    ) -> None:
-        self.log, self.channels, self.stats = log, channels, stats
+    def __init__(self, segments: _Segments, wake: int, row: _ring.StatsRow) -> None:
+        self._segments = segments
+        self.log, self.channels, self.history, self.presence, self.stats = segments
         self.publisher_wake = wake
         """Written by everyone who has something for the publisher, when it says that it sleeps."""
         self.row = row
-        self.reader = _ring.Stats(stats.fd)
+        self.reader = _ring.Stats(self.stats.fd)
         self._schema = self.reader.schema()
         self._free_seats: list[int] = []
         self._free_api_banks = [FIRST_API_ROW + API_ROWS, FIRST_API_ROW]
@@ -98,15 +100,27 @@ class Memory:
                     "log.channels_max",
                 ),
                 make(
+                    "history",
+                    _ring.heap_size(config.history.memory_bytes),
+                    lambda fd: _ring.format_history(fd, config.history.memory_bytes, identity),
+                    "history.memory_bytes",
+                ),
+                make(
+                    "presence",
+                    _ring.heap_size(config.presence.memory_bytes),
+                    lambda fd: _ring.format_presence(fd, config.presence.memory_bytes, identity),
+                    "presence.memory_bytes",
+                ),
+                make(
                     "stats",
                     _ring.stats_size(metrics, rows),
                     lambda fd: _ring.format_stats(fd, metrics, rows, identity),
                     "workers.count",
                 ),
             )
-            row = _ring.StatsRow(segments[2].fd, SUPERVISOR_ROW, _ring.ROLE_SUPERVISOR, 0, 1)
+            row = _ring.StatsRow(segments[-1].fd, SUPERVISOR_ROW, _ring.ROLE_SUPERVISOR, 0, 1)
             wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            memory = cls(*segments, wake, row)
+            memory = cls(segments, wake, row)
             undo.pop_all()
         memory._free_seats = sorted(range(seats), reverse=True)
         return memory
@@ -133,10 +147,11 @@ class Memory:
     @classmethod
     def restore(cls, state: dict[str, Any], take: Take) -> Memory:
         """Raises InstanceError where this code cannot use the segments of the code before it."""
-        log, channels, stats = (Segment(name, take(fd)) for name, fd in state["segments"])
+        found = [Segment(name, take(fd)) for name, fd in state["segments"]]
         try:
-            for each in (log, channels, stats):
+            for each in found:
                 _ring.inspect(each.fd)
+            log, channels, history, presence, stats = found
             _ring.extend_stats(stats.fd, metrics_of_all(), only_check=True)
             row = _ring.StatsRow.resume(stats.fd, SUPERVISOR_ROW)
         except _ring.FormatError as error:
@@ -145,7 +160,7 @@ class Memory:
                 remedy="restart the gateway",
                 code="restart_needed",
             ) from error
-        memory = cls(log, channels, stats, take(state["wake"]), row)
+        memory = cls((log, channels, history, presence, stats), take(state["wake"]), row)
         memory._free_seats, memory._free_api_banks = state["free_seats"], state["free_api_banks"]
         return memory
 
@@ -189,10 +204,6 @@ class Memory:
         """Removes every segment; processes that still map one keep it until they end."""
         for made in self._segments:
             made.unlink()
-
-    @property
-    def _segments(self) -> tuple[Segment, Segment, Segment]:
-        return self.log, self.channels, self.stats
 
 
 def _told(step: Callable[[], T]) -> T:

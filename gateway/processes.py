@@ -9,13 +9,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import msgspec
 import psutil
 
 from gateway.api.settings import ApiSettings
 from gateway.carrying import Keep, Take
 from gateway.children import Child, Process
-from gateway.config import connections_max
+from gateway.config import connections_max, derived
 from gateway.keeper import Keeper
 from gateway.memory import FIRST_WORKER_ROW, PUBLISHER_ROW, make_keep
 from gateway.publisher import PublisherSettings
@@ -24,7 +23,7 @@ from gateway.service import Service
 from gateway.topology import place
 from gateway.uplinks import Uplink
 from workers.link import Link
-from workers.settings import NamespaceSettings, WorkerSettings
+from workers.settings import WorkerSettings
 
 logger = logging.getLogger("tidegate.processes")
 
@@ -67,6 +66,7 @@ class Publisher(Child):
             stats_row=PUBLISHER_ROW,
             generation=generation,
             lag_budget_ms=config.log.lag_budget_ms,
+            history=derived.history_rules(config.channel),
             log_format=config.gateway.log_format,
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
@@ -74,6 +74,8 @@ class Publisher(Child):
         fds = {
             "log": memory.log.fd,
             "channels": memory.channels.fd,
+            "history": memory.history.fd,
+            "presence": memory.presence.fd,
             "stats": memory.stats.fd,
             "wake": memory.publisher_wake,
         }
@@ -205,6 +207,8 @@ class Worker(Child):
         fds |= {
             "log": runtime.memory.log.fd,
             "channels": runtime.memory.channels.fd,
+            "history": runtime.memory.history.fd,
+            "presence": runtime.memory.presence.fd,
             "stats": runtime.memory.stats.fd,
             "uplink": self._uplink.segment.fd,
             "wake": self._wake,
@@ -249,19 +253,17 @@ class Worker(Child):
         self.connections_at_death = by_row.get(self.stats_row, 0)
         if self._runtime.publisher is not None:
             self._runtime.publisher.send("detach_reader", seat=self.seat)
-        self._runtime.uplinks.reclaim(self._uplink)
         os.close(self._wake)
         self._runtime.memory.give_seat(self.seat)
 
+    def leave_channels(self) -> None:
+        """It is dead: its clients leave their channels, but for those that another worker has."""
+        self._runtime.uplinks.reclaim(self._uplink)
+
     def _settings(self) -> WorkerSettings:
         config, runtime = self._runtime.config, self._runtime
-        limits, channel = config.limits, config.channel
-        unnamed = NamespaceSettings(
-            name="",
-            allow_subscribe_for_client=channel.allow_subscribe_for_client,
-            allow_publish_for_client=channel.allow_publish_for_client,
-            recovery=channel.recovery,
-        )
+        limits, client = config.limits, config.client
+        subscription = config.subscription_tokens
         return WorkerSettings(
             instance=config.gateway.name,
             version=runtime.version,
@@ -275,6 +277,7 @@ class Worker(Child):
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
             connections_max=connections_max(config, runtime.host),
+            user_connections_max=client.user_connections_max,
             message_bytes_max=limits.message_bytes_max,
             queue_hard_bytes=limits.queue_hard_bytes,
             queue_soft_bytes=limits.queue_soft_bytes,
@@ -285,16 +288,24 @@ class Worker(Child):
             headers_max=limits.headers_max,
             accepts_per_turn_max=limits.accepts_per_turn_max,
             recovery_publications_max=limits.recovery_publications_max,
+            history_publications_max=limits.history_publications_max,
             close_timeout_s=limits.close_timeout_s,
             websocket_ping_interval_s=config.websocket.ping_interval_s,
             websocket_pong_timeout_s=config.websocket.pong_timeout_s,
+            websocket_compression=config.websocket.compression,
+            websocket_compression_bytes_min=config.websocket.compression_bytes_min,
             tcp_heartbeat_interval_s=config.tcp.heartbeat_interval_s,
             tcp_heartbeat_timeout_s=config.tcp.heartbeat_timeout_s,
-            allowed_origins=tuple(config.client.allowed_origins),
-            namespaces=(
-                unnamed,
-                *(NamespaceSettings(**msgspec.structs.asdict(each)) for each in channel.namespaces),
-            ),
+            transports=tuple(client.transports),
+            allowed_origins=tuple(client.allowed_origins),
+            allow_anonymous=client.allow_anonymous,
+            expired_close_delay_s=client.expired_close_delay_s,
+            personal_channel=client.personal_channel,
+            personal_channel_namespace=client.personal_channel_namespace,
+            tokens=derived.tokens(config.tokens),
+            subscription_tokens=derived.tokens(subscription) if subscription.has_keys else None,
+            hooks=derived.hooks(config.hooks),
+            namespaces=derived.namespaces(config.channel),
         )
 
 
@@ -341,14 +352,20 @@ class Api(Child):
             key=key,
             workers=config.api.workers,
             threads=config.api.threads,
-            namespaces=tuple(each.name for each in config.channel.namespaces),
+            namespaces=derived.namespaces(config.channel),
             message_bytes_max=config.limits.message_bytes_max,
             stats_row=self.stats_row,
             log_format=config.gateway.log_format,
             log_level=config.gateway.log_level,
             log_file=config.gateway.log_file,
         )
-        fds = {"listener": listener.fileno(), "stats": runtime.memory.stats.fd}
+        fds = {
+            "listener": listener.fileno(),
+            "channels": runtime.memory.channels.fd,
+            "history": runtime.memory.history.fd,
+            "presence": runtime.memory.presence.fd,
+            "stats": runtime.memory.stats.fd,
+        }
         self.send("boot", fds, settings=settings.as_map())
         self.kill_after_start(config.reload.start_timeout_s)
 

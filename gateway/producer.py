@@ -14,7 +14,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -34,6 +34,8 @@ CONNECTION_LOOK_S = 0.5
 
 ROOM_LOOKS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005)
 """Pauses between looks for room in a full uplink; the last is repeated."""
+
+VERSION_MAX = (1 << 64) - 1
 
 # Numbers of the client API's errors.
 STATUS_INTERNAL = 100
@@ -82,18 +84,56 @@ class Producer:
         *,
         tags: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        skip_history: bool = False,
+        version: int = 0,
+        delta: bool = False,
         binary: bool = False,
         timeout_s: float = TIMEOUT_S,
     ) -> Published:
         """Publish one message and return its place once it is in the log.
 
         `data` is JSON text as bytes, any bytes where `binary`, or any other object that becomes
-        JSON. Raises PublishError: refused, no room or no answer in time; Unreachable: the gateway
-        is gone. After a timeout the message may still be published: repeat it with the same
-        `idempotency_key`.
+        JSON. `skip_history`: only for those who are there now, without an offset. `version`: not
+        published unless it is above that of the channel's newest, whose place is returned then.
+        `delta`: subscribers that asked for it get the difference to the one before. Raises
+        PublishError: refused, no room or no answer in time; Unreachable: the gateway is gone. After
+        a timeout the message may still be published: repeat it with the same `idempotency_key`.
         """
-        message = _Message.of(channel, data, tags, idempotency_key, binary)
-        return self._current().publish(message, time.monotonic() + timeout_s)
+        pending = self.begin(
+            channel,
+            data,
+            tags=tags,
+            idempotency_key=idempotency_key,
+            skip_history=skip_history,
+            version=version,
+            delta=delta,
+            binary=binary,
+            timeout_s=timeout_s,
+        )
+        return pending.result()
+
+    def begin(
+        self,
+        channel: str,
+        data: bytes | object,
+        *,
+        tags: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        skip_history: bool = False,
+        version: int = 0,
+        delta: bool = False,
+        binary: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Pending:
+        """As `publish`, but the answer is waited for later, by `result` of what this returns.
+
+        So many messages are under way together, in their order. Each `result` must be called: other
+        threads may count on this one for their answers.
+        """
+        message = _Message.of(
+            channel, data, tags, idempotency_key, skip_history, version, delta, binary
+        )
+        return self._current().begin(message.hand_over, time.monotonic() + timeout_s)
 
     def publish_nowait(
         self,
@@ -102,6 +142,9 @@ class Producer:
         *,
         tags: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        skip_history: bool = False,
+        version: int = 0,
+        delta: bool = False,
         binary: bool = False,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -109,8 +152,26 @@ class Producer:
 
         Waits only where the uplink is full.
         """
-        message = _Message.of(channel, data, tags, idempotency_key, binary)
-        self._current().hand_over(message, time.monotonic() + timeout_s, None)
+        message = _Message.of(
+            channel, data, tags, idempotency_key, skip_history, version, delta, binary
+        )
+        self._current().hand_over(message.hand_over, time.monotonic() + timeout_s, None)
+
+    def order(self, order: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Let all workers have an order, the text of a JSON object. Raises as `publish` does."""
+
+        def hand_over(uplink: _ring.Producer, want_reply: bool) -> int:
+            return uplink.order(order, want_reply=want_reply)
+
+        self._current().begin(hand_over, time.monotonic() + timeout_s).result()
+
+    def history_remove(self, channel: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Forget what was published to a channel; epoch and offsets go on. Raises as `publish`."""
+
+        def hand_over(uplink: _ring.Producer, want_reply: bool) -> int:
+            return uplink.history_remove(channel, want_reply=want_reply)
+
+        self._current().begin(hand_over, time.monotonic() + timeout_s).result()
 
     def close(self) -> None:
         """Give the uplink back. What was published before is still taken."""
@@ -139,12 +200,19 @@ class Producer:
             return self._lease
 
 
+_Request = Callable[[_ring.Producer, bool], int]
+"""Hands one request over, with or without a reply to come; returns its id."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Message:
     channel: str
     data: bytes
     tags: bytes | None
     idempotency_key: str | None
+    skip_history: bool
+    version: int
+    delta: bool
     binary: bool
 
     @classmethod
@@ -154,6 +222,9 @@ class _Message:
         data: bytes | object,
         tags: Mapping[str, str] | None,
         idempotency_key: str | None,
+        skip_history: bool,
+        version: int,
+        delta: bool,
         binary: bool,
     ) -> Self:
         try:
@@ -173,7 +244,27 @@ class _Message:
                 code="bad_request",
                 status=STATUS_BAD_REQUEST,
             )
-        return cls(channel, body, encoded, idempotency_key, binary)
+        if not 0 <= version <= VERSION_MAX:
+            raise PublishError(
+                f"version {version} is not possible",
+                remedy="pass a number from 1 to 2^64 - 1; 0 is none",
+                code="bad_request",
+                status=STATUS_BAD_REQUEST,
+            )
+        return cls(channel, body, encoded, idempotency_key, skip_history, version, delta, binary)
+
+    def hand_over(self, uplink: _ring.Producer, want_reply: bool) -> int:
+        return uplink.publish(
+            self.channel,
+            self.data,
+            tags=self.tags,
+            idempotency_key=self.idempotency_key,
+            skip_history=self.skip_history,
+            version=self.version,
+            delta=self.delta,
+            binary=self.binary,
+            want_reply=want_reply,
+        )
 
 
 @dataclass(slots=True)
@@ -182,6 +273,27 @@ class _Waiter:
 
     wake: threading.Event = field(default_factory=threading.Event)
     reply: _ring.Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that was handed over."""
+
+    _lease: _Lease
+    _number: int
+    _waiter: _Waiter
+    _deadline: float
+
+    def result(self) -> Published:
+        """Where the message is, once it is there. Raises as `publish` does; to be called once."""
+        try:
+            reply = self._lease.wait(self._waiter, self._deadline)
+        finally:
+            self._lease.forget(self._number)
+        _, status, epoch, offset = reply
+        if status != 0:
+            raise _refused(status)
+        return Published(epoch, offset)
 
 
 class _Lease:
@@ -212,25 +324,18 @@ class _Lease:
             self._control.close()
             raise
 
-    def publish(self, message: _Message, deadline: float) -> Published:
+    def begin(self, request: _Request, deadline: float) -> Pending:
         waiter = _Waiter()
-        number = self.hand_over(message, deadline, waiter)
-        try:
-            reply = self._wait(waiter, deadline)
-        finally:
-            self._forget(number)
-        _, status, epoch, offset = reply
-        if status != 0:
-            raise _refused(status)
-        return Published(epoch, offset)
+        number = self.hand_over(request, deadline, waiter)
+        return Pending(self, number, waiter, deadline)
 
-    def hand_over(self, message: _Message, deadline: float, waiter: _Waiter | None) -> int:
+    def hand_over(self, request: _Request, deadline: float, waiter: _Waiter | None) -> int:
         """Write one request; waits for room until the deadline."""
         pauses = itertools.chain(ROOM_LOOKS_S, itertools.repeat(ROOM_LOOKS_S[-1]))
         pause = threading.Event()
         while True:
             try:
-                return self._try_hand_over(message, waiter)
+                return self._try_hand_over(request, waiter)
             except _ring.Full as error:
                 if self.ended is not None or not self._is_connected():
                     raise self._lost() from error
@@ -258,22 +363,15 @@ class _Lease:
                 waiter.wake.set()
         self._control.close()
 
-    def _try_hand_over(self, message: _Message, waiter: _Waiter | None) -> int:
+    def _try_hand_over(self, request: _Request, waiter: _Waiter | None) -> int:
         # Registered under the same lock: a leader cannot see the answer before it knows the waiter.
         with self._lock:
-            number = self._uplink.publish(
-                message.channel,
-                message.data,
-                tags=message.tags,
-                idempotency_key=message.idempotency_key,
-                binary=message.binary,
-                want_reply=waiter is not None,
-            )
+            number = request(self._uplink, waiter is not None)
             if waiter is not None:
                 self._waiters[number] = waiter
             return number
 
-    def _wait(self, waiter: _Waiter, deadline: float) -> _ring.Reply:
+    def wait(self, waiter: _Waiter, deadline: float) -> _ring.Reply:
         while True:
             with self._lock:
                 if waiter.reply is not None:
@@ -316,7 +414,7 @@ class _Lease:
             raise self._lost()
         return True
 
-    def _forget(self, number: int) -> None:
+    def forget(self, number: int) -> None:
         """One thread less waits; it may have been called to lead."""
         with self._lock:
             self._waiters.pop(number, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -32,6 +32,8 @@ class PublisherSettings:
     """Counts the publishers of this instance: 1, 2, ..."""
     lag_budget_ms: int
     """How long a batch waits for lagging readers before the slowest is evicted."""
+    history: Sequence[_ring.HistoryRule]
+    """Which namespaces keep how much of what was published to their channels."""
     log_format: log.Format
     log_level: str
     log_file: str
@@ -39,8 +41,12 @@ class PublisherSettings:
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> PublisherSettings:
-        """Take what the link brought. Raises KeyError and TypeError for what does not fit."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """Take what the link brought. Raises KeyError, TypeError, ValueError where it is amiss."""
+        taken = {field.name: values[field.name] for field in fields(cls)}
+        taken["history"] = tuple(
+            (str(namespace), int(size), float(ttl_s)) for namespace, size, ttl_s in taken["history"]
+        )
+        return cls(**taken)
 
     def as_map(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,6 +89,8 @@ def _boot(link: Link) -> _ring.Sequencer | None:
         return _ring.Sequencer(
             named["log"],
             named["channels"],
+            named["history"],
+            named["presence"],
             named["stats"],
             named["wake"],
             settings,

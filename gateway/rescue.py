@@ -69,6 +69,7 @@ class Rescue:
             self._losses["unrecorded"] += keeper.found.unrecorded
             yield from self._give(keeper)
             yield from self._count_those_on_their_way(keeper)
+        self.worker.leave_channels()
         self._tell()
         if keeper is not None:
             keeper.dismiss()

@@ -106,6 +106,8 @@ class Uplinks:
         self._publisher = publisher
         for uplink in self._open.values():
             self._attach(publisher, uplink)
+        # Last: before the clients of one leave, it has to hear from all which of them have moved.
+        for uplink in self._open.values():
             if uplink.leaving:
                 publisher.send("detach_uplink", id=uplink.id)
 

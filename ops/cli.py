@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from ops import doctor, messages, observe, operate, start
+from ops import doctor, messages, observe, operate, start, token
 from ops.bench import command as bench
 from ops.load import command as load
 
@@ -24,6 +24,7 @@ def tidegate() -> None:
       tidegate status --watch                   see it work
       tidegate publish public:news '{"a": 1}'   send a message
       tidegate subscribe public:news            receive messages
+      tidegate token mint --user 42             make a token for a client
       tidegate reload                           replace all workers, one after the other
       tidegate load -n 10000 --rate 10          ten thousand clients, ten messages a second
       tidegate doctor --connections 1e6         see whether this host can hold a million
@@ -35,7 +36,7 @@ def tidegate() -> None:
     """
 
 
-for module in (start, observe, operate, messages, doctor, load, bench):
+for module in (start, observe, operate, messages, token, doctor, load, bench):
     for command in module.COMMANDS:
         tidegate.add_command(command)
 

@@ -46,7 +46,7 @@ def run(output: Output, path: Path | None, overrides: tuple[str, ...]) -> Exit:
     """
     from gateway.run import run as supervise
 
-    return Exit(supervise(_load(path, overrides)))
+    return Exit(supervise(load_with_application(path, overrides)))
 
 
 @click.command("check-config")
@@ -68,7 +68,7 @@ def check_config(output: Output, path: Path | None, overrides: tuple[str, ...], 
     """
     from gateway.config import effective
 
-    config = _load(path, overrides)
+    config = load_with_application(path, overrides)
     values = effective(config)
     if output.as_json:
         output.data({"ok": True, "config": values})
@@ -83,10 +83,27 @@ def show_config(output: Output, values: dict[str, dict[str, Any]]) -> None:
     output.show(table(("KEY", "VALUE", "ORIGIN"), rows))
 
 
-def _load(path: Path | None, overrides: tuple[str, ...]) -> Any:
+def load_config(path: Path | None, overrides: tuple[str, ...]) -> Any:
     from gateway.config import load
 
     return load(path, flags=parse_overrides(overrides))
+
+
+def load_with_application(path: Path | None, overrides: tuple[str, ...]) -> Any:
+    """The configuration, whose application can be loaded: it was tried as workers will."""
+    from gateway.errors import ConfigError, Problem
+
+    config = load_config(path, overrides)
+    if not (spec := config.hooks.app):
+        return config
+    from workers.hooks import HookError, check_application
+
+    try:
+        check_application(spec)
+    except HookError as error:
+        problem = Problem("hooks.app", f'"{spec}"', error.reason, error.remedy)
+        raise ConfigError(str(path or "configuration"), [problem]) from error
+    return config
 
 
 def parse_overrides(overrides: tuple[str, ...]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Descriptors given to this module stay the caller's: what is kept is a mapping or
 A descriptor that cannot be used raises OSError; a segment of another kind or version, FormatError.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, Self, TypedDict, final, type_check_only
 
 class RingError(Exception):
@@ -50,6 +51,8 @@ def stats_size(metrics: list[Metric], rows: int) -> int: ...
 def uplink_size(capacity_bytes: int) -> int: ...
 def keep_size(slots_max: int, arena_bytes: int) -> tuple[int, int]:
     """Length of a keep's segment, and how much of it is to be reserved when it is made."""
+def heap_size(memory_bytes: int) -> int:
+    """Bytes of a history or presence segment for `memory_bytes` of entries."""
 
 # `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
@@ -68,13 +71,15 @@ def extend_stats(fd: int, metrics: list[Metric], *, only_check: bool = False) ->
 def format_uplink(fd: int, capacity_bytes: int, identity: tuple[int, int, int]) -> None:
     """The generation differs among all uplinks that ever have the same id in one instance."""
 
+def format_history(fd: int, memory_bytes: int, identity: tuple[int, int, int]) -> None: ...
+def format_presence(fd: int, memory_bytes: int, identity: tuple[int, int, int]) -> None: ...
 def format_keep(
     fd: int, slots_max: int, arena_bytes: int, identity: tuple[int, int, int]
 ) -> None: ...
 
 @type_check_only
 class Header(TypedDict):
-    kind: Literal["log", "channels", "stats", "uplink", "keep"]
+    kind: Literal["log", "channels", "stats", "uplink", "history", "presence", "keep"]
     version: int
     generation: int
     owner_pid: int
@@ -83,6 +88,9 @@ class Header(TypedDict):
 
 def inspect(fd: int) -> Header | None:
     """The header of a segment; None where nothing was formatted there yet."""
+
+HistoryRule = tuple[str, int, float]
+"""Of a namespace: its name, most publications of a channel, seconds that one is kept."""
 
 @type_check_only
 class SequencerSettings(Protocol):
@@ -94,6 +102,8 @@ class SequencerSettings(Protocol):
     def generation(self) -> int: ...
     @property
     def lag_budget_ms(self) -> int: ...
+    @property
+    def history(self) -> Sequence[HistoryRule]: ...
 
 @final
 class Sequencer:
@@ -103,6 +113,8 @@ class Sequencer:
         cls,
         log_fd: int,
         channels_fd: int,
+        history_fd: int,
+        presence_fd: int,
         stats_fd: int,
         wake_fd: int,
         settings: SequencerSettings,
@@ -120,7 +132,8 @@ class Sequencer:
         """First answers again what was published from it, and perhaps not answered, before."""
 
     def detach_uplink(self, id: int) -> None:
-        """Takes what its producer committed, then lets go."""
+        """Takes what all producers committed, then lets go, and takes the clients that it served
+        out of their channels."""
 
     def run(self, link_fd: int) -> list[int]:
         """Sequences until `link_fd` is readable. Releases the GIL.
@@ -146,6 +159,9 @@ class Producer:
         *,
         tags: bytes | str | None = None,
         idempotency_key: str | None = None,
+        skip_history: bool = False,
+        version: int = 0,
+        delta: bool = False,
         binary: bool = False,
         want_reply: bool = True,
     ) -> int:
@@ -153,9 +169,18 @@ class Producer:
 
         `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
         and compacted. A publish to a channel with the idempotency key of an earlier one gets that
-        one's reply for five minutes, and is not published. Raises BadRequest, TooLarge, and Full
-        where the uplink has no room now or too many requests wait for their replies.
+        one's reply for five minutes, and is not published; nor is one with a `version` that is not
+        above that of the channel's newest, whose place the reply then carries. With `skip_history`
+        it gets no offset, and only those who are there get it; with `delta`, subscribers that asked
+        for it get the difference to the one before. Raises BadRequest, TooLarge, and Full where the
+        uplink has no room now or too many requests wait for their replies.
         """
+
+    def order(self, order: bytes | str, *, want_reply: bool = True) -> int:
+        """Let all workers have an order, a JSON object. Raises as `publish` does."""
+
+    def history_remove(self, channel: str, *, want_reply: bool = True) -> int:
+        """Forget what was published to a channel; epoch and offsets go on. Raises as `publish`."""
 
     def replies(self, timeout_s: float) -> list[Reply]:
         """Replies that came, waiting at most `timeout_s` for the first. Releases the GIL.
@@ -220,8 +245,18 @@ class StatsRow:
         """Take over the counters of a dead process's row and free it, so that sums never fall."""
 
 @type_check_only
+class ClientInfo(TypedDict):
+    """A client as others see it; `conn_info` and `chan_info` are JSON text, or empty."""
+
+    user: str
+    client: str
+    conn_info: bytes
+    chan_info: bytes
+
+@type_check_only
 class Publication(TypedDict):
-    position: int
+    """`offset` is 0 where it has none; `info` is that of the client that published it."""
+
     channel: str
     epoch: str
     offset: int
@@ -229,6 +264,12 @@ class Publication(TypedDict):
     binary: bool
     tags: bytes
     time_ms: int
+    delta: bool
+    info: ClientInfo | None
+
+@type_check_only
+class PlacedPublication(Publication):
+    position: int
 
 @final
 class LogTail:
@@ -238,7 +279,7 @@ class LogTail:
     """
 
     def __new__(cls, log_fd: int, seat: int | None = None) -> Self: ...
-    def read(self, records_max: int = 1024) -> list[Publication]:
+    def read(self, records_max: int = 1024) -> list[PlacedPublication]:
         """What was committed since the last read; starts at the tail of the moment of attaching."""
 
     @property
@@ -257,3 +298,34 @@ class Channels:
     def __new__(cls, fd: int) -> Self: ...
     def top(self, channel: str) -> tuple[str, int]:
         """Epoch and newest offset; offset 0 where nothing was published to the channel."""
+
+@final
+class History:
+    """Reads what channels of namespaces with a history rule keep. Asks no process."""
+
+    def __new__(cls, history_fd: int, channels_fd: int) -> Self: ...
+    def top(self, channel: str) -> tuple[str, int]:
+        """As `Channels.top`."""
+
+    def read(
+        self,
+        channel: str,
+        since_offset: int | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[Publication]:
+        """Publications after `since_offset`, ascending; or before it, descending, if `reverse`.
+
+        At most `limit` of them, and 64 MiB together. Releases the GIL while it reads.
+        """
+
+@final
+class Presence:
+    """Reads who is in a channel, across all workers. Asks no process."""
+
+    def __new__(cls, presence_fd: int, channels_fd: int) -> Self: ...
+    def stats(self, channel: str) -> tuple[int, int]:
+        """How many clients, and how many users. Costs the same for any number."""
+
+    def members(self, channel: str, clients_max: int | None = None) -> list[ClientInfo]:
+        """Those who came last come first. Releases the GIL while it reads."""

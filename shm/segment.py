@@ -21,7 +21,7 @@ from shm import _ring
 # Where Linux shows POSIX shared memory (shm_overview(7)).
 DIRECTORY = Path("/dev/shm")
 
-PARTS = re.compile(r"log|channels|stats|(uplink|keep)-[0-9]+")
+PARTS = re.compile(r"log|channels|history|presence|stats|(uplink|keep)-[0-9]+")
 
 
 class SegmentError(Exception):
@@ -99,7 +99,7 @@ class Segment:
 
 
 def segment_name(instance: str, part: str) -> str:
-    """`part` is "log", "channels", "stats", "uplink-<id>" or "keep-<id>"."""
+    """`part` is "log", "channels", "history", "presence", "stats", "uplink-<id>" or "keep-<id>"."""
     if not PARTS.fullmatch(part):
         raise ValueError(f"{part!r} is no part of an instance")
     return f"/tidegate-{instance}-{part}"

@@ -15,8 +15,8 @@ from typing import Any, Self
 import msgpack
 
 # A message must fit the default socket buffer (net.core.wmem_default, 212,992 bytes); the largest
-# one, a worker's `boot`, is a few KiB.
-MESSAGE_BYTES_MAX = 65536
+# one, a worker's `boot`, is a few KiB, and some 100 with as much configured as there may be.
+MESSAGE_BYTES_MAX = 131_072
 
 # SCM_MAX_FD of the kernel: more descriptors in one message are refused with EINVAL.
 DESCRIPTORS_MAX = 253

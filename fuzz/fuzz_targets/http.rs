@@ -1,11 +1,10 @@
-//! The HTTP upgrade: a request head means the same however it arrives, and its answer is whole.
+//! Requests of the client port: they mean the same however they arrive; their answers are whole.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tidegate_engine::protocol::Parsed;
-use tidegate_engine::protocol::http::{
-    HttpLimits, HttpReject, Request, parse_request, websocket_accept,
-};
+use tidegate_engine::protocol::http::{HttpLimits, HttpReject, Opening, Rules, parse_opening};
+use tidegate_engine::settings::Transport;
 use tidegate_fuzz::parameters;
 
 /// Small, so that the limits are met often.
@@ -13,31 +12,53 @@ const LIMITS: HttpLimits = HttpLimits {
     header_bytes_max: 500,
     headers_max: 10,
 };
+const BODY_BYTES_MAX: usize = 100;
 
-fn answer(request: &Request<'_>) -> String {
-    let origins = ["https://*.tide.example".to_owned(), "*null*".to_owned()];
-    let accepted = websocket_accept(request, &origins);
-    if let Ok(response) = &accepted {
-        assert!(response.starts_with(b"HTTP/1.1 101 ") && response.ends_with(b"\r\n\r\n"));
-    }
-    let connect = request.query_parameter("cf_connect");
-    format!(
-        "{} {} {} {accepted:?} {connect:?}",
-        request.method, request.path, request.query
-    )
+const TRANSPORTS: [Transport; 6] = [
+    Transport::Websocket,
+    Transport::Sse,
+    Transport::HttpStream,
+    Transport::UniWebsocket,
+    Transport::UniSse,
+    Transport::UniHttpStream,
+];
+
+fn check(opening: &Opening) {
+    let (response, status, is_open) = match opening {
+        Opening::WebSocket { response, .. } => (response, "101", true),
+        Opening::Stream { response, .. } => (response, "200", true),
+        Opening::Emulation { response, body, .. } => {
+            assert!(body.len() <= BODY_BYTES_MAX);
+            (response, "204", false)
+        }
+        Opening::Answered { response } => (response, "20", false),
+    };
+    let head = String::from_utf8_lossy(response);
+    assert!(head.starts_with(&format!("HTTP/1.1 {status}")));
+    let (head, after) = head.split_once("\r\n\r\n").expect("a head ends");
+    // What a request says must not end up as a line of the answer.
+    assert!(head.split("\r\n").skip(1).all(|line| line.contains(": ")));
+    assert!(!is_open || after.is_empty() || after == "\r\n");
 }
 
-/// Everything that a request head comes to; `None` while it is incomplete.
+/// Everything that a request comes to; `None` while it is incomplete.
 fn outcome(bytes: &[u8]) -> Option<Result<(String, usize), HttpReject>> {
-    match parse_request(bytes, &LIMITS) {
+    let rules = Rules {
+        limits: LIMITS,
+        body_bytes_max: BODY_BYTES_MAX,
+        origins_allowed: &["https://*.tide.example".to_owned(), "*null*".to_owned()],
+        transports: &TRANSPORTS,
+        compression: true,
+    };
+    match parse_opening(bytes, &rules) {
         Ok(Parsed::Incomplete) => {
-            assert!(bytes.len() < LIMITS.header_bytes_max);
+            assert!(bytes.len() < LIMITS.header_bytes_max + BODY_BYTES_MAX);
             None
         }
         Ok(Parsed::Complete { value, consumed }) => {
-            assert!(consumed <= bytes.len() && consumed <= LIMITS.header_bytes_max);
-            assert_eq!(bytes[consumed - 1], b'\n');
-            Some(Ok((answer(&value), consumed)))
+            assert!(consumed <= bytes.len());
+            check(&value);
+            Some(Ok((format!("{value:?}"), consumed)))
         }
         Err(reject) => Some(Err(reject)),
     }

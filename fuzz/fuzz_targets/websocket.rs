@@ -1,12 +1,11 @@
-//! WebSocket frames: any split of a stream gives the same events, within the limits; texts go on to
-//! the parser of connect requests.
+//! WebSocket frames: any split of a stream gives the same events, within the limits, compressed
+//! messages included.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::Close;
-use tidegate_engine::protocol::uni::parse_connect;
-use tidegate_engine::protocol::websocket::{Event, HEADER_BYTES_MAX, Inbound};
+use tidegate_engine::protocol::websocket::{Event, HEADER_BYTES_MAX, Inbound, Limits};
 use tidegate_fuzz::parameters;
 
 /// Small, so that the limit is met often.
@@ -14,13 +13,12 @@ const MESSAGE_BYTES_MAX: usize = 300;
 
 /// The input is not a stream but a text, to be sent in fragments.
 const IS_TEXT: u8 = 1;
+/// permessage-deflate was agreed to.
+const DEFLATE: u8 = 2;
 
 fn describe(event: Event<'_>) -> String {
     match &event {
-        Event::Text(text) => {
-            assert!(text.len() <= MESSAGE_BYTES_MAX);
-            return format!("{event:?} {:?}", parse_connect(text));
-        }
+        Event::Text(text) => assert!(text.len() <= MESSAGE_BYTES_MAX),
         Event::Binary(data) => assert!(data.len() <= MESSAGE_BYTES_MAX),
         Event::Ping(payload) | Event::Pong(payload) => assert!(payload.len() <= 125),
         Event::Close { reason, .. } => assert!(reason.len() <= 123),
@@ -30,7 +28,11 @@ fn describe(event: Event<'_>) -> String {
 }
 
 /// Read `bytes` in pieces; give the events and, if it came to that, the close.
-fn read(bytes: &[u8], piece: usize) -> (Vec<String>, Option<Close>) {
+fn read(bytes: &[u8], piece: usize, deflate: bool) -> (Vec<String>, Option<Close>) {
+    let limits = Limits {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        deflate,
+    };
     let mut inbound = Inbound::default();
     let mut input = Vec::new();
     let mut events = Vec::new();
@@ -38,7 +40,7 @@ fn read(bytes: &[u8], piece: usize) -> (Vec<String>, Option<Close>) {
         input.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            match inbound.decode(&mut input[at..], MESSAGE_BYTES_MAX) {
+            match inbound.decode(&mut input[at..], &limits) {
                 Ok(Parsed::Incomplete) => break,
                 Ok(Parsed::Complete { value, consumed }) => {
                     events.push(describe(value));
@@ -85,7 +87,7 @@ fn fragmented(text: &[u8], piece: usize) -> Vec<u8> {
 /// Hold the reading of a fragmented text to the standard library's idea of UTF-8.
 fn check_text(bytes: &[u8], piece: usize) {
     let stream = fragmented(bytes, piece);
-    let (events, close) = read(&stream, stream.len());
+    let (events, close) = read(&stream, stream.len(), false);
     match std::str::from_utf8(bytes) {
         Ok(_) if bytes.len() > MESSAGE_BYTES_MAX => assert_eq!(close, Some(Close::MessageTooBig)),
         Ok(text) => {
@@ -102,7 +104,9 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     if flags & IS_TEXT == 0 {
-        assert_eq!(read(bytes, piece), read(bytes, bytes.len()));
+        let deflate = flags & DEFLATE != 0;
+        let whole = read(bytes, bytes.len(), deflate);
+        assert_eq!(read(bytes, piece, deflate), whole);
     } else {
         check_text(bytes, piece);
     }

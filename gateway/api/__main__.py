@@ -14,7 +14,7 @@ def main() -> None:
     descriptors = named_descriptors(message, received)
     settings = ApiSettings.from_map(message["settings"])
     log.configure("api", form=settings.log_format, level=settings.log_level, path=settings.log_file)
-    ApiServer(link, settings, descriptors["listener"], descriptors["stats"]).run()
+    ApiServer(link, settings, descriptors).run()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ HTTP_STATUSES = {
     requests.LIMIT_EXCEEDED: 429,
     requests.BAD_REQUEST: 400,
     requests.NOT_AVAILABLE: 400,
+    requests.UNRECOVERABLE_POSITION: 416,
+    requests.CONFLICT: 409,
 }
 """What an error becomes in transport mode."""
 

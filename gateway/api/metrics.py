@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gateway.api.requests import ERROR_TEXTS
+from gateway.api.requests import METHODS as KNOWN
 from shm import _ring
 
-METHODS = ("publish", "broadcast", "batch", "info")
+METHODS = tuple(KNOWN)
 """Methods with a counter of their own; every other one is counted as `other`."""
 
 REJECTIONS = ("unauthorized", "too_large", "not_json", "http_method", "not_found", "http")

@@ -32,17 +32,16 @@ class Readiness:
 
     def nodes(self) -> list[dict[str, Any]]:
         """This gateway as the one node of its cluster, in the form of the `info` method."""
-        connections = family_total(self._stats, "connections")
         return [
             {
                 "uid": self._settings.node,
                 "name": self._settings.instance,
                 "version": self._settings.version,
-                "num_clients": connections,
-                # Connections carry no user id, and those without one count as one user.
-                "num_users": min(connections, 1),
+                "num_clients": family_total(self._stats, "connections"),
+                # A user with connections at two workers counts at both, as does a channel with
+                # subscribers at both.
+                "num_users": family_total(self._stats, "worker_users"),
                 "num_subs": family_total(self._stats, "subscriptions"),
-                # A channel with subscribers at two workers counts at both.
                 "num_channels": family_total(self._stats, "worker_channels"),
                 "uptime": int(time.monotonic() - self._settings.started_s),
             }

@@ -6,11 +6,13 @@ statistics and a row there.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import select
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -19,9 +21,11 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from gateway.api import app, methods
+from gateway.api import app, methods, survey
 from gateway.api.readiness import Readiness
 from gateway.api.settings import ApiSettings
+from gateway.api.shared import SharedState
+from gateway.channels import Namespaces
 from gateway.producer import Producer
 from shm._ring import ROLE_API, Stats, StatsRow
 from workers import child, log
@@ -47,12 +51,11 @@ second one on to its workers."""
 class ApiServer(BaseApplication):
     """Serves until told to stop. The descriptors are the server's from here on."""
 
-    def __init__(self, link: Link, settings: ApiSettings, listener_fd: int, stats_fd: int) -> None:
+    def __init__(self, link: Link, settings: ApiSettings, descriptors: Mapping[str, int]) -> None:
         self._link = link
         self._settings = settings
-        self._listener_fd = listener_fd
-        self._stats_fd = stats_fd
-        self._own_row = StatsRow(stats_fd, settings.stats_row, ROLE_API, 0, 0)
+        self._fds = descriptors
+        self._own_row = StatsRow(descriptors["stats"], settings.stats_row, ROLE_API, 0, 0)
         # Which row each worker writes, by the worker's age, which gunicorn gives once only.
         self._rows: dict[int, int] = {}
         self._ready_read, self._ready_write = os.pipe()
@@ -66,7 +69,7 @@ class ApiServer(BaseApplication):
 
     def load_config(self) -> None:
         settings: dict[str, Any] = {
-            "bind": f"fd://{self._listener_fd}",
+            "bind": f"fd://{self._fds['listener']}",
             "workers": self._settings.workers,
             "threads": self._settings.threads,
             "worker_class": "gthread",
@@ -132,16 +135,18 @@ class ApiServer(BaseApplication):
 
     def load(self) -> Any:
         """The application; gunicorn calls it in each worker."""
-        settings = self._settings
+        settings, stats_fd = self._settings, self._fds["stats"]
         row = StatsRow(
-            self._stats_fd, self._worker_row, ROLE_API, self._worker_row - settings.stats_row, 0
+            stats_fd, self._worker_row, ROLE_API, self._worker_row - settings.stats_row, 0
         )
-        readiness = Readiness(Stats(self._stats_fd), settings)
+        readiness = Readiness(Stats(stats_fd), settings)
         served = methods.Methods(
             Producer(settings.control_path),
-            settings.namespaces,
+            SharedState(self._fds["channels"], self._fds["history"], self._fds["presence"]),
+            Namespaces(settings.namespaces),
             settings.message_bytes_max,
             readiness.nodes,
+            functools.partial(survey.subscribers, settings.control_path),
             row,
         )
         return app.build(settings.key, served, row, readiness.problem)

@@ -1,7 +1,8 @@
 """What the API is told at its start: plain values only, so that they travel over the link.
 
 Beside these, `boot` brings the descriptors `listener` (bound and listening; the supervisor holds
-it, so that a restart of the API refuses nobody) and `stats`. The API answers `ready` once every one
+it, so that a restart of the API refuses nobody) and those of the segments that it reads: `stats`,
+`channels`, `history` and `presence`. The API answers `ready` once every one
 of its workers serves.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from workers import log
+from workers.settings import NamespaceSettings, namespaces_of, rows_of
 
 __all__ = ["ApiSettings"]
 
@@ -36,8 +38,8 @@ class ApiSettings:
     workers: int
     threads: int
     """Requests served at a time by one worker."""
-    namespaces: tuple[str, ...]
-    """Names of the channel namespaces; a publish into another is refused."""
+    namespaces: tuple[NamespaceSettings, ...]
+    """The rules of all channels; what names a channel of another namespace is refused."""
     message_bytes_max: int
     """Of one publication's data."""
     stats_row: int
@@ -50,7 +52,7 @@ class ApiSettings:
 
     def as_map(self) -> dict[str, Any]:
         """The settings as a map of plain values, for the link."""
-        return asdict(self)
+        return asdict(self) | {"namespaces": rows_of(self.namespaces)}
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> ApiSettings:
@@ -62,4 +64,4 @@ class ApiSettings:
         known = {field.name for field in fields(cls)}
         if odd := known.symmetric_difference(values):
             raise TypeError(f"API settings of another version: {', '.join(sorted(odd))}")
-        return cls(**{**values, "namespaces": tuple(values["namespaces"])})
+        return cls(**{**values, "namespaces": namespaces_of(values["namespaces"])})

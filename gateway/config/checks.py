@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.balance import BALANCED_PERCENT
+from gateway.config.client_checks import check_clients
 from gateway.config.schema import KIB, MIB, WORKERS_MAX, Config
 from gateway.errors import Problem
 from gateway.host.kernel import Kernel
@@ -24,10 +25,6 @@ DESCRIPTORS_RESERVED = 256
 """Descriptors of a worker that are no connections: segments, eventfds, epoll, logs, modules."""
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path is 108 bytes with its final NUL (unix(7))."""
-NAMESPACES_MAX = 256
-ORIGINS_MAX = 64
-ORIGIN_CHARACTERS_MAX = 255
-"""All of them travel to a worker in one message of its link, which is at most 64 KiB."""
 CONNECTIONS_AUTO_MAX = 1_048_576
 """Ceiling of the automatic limit: the design's million, however many descriptors there are."""
 
@@ -73,9 +70,10 @@ def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
     rules = (
         *(_queues, _descriptors, _log, _uplinks, _timers, _balance, _steering),
-        *(_addresses, _channels, _paths, _key),
+        *(_addresses, _paths, _key),
     )
-    return [problem for rule in rules for problem in rule(config, host)]
+    problems = [problem for rule in rules for problem in rule(config, host)]
+    return [*problems, *check_clients(config)]
 
 
 def _steering(config: Config, host: Host) -> Iterator[Problem]:
@@ -161,13 +159,16 @@ def _log(config: Config, host: Host) -> Iterator[Problem]:
             f"set at least {_power_of_two(8 * message)}, or lower the message limit",
         )
     segments = log.capacity_bytes + 96 * log.channels_max + log.uplinks_max * log.uplink_bytes
+    segments += config.history.memory_bytes + config.presence.memory_bytes
     if segments > host.memory_bytes // 2:
         yield Problem(
             "log.capacity_bytes",
             str(log.capacity_bytes),
-            f"with log.channels_max = {log.channels_max} and {log.uplinks_max} uplinks the shared "
-            f"memory is {segments // MIB:,} MiB, over half of {host.memory_bytes // MIB:,} MiB",
-            "lower log.capacity_bytes, log.channels_max or log.uplinks_max",
+            f"with log.channels_max = {log.channels_max}, {log.uplinks_max} uplinks, "
+            f"history.memory_bytes = {config.history.memory_bytes} and "
+            f"presence.memory_bytes = {config.presence.memory_bytes} the shared memory is "
+            f"{segments // MIB:,} MiB, over half of {host.memory_bytes // MIB:,} MiB",
+            "lower one of these",
         )
 
 
@@ -272,35 +273,6 @@ def _addresses(config: Config, host: Host) -> Iterator[Problem]:
                 name, str(port), f"is also {taken[port]}", "give each its own port, or 0 for any"
             )
         taken.setdefault(port, name)
-
-
-def _channels(config: Config, host: Host) -> Iterator[Problem]:
-    for name, count, count_max in (
-        ("channel.namespaces", len(config.channel.namespaces), NAMESPACES_MAX),
-        ("client.allowed_origins", len(config.client.allowed_origins), ORIGINS_MAX),
-    ):
-        if count > count_max:
-            yield Problem(
-                name, f"({count} of them)", f"at most {count_max} are possible", "merge some"
-            )
-    for origin in config.client.allowed_origins:
-        if len(origin) > ORIGIN_CHARACTERS_MAX:
-            yield Problem(
-                "client.allowed_origins",
-                f'"{origin[:40]}..."',
-                f"an origin has at most {ORIGIN_CHARACTERS_MAX} characters",
-                "write scheme, host and port alone",
-            )
-    seen: set[str] = set()
-    for index, namespace in enumerate(config.channel.namespaces):
-        if namespace.name in seen:
-            yield Problem(
-                f"channel.namespaces[{index}].name",
-                f'"{namespace.name}"',
-                "is there twice",
-                "give each namespace once",
-            )
-        seen.add(namespace.name)
 
 
 def _paths(config: Config, host: Host) -> Iterator[Problem]:

@@ -19,6 +19,8 @@ from gateway.errors import ConfigError, Problem
 
 ENVIRONMENT_PREFIX = "TIDEGATE_"
 
+_LONGEST_FIRST = sorted(SECTIONS, key=len, reverse=True)
+
 
 def load(
     path: Path | str | None = None,
@@ -149,9 +151,11 @@ def _environment_keys(
             variable, environment[variable]
         ):
             continue
-        section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-        if section not in SECTIONS:
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        section = next((each for each in _LONGEST_FIRST if name.startswith(f"{each}_")), None)
+        if section is None:
             continue  # other TIDEGATE_ variables belong to the command line, or to nobody
+        key = name.removeprefix(f"{section}_")
         known = _field_types(SECTIONS[section])
         if key in known:
             yield f"{section}.{key}", variable

@@ -6,7 +6,7 @@ Rules that join several keys, or a key and the machine, are in `checks.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -32,10 +32,28 @@ NamespaceName = Annotated[
         description="1 to 64 of letters, digits, _, . and -",
     ),
 ]
+Pattern = Annotated[str, Meta(max_length=100)]
+PublicKey = Annotated[str, Meta(max_length=4096)]
+"""PEM. RSA of 4,096 bits takes 800 characters."""
+Url = Annotated[
+    str,
+    Meta(pattern=r"^(https?://\S+)?$", max_length=512, description="an http:// or https:// URL"),
+]
+Bytes = Annotated[int, Meta(ge=0, le=16 * MIB)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 # A year is as good as never and keeps every sum of times far from overflow.
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 SomeSeconds = Annotated[float, Meta(ge=0.01, le=31_536_000)]
+Secret = Annotated[str, Meta(max_length=1024)]
+Claim = Annotated[str, Meta(max_length=255)]
+HeaderName = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9-]{1,64}$", description="names of HTTP headers"),
+]
+Transport = Literal[
+    "websocket", "sse", "http_stream", "uni_websocket", "uni_sse", "uni_http_stream"
+]
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +89,81 @@ class ClientSection(Section, frozen=True, kw_only=True):
     tcp_port: Port = 8001
     backlog: Annotated[int, Meta(ge=1, le=65535)] = 4096
     allowed_origins: list[str] = msgspec.field(default_factory=list)
+    transports: list[Transport] = msgspec.field(default_factory=lambda: list(TRANSPORTS))
+    allow_anonymous: bool = False
+    user_connections_max: Annotated[int, Meta(ge=0, le=16_000_000)] = 0
+    expired_close_delay_s: Seconds = 25.0
+    personal_channel: bool = False
+    personal_channel_namespace: str = ""
+
+
+class TokensSection(Section, frozen=True, kw_only=True):
+    hmac_secret: Secret = ""
+    hmac_previous_secret: Secret = ""
+    hmac_previous_until_s: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    rsa_public_key: PublicKey = ""
+    ecdsa_public_key: PublicKey = ""
+    ed25519_public_key: PublicKey = ""
+    jwks_url: Url = ""
+    jwks_ttl_s: SomeSeconds = 3600.0
+    audience: Claim = ""
+    audience_regex: Pattern = ""
+    issuer: Claim = ""
+    issuer_regex: Pattern = ""
+    user_id_claim: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z_][A-Za-z0-9_.-]{0,63})?$", description="the name of a token's claim"
+        ),
+    ] = ""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether any token can be checked with these."""
+        return bool(
+            self.hmac_secret
+            or self.rsa_public_key
+            or self.ecdsa_public_key
+            or self.ed25519_public_key
+            or self.jwks_url
+        )
+
+
+class SubscriptionTokensSection(TokensSection, frozen=True, kw_only=True):
+    """The same, for tokens of subscriptions."""
+
+
+class HooksSection(Section, frozen=True, kw_only=True):
+    app: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z_][\w.]{0,200}:[A-Za-z_]\w{0,100})?$",
+            description="package.module:Class",
+        ),
+    ] = ""
+    connect_url: Url = ""
+    subscribe_url: Url = ""
+    publish_url: Url = ""
+    rpc_url: Url = ""
+    message_url: Url = ""
+    refresh_url: Url = ""
+    sub_refresh_url: Url = ""
+    disconnect_url: Url = ""
+    headers: list[HeaderName] = msgspec.field(default_factory=list)
+    timeout_s: Annotated[float, Meta(ge=0.01, le=60)] = 1.0
+    in_flight_max: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    threads_max: Annotated[int, Meta(ge=1, le=256)] = 8
+    breaker_calls: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    breaker_failures_percent: Annotated[int, Meta(ge=1, le=100)] = 50
+    breaker_open_s: SomeSeconds = 5.0
+
+
+class HistorySection(Section, frozen=True, kw_only=True):
+    memory_bytes: Annotated[int, Meta(ge=1 * MIB, le=256 * GIB)] = 64 * MIB
+
+
+class PresenceSection(Section, frozen=True, kw_only=True):
+    memory_bytes: Annotated[int, Meta(ge=1 * MIB, le=64 * GIB)] = 32 * MIB
 
 
 class LimitsSection(Section, frozen=True, kw_only=True):
@@ -85,12 +178,15 @@ class LimitsSection(Section, frozen=True, kw_only=True):
     headers_max: Annotated[int, Meta(ge=8, le=1024)] = 64
     accepts_per_turn_max: Annotated[int, Meta(ge=1, le=4096)] = 64
     recovery_publications_max: Annotated[int, Meta(ge=0, le=100_000)] = 300
+    history_publications_max: Annotated[int, Meta(ge=1, le=100_000)] = 300
     close_timeout_s: SomeSeconds = 5.0
 
 
 class WebsocketSection(Section, frozen=True, kw_only=True):
     ping_interval_s: SomeSeconds = 25.0
     pong_timeout_s: SomeSeconds = 8.0
+    compression: bool = False
+    compression_bytes_min: Bytes = 256
 
 
 class TcpSection(Section, frozen=True, kw_only=True):
@@ -136,25 +232,62 @@ class StopSection(Section, frozen=True, kw_only=True):
     timeout_s: SomeSeconds = 10.0
 
 
-class Namespace(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules of the channels named `<name>:…`; an empty name is that of channels without one."""
+class ChannelRules(Section, frozen=True, kw_only=True):
+    """What may be done with the channels of one namespace; closed unless opened."""
+
+    allow_subscribe_for_client: bool = False
+    allow_subscribe_for_anonymous: bool = False
+    allow_publish_for_client: bool = False
+    allow_publish_for_subscriber: bool = False
+    allow_publish_for_anonymous: bool = False
+    allow_presence_for_client: bool = False
+    allow_presence_for_subscriber: bool = False
+    allow_presence_for_anonymous: bool = False
+    allow_history_for_client: bool = False
+    allow_history_for_subscriber: bool = False
+    allow_history_for_anonymous: bool = False
+    allow_user_limited_channels: bool = False
+    channel_regex: Pattern = ""
+    presence: bool = False
+    join_leave: bool = False
+    force_push_join_leave: bool = False
+    history_size: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    history_ttl_s: Seconds = 0.0
+    recovery: bool = True
+    force_recovery: bool = False
+    allow_positioning: bool = False
+    force_positioning: bool = False
+    recovery_mode: Literal["stream", "cache"] = "stream"
+    auto_cache_recover: bool = False
+    allowed_delta_types: list[Literal["fossil"]] = msgspec.field(default_factory=list)
+    delta_publish: bool = False
+    subscribe_hook: bool = False
+    publish_hook: bool = False
+    sub_refresh_hook: bool = False
+    publish_except_sender: bool = False
+
+
+class Namespace(ChannelRules, frozen=True, kw_only=True):
+    """The rules of the channels named `<name>:…`."""
 
     name: NamespaceName
-    allow_subscribe_for_client: bool = False
-    allow_publish_for_client: bool = False
-    recovery: bool = True
 
 
 def _public() -> list[Namespace]:
     return [
-        Namespace(name="public", allow_subscribe_for_client=True, allow_publish_for_client=True)
+        Namespace(
+            name="public",
+            allow_subscribe_for_client=True,
+            allow_subscribe_for_anonymous=True,
+            allow_publish_for_client=True,
+            allow_publish_for_anonymous=True,
+        )
     ]
 
 
-class ChannelSection(Section, frozen=True, kw_only=True):
-    allow_subscribe_for_client: bool = False
-    allow_publish_for_client: bool = False
-    recovery: bool = True
+class ChannelSection(ChannelRules, frozen=True, kw_only=True):
+    """The rules of channels without a namespace, and the namespaces."""
+
     namespaces: list[Namespace] = msgspec.field(default_factory=_public)
 
 
@@ -168,10 +301,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     gateway: GatewaySection = GatewaySection()
     workers: WorkersSection = WorkersSection()
     client: ClientSection = ClientSection()
+    tokens: TokensSection = TokensSection()
+    subscription_tokens: SubscriptionTokensSection = SubscriptionTokensSection()
+    hooks: HooksSection = HooksSection()
     limits: LimitsSection = LimitsSection()
     websocket: WebsocketSection = WebsocketSection()
     tcp: TcpSection = TcpSection()
     log: LogSection = LogSection()
+    history: HistorySection = HistorySection()
+    presence: PresenceSection = PresenceSection()
     api: ApiSection = ApiSection()
     control: ControlSection = ControlSection()
     reload: ReloadSection = ReloadSection()
@@ -187,10 +325,15 @@ SECTIONS: dict[str, type[Section]] = {
     "gateway": GatewaySection,
     "workers": WorkersSection,
     "client": ClientSection,
+    "tokens": TokensSection,
+    "subscription_tokens": SubscriptionTokensSection,
+    "hooks": HooksSection,
     "limits": LimitsSection,
     "websocket": WebsocketSection,
     "tcp": TcpSection,
     "log": LogSection,
+    "history": HistorySection,
+    "presence": PresenceSection,
     "api": ApiSection,
     "control": ControlSection,
     "reload": ReloadSection,
@@ -198,5 +341,13 @@ SECTIONS: dict[str, type[Section]] = {
     "channel": ChannelSection,
 }
 
-SECRETS = frozenset({"api.key"})
+SECRETS = frozenset(
+    {
+        "api.key",
+        "tokens.hmac_secret",
+        "tokens.hmac_previous_secret",
+        "subscription_tokens.hmac_secret",
+        "subscription_tokens.hmac_previous_secret",
+    }
+)
 """Keys whose values no status, log or report may show."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.channels import check_channel
+from gateway.channels import Namespaces
+from gateway.config import derived
 from gateway.errors import PublishError
 from gateway.producer import STATUS_BAD_REQUEST, STATUS_INTERNAL
 from gateway.runtime import Runtime
@@ -54,7 +55,7 @@ class Publishing:
 
         `data` that is bytes is published as bytes, anything else as JSON. Raises PublishError.
         """
-        check_channel(channel, [each.name for each in self._runtime.config.channel.namespaces])
+        Namespaces(derived.namespaces(self._runtime.config.channel)).rules(channel)
         if len(self._awaited) >= PENDING_MAX:
             raise PublishError(
                 "too many publishes are under way",

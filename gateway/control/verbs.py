@@ -25,6 +25,7 @@ LEVELS = {
     "status": Level.OBSERVER,
     "slots": Level.OBSERVER,
     "config": Level.OBSERVER,
+    "survey": Level.OBSERVER,
     "publish": Level.OPERATOR,
     "uplink": Level.OPERATOR,
     "reload": Level.OPERATOR,
@@ -97,6 +98,7 @@ class Verbs:
             "status": self._answer_status,
             "slots": self._answer_slots,
             "config": self._answer_config,
+            "survey": self._survey,
             "publish": self._publish,
             "uplink": self._lend_uplink,
             "reload": self._reload,
@@ -165,6 +167,20 @@ class Verbs:
         self._publishing.publish(
             arguments.channel, arguments.data, arguments.tags, arguments.idempotency_key, answer
         )
+
+    def _survey(self, request: Request) -> None:
+        """Has every worker write down the channels that it serves."""
+        _arguments(request, Arguments)
+        surveys = self._fleet.surveys
+        if surveys.is_full:
+            raise ControlError(
+                "too many surveys are under way", remedy="ask again later", code="busy"
+            )
+
+        def answer(files: list[int]) -> None:
+            request.reply({"fds": [f"channels-{number}" for number in range(len(files))]}, files)
+
+        surveys.begin(self._fleet.workers(), answer)
 
     def _lend_uplink(self, request: Request) -> None:
         """An uplink for as long as the connection and the process behind it last."""

@@ -51,10 +51,12 @@ spread_s = 2
 [[channel.namespaces]]
 name = "airport"
 allow_subscribe_for_client = true
+allow_subscribe_for_anonymous = true
 
 [[channel.namespaces]]
 name = "carrier"
 allow_subscribe_for_client = true
+allow_subscribe_for_anonymous = true
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -48,7 +49,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(
+            value, ensure_ascii=False
+        )  # TOML's basic strings have the escapes of JSON's
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, dict):
@@ -59,7 +62,13 @@ def _toml_value(value: Any) -> str:
 class Gateway:
     """One running gateway. `sections` overrides single keys of `DEFAULTS`."""
 
-    def __init__(self, directory: Path, sections: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sections: dict[str, dict[str, Any]] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.environment = environment or {}
         self.name = f"t{uuid.uuid4().hex[:10]}"
         self.directory = directory
         self.config_path = directory / "tidegate.toml"
@@ -81,7 +90,8 @@ class Gateway:
 
     def start(self, *, wait: bool = True) -> Gateway:
         """Start the supervisor; with `wait`, return when it has told systemd READY=1."""
-        environment = os.environ | {"NOTIFY_SOCKET": str(self.directory / "notify")}
+        notify = {"NOTIFY_SOCKET": str(self.directory / "notify")}
+        environment = os.environ | notify | self.environment
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ops.cli", "run", "-c", str(self.config_path)],
@@ -220,11 +230,13 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def running_gateway(sections: dict[str, dict[str, Any]] | None = None) -> Iterator[Gateway]:
-    """A gateway for the length of a `with` block."""
+def running_gateway(
+    sections: dict[str, dict[str, Any]] | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Gateway]:
+    """A gateway for the length of a `with` block, with some variables in its environment."""
     # Not pytest's tmp_path: a Unix socket's path must stay under 108 bytes (unix(7)).
     with tempfile.TemporaryDirectory(prefix="tidegate-") as directory:
-        gateway = Gateway(Path(directory), sections)
+        gateway = Gateway(Path(directory), sections, environment)
         try:
             yield gateway.start()
         finally:

@@ -99,9 +99,14 @@ class RawWebSocket:
         return reply
 
     def read_frame(self) -> tuple[int, bytes]:
-        """Opcode and payload of the next frame, which must be whole, unmasked and minimal."""
-        first, second = self._exactly(2)
+        """Opcode and payload of the next frame, in which no extension may have a part."""
+        first, payload = self.read_any_frame()
         assert first & 0x70 == 0, "reserved bits"
+        return first & 0x0F, payload
+
+    def read_any_frame(self) -> tuple[int, bytes]:
+        """First byte and payload of the next frame, which must be whole, unmasked and minimal."""
+        first, second = self._exactly(2)
         assert first & FIN, "the gateway does not fragment"
         assert second & 0x80 == 0, "a server must not mask"
         length = second
@@ -111,7 +116,7 @@ class RawWebSocket:
         elif second == 127:
             (length,) = struct.unpack("!Q", self._exactly(8))
             assert length >= 1 << 16
-        return first & 0x0F, self._exactly(length)
+        return first, self._exactly(length)
 
     def read_push(self) -> dict[str, Any]:
         """The next push; pings in between are passed over."""

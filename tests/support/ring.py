@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from workers.link import Link
 CAPACITY_BYTES = 1 << 20
 READERS = 4
 CHANNELS_MAX = 1000
+STORE_BYTES = 1 << 18
 UPLINK_BYTES = 1 << 18
 ROWS = 4
 PUBLISHER_ROW = 1
@@ -26,12 +27,13 @@ START_TIMEOUT_S = 20.0
 
 
 class Memory:
-    """Log, channel table and statistics in anonymous memory: nothing is left behind."""
+    """What the processes share, in anonymous memory: nothing is left behind."""
 
     def __init__(
         self,
         capacity_bytes: int = CAPACITY_BYTES,
         channels_max: int = CHANNELS_MAX,
+        store_bytes: int = STORE_BYTES,
         metrics: list[_ring.Metric] = _ring.METRICS,
     ) -> None:
         self._owner = Owner.this_process()
@@ -40,6 +42,10 @@ class Memory:
         _ring.format_log(self.log, capacity_bytes, READERS, self.identity(1))
         self.channels = self._make(_ring.channels_size(channels_max))
         _ring.format_channels(self.channels, channels_max, self.identity(1))
+        self.history = self._make(_ring.heap_size(store_bytes))
+        _ring.format_history(self.history, store_bytes, self.identity(1))
+        self.presence = self._make(_ring.heap_size(store_bytes))
+        _ring.format_presence(self.presence, store_bytes, self.identity(1))
         self.stats = self._make(_ring.stats_size(metrics, ROWS))
         _ring.format_stats(self.stats, metrics, ROWS, self.identity(1))
 
@@ -76,8 +82,14 @@ class Memory:
 class PublisherProcess:
     """A publisher over some memory, with every reader and uplink that a test made."""
 
-    def __init__(self, memory: Memory, lag_budget_ms: int = LAG_BUDGET_MS) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        lag_budget_ms: int = LAG_BUDGET_MS,
+        history: Sequence[_ring.HistoryRule] = (),
+    ) -> None:
         self.memory = memory
+        self._history = history
         self.wake = memory.eventfd()
         self._lag_budget_ms = lag_budget_ms
         self._generation = 0
@@ -103,6 +115,7 @@ class PublisherProcess:
             stats_row=PUBLISHER_ROW,
             generation=self._generation,
             lag_budget_ms=self._lag_budget_ms,
+            history=self._history,
             log_format="text",
             log_level="warning",
             log_file="",
@@ -117,10 +130,11 @@ class PublisherProcess:
         boot = {
             "type": "boot",
             "settings": settings.as_map(),
-            "fds": ["log", "channels", "stats", "wake"],
+            "fds": ["log", "channels", "history", "presence", "stats", "wake"],
             "uplinks": list(self._uplinks),
         }
-        self.link.send(boot, [memory.log, memory.channels, memory.stats, self.wake])
+        tables = [memory.log, memory.channels, memory.history, memory.presence]
+        self.link.send(boot, [*tables, memory.stats, self.wake])
         for seat, wake in self._readers.items():
             self._attach_reader(seat, wake)
         for uplink, fds in self._uplinks.items():
@@ -211,10 +225,11 @@ def running_publisher(
     capacity_bytes: int = CAPACITY_BYTES,
     channels_max: int = CHANNELS_MAX,
     lag_budget_ms: int = LAG_BUDGET_MS,
+    history: Sequence[_ring.HistoryRule] = (),
 ) -> Iterator[PublisherProcess]:
     memory = Memory(capacity_bytes, channels_max)
     try:
-        with PublisherProcess(memory, lag_budget_ms) as publisher:
+        with PublisherProcess(memory, lag_budget_ms, history) as publisher:
             yield publisher
     finally:
         memory.close()

@@ -13,12 +13,15 @@ from shm import _ring
 from tests.support.ring import Memory, PublisherProcess
 from workers import _engine
 from workers.link import Link
-from workers.settings import NamespaceSettings, WorkerSettings
+from workers.settings import HookSettings, NamespaceSettings, TokenSettings, WorkerSettings
 
 ANSWER_TIMEOUT_S = 20.0
 SEAT = 0
 WORKER_ROW = 2
-DESCRIPTORS = ["http", "tcp", "log", "channels", "stats", "uplink", "wake", "publisher_wake"]
+DESCRIPTORS = [
+    *("http", "tcp", "log", "channels", "history", "presence", "stats"),
+    *("uplink", "wake", "publisher_wake"),
+]
 
 SETTINGS = WorkerSettings(
     instance="test",
@@ -33,6 +36,7 @@ SETTINGS = WorkerSettings(
     log_level="info",
     log_file="",
     connections_max=100,
+    user_connections_max=0,
     message_bytes_max=65536,
     queue_hard_bytes=1048576,
     queue_soft_bytes=262144,
@@ -43,18 +47,30 @@ SETTINGS = WorkerSettings(
     headers_max=64,
     accepts_per_turn_max=64,
     recovery_publications_max=300,
+    history_publications_max=300,
     close_timeout_s=1.0,
     websocket_ping_interval_s=25.0,
     websocket_pong_timeout_s=8.0,
+    websocket_compression=False,
+    websocket_compression_bytes_min=256,
     tcp_heartbeat_interval_s=30.0,
     tcp_heartbeat_timeout_s=90.0,
+    transports=("websocket", "uni_websocket"),
     allowed_origins=(),
+    allow_anonymous=False,
+    expired_close_delay_s=25.0,
+    personal_channel=False,
+    personal_channel_namespace="",
+    tokens=TokenSettings(hmac_secret="a secret of tests"),
+    subscription_tokens=None,
+    hooks=HookSettings(),
     namespaces=(
         NamespaceSettings(
             name="public",
             allow_subscribe_for_client=True,
+            allow_subscribe_for_anonymous=True,
             allow_publish_for_client=True,
-            recovery=True,
+            allow_publish_for_anonymous=True,
         ),
     ),
 )
@@ -88,7 +104,8 @@ class WorkerProcess:
         memory, wake = self.memory, self.memory.eventfd()
         uplink = self.publisher.attach_worker(SEAT, wake)
         fds = [each.fileno() for each in self.listeners]
-        fds += [memory.log, memory.channels, memory.stats, uplink, wake, self.publisher.wake]
+        fds += [memory.log, memory.channels, memory.history, memory.presence, memory.stats]
+        fds += [uplink, wake, self.publisher.wake]
         values = SETTINGS.as_map() if settings is None else settings
         self.link.send({"type": "boot", "settings": values, "fds": DESCRIPTORS}, fds)
         return self.link.recv()[0]

@@ -13,12 +13,10 @@ from websockets.sync.client import connect
 
 from tests.support.gateway import Gateway
 from tests.support.raw_websocket import (
-    BINARY,
     CLOSE,
     CONTINUATION,
     FIN,
     HANDSHAKE,
-    MASK,
     PATH,
     PING,
     PONG,
@@ -27,10 +25,10 @@ from tests.support.raw_websocket import (
     frame,
     head,
 )
+from tests.support.violations import MESSAGE_BYTES_MAX, RESERVED, VIOLATIONS
 from tests.support.waiting import wait_for
 
 CHANNEL = "public:conformance"
-MESSAGE_BYTES_MAX = 65536
 
 GOOD_LINE = f"GET {PATH} HTTP/1.1"
 
@@ -220,60 +218,9 @@ def test_a_close_is_answered_with_its_own_code(
     raw.read_end()
 
 
-HALF = b"x" * (MESSAGE_BYTES_MAX // 2)
-
-VIOLATIONS: list[tuple[str, bytes, int, str]] = [
-    ("unmasked text", b"\x81\x05Hello", 1002, "protocol_error"),
-    ("unmasked ping", b"\x89\x00", 1002, "protocol_error"),
-    ("first reserved bit", frame(FIN | 0x40 | TEXT, b"x"), 1002, "protocol_error"),
-    ("second reserved bit", frame(FIN | 0x20 | TEXT, b"x"), 1002, "protocol_error"),
-    ("third reserved bit", frame(FIN | 0x10 | PING), 1002, "protocol_error"),
-    ("reserved data opcode", frame(FIN | 0x3, b"x"), 1002, "protocol_error"),
-    ("reserved control opcode", frame(FIN | 0xB), 1002, "protocol_error"),
-    ("fragmented ping", frame(PING), 1002, "protocol_error"),
-    ("fragmented close", frame(CLOSE), 1002, "protocol_error"),
-    ("long ping", frame(FIN | PING, b"x" * 126), 1002, "protocol_error"),
-    ("continuation of nothing", frame(FIN | CONTINUATION, b"x"), 1002, "protocol_error"),
-    ("text within text", frame(TEXT, b"a") + frame(FIN | TEXT, b"b"), 1002, "protocol_error"),
-    ("16-bit length of 5", b"\x81\xfe\x00\x05" + MASK + b"Hello", 1002, "protocol_error"),
-    ("64-bit length of 5", b"\x81\xff" + struct.pack("!Q", 5) + MASK, 1002, "protocol_error"),
-    ("64-bit length, high bit", b"\x82\xff\x80" + bytes(7) + MASK, 1002, "protocol_error"),
-    ("close with one byte", frame(FIN | CLOSE, b"\x03"), 1002, "protocol_error"),
-    ("close with 1005", frame(FIN | CLOSE, struct.pack("!H", 1005)), 1002, "protocol_error"),
-    ("close with 2999", frame(FIN | CLOSE, struct.pack("!H", 2999)), 1002, "protocol_error"),
-    ("text not UTF-8", frame(FIN | TEXT, b"\xc3\x28"), 1007, "invalid_text"),
-    ("text cut short", frame(FIN | TEXT, "€".encode()[:2]), 1007, "invalid_text"),
-    (
-        "text broken between fragments",
-        frame(TEXT, b"\xf0\x9f") + frame(FIN | CONTINUATION, b"x"),
-        1007,
-        "invalid_text",
-    ),
-    (
-        "close reason not UTF-8",
-        frame(FIN | CLOSE, b"\x03\xe8\xce\xba\xe1"),
-        1007,
-        "invalid_text",
-    ),
-    (
-        "over the limit by its header",
-        b"\x82\xff" + struct.pack("!Q", MESSAGE_BYTES_MAX + 1) + MASK,
-        1009,
-        "message_too_big",
-    ),
-    ("absurd length", b"\x82\xff\x7f" + b"\xff" * 7 + MASK, 1009, "message_too_big"),
-    (
-        "over the limit together",
-        frame(BINARY, HALF) + frame(CONTINUATION, HALF) + frame(FIN | CONTINUATION, b"x"),
-        1009,
-        "message_too_big",
-    ),
-]
-
-
 @pytest.mark.parametrize(
     ("data", "code", "name"),
-    [pytest.param(*violation[1:], id=violation[0]) for violation in VIOLATIONS],
+    [pytest.param(*violation[1:], id=violation[0]) for violation in [*VIOLATIONS, RESERVED]],
 )
 def test_a_broken_rule_closes_with_its_code_and_is_counted(
     gateway: Gateway, raw: RawWebSocket, data: bytes, code: int, name: str

@@ -3,15 +3,16 @@
 //! ```text
 //! 4096  epoch_now, keyed_last          entry, 64 bytes
 //! 4224  bucket 0: 32 entries             0 key        u64 x 2, zero: free
-//!       bucket 1 ...                    16 version    u64, its lowest bit selects the copy
+//!       bucket 1 ...                    16 edition    u64, its lowest bit selects the copy
 //!                                       24 epoch      u32
 //!                                       32 copy 0:    offset, last position
 //!                                       48 copy 1:    offset, last position
+//!       version of entry 0 ...  u64: the newest that its publications came with, or 0
 //! ```
 //!
 //! A channel lives in one of two buckets that its key names, and never moves. An update writes the
 //! copy that nobody reads and then selects it, so a reader never waits: not even for a publisher
-//! that was killed half-way. A reader that was overtaken twice sees the version changed and reads
+//! that was killed half-way. A reader that was overtaken twice sees the edition changed and reads
 //! again (a seqlock whose writer leaves the last value readable).
 //!
 //! When both buckets are full, the channel whose newest record left the log longest ago is
@@ -39,7 +40,7 @@ use crate::sync::{Ordering, fence};
 const BUCKET_ENTRIES: usize = if cfg!(loom) { 1 } else { 32 };
 
 const ENTRY_BYTES: usize = 64;
-const VERSION_AT: usize = 16;
+const EDITION_AT: usize = 16;
 const EPOCH_AT: usize = 24;
 const COPIES_AT: usize = 32;
 const COPY_BYTES: usize = 16;
@@ -54,7 +55,7 @@ const SPARE: usize = 8;
 /// A read is repeated only when the publisher committed the same channel twice meanwhile.
 const READS_MAX: usize = 1 << 20;
 
-/// Most channels of a table: keeps its size, about 72 bytes each, below 5 GiB.
+/// Most channels of a table: keeps its size, about 80 bytes each, below 6 GiB.
 pub const CHANNELS_MAX: u64 = 1 << 26;
 
 /// Names a channel: a hash under the table's random key, so that nobody can choose collisions.
@@ -83,9 +84,9 @@ pub fn segment_bytes(channels_max: u64) -> Result<usize, SegmentError> {
             rule: "it must be between 1 and 67108864",
         });
     }
-    let buckets = bucket_count(channels_max as usize);
+    let slots = bucket_count(channels_max as usize) * BUCKET_ENTRIES;
     Ok(layout::whole_pages(
-        ENTRIES_AT + buckets * BUCKET_ENTRIES * ENTRY_BYTES,
+        ENTRIES_AT + slots * (ENTRY_BYTES + WORD),
     ))
 }
 
@@ -192,11 +193,11 @@ impl ChannelTable {
         let at = entry_at(slot);
         for _ in 0..READS_MAX {
             // SYNC: pairs with channels/writer.rs::ChannelWriter::store_entry (select)
-            let version = self.region.word(at + VERSION_AT).load(Ordering::Acquire);
+            let edition = self.region.word(at + EDITION_AT).load(Ordering::Acquire);
             if self.key_at(slot) != key {
                 return None;
             }
-            let copy = copy_at(slot, version);
+            let copy = copy_at(slot, edition);
             let top = Top {
                 epoch: self.region.load(at + EPOCH_AT) as u32,
                 offset: self.region.load(copy),
@@ -204,15 +205,20 @@ impl ChannelTable {
             };
             // SYNC: pairs with the release fence in channels/writer.rs::ChannelWriter::store_entry
             fence(Ordering::Acquire);
-            // The key first: where the same key came back after another, the version tells.
+            // The key first: where the same key came back after another, the edition tells.
             // SYNC: pairs with channels/writer.rs::ChannelWriter::store_entry (key)
             let half = self.region.word(at).load(Ordering::Acquire);
             let same = ChannelKey([half, self.region.load(at + WORD)]) == key;
-            if same && self.region.load(at + VERSION_AT) == version {
+            if same && self.region.load(at + EDITION_AT) == edition {
                 return Some(top);
             }
         }
         None
+    }
+
+    /// Where the publisher remembers the version of an entry's channel; nobody else looks.
+    fn version_at(&self, slot: usize) -> usize {
+        entry_at(self.buckets as usize * BUCKET_ENTRIES) + slot * WORD
     }
 
     fn key_at(&self, slot: usize) -> ChannelKey {
@@ -236,6 +242,6 @@ fn entry_at(slot: usize) -> usize {
     ENTRIES_AT + slot * ENTRY_BYTES
 }
 
-fn copy_at(slot: usize, version: u64) -> usize {
-    entry_at(slot) + COPIES_AT + (version & 1) as usize * COPY_BYTES
+fn copy_at(slot: usize, edition: u64) -> usize {
+    entry_at(slot) + COPIES_AT + (edition & 1) as usize * COPY_BYTES
 }

@@ -64,15 +64,19 @@ pub enum Kind {
     Channels = 2,
     Statistics = 3,
     Uplink = 4,
-    Keep = 5,
+    History = 5,
+    Presence = 6,
+    Keep = 7,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [
+    const ALL: [Kind; 7] = [
         Kind::Log,
         Kind::Channels,
         Kind::Statistics,
         Kind::Uplink,
+        Kind::History,
+        Kind::Presence,
         Kind::Keep,
     ];
 
@@ -82,6 +86,8 @@ impl Kind {
             Kind::Channels => "a channel table",
             Kind::Statistics => "statistics",
             Kind::Uplink => "an uplink",
+            Kind::History => "a history",
+            Kind::Presence => "a presence table",
             Kind::Keep => "a keep",
         }
     }
@@ -89,7 +95,8 @@ impl Kind {
     /// Version of the layout of this kind; any change of the layout changes it.
     pub const fn version(self) -> u32 {
         match self {
-            Kind::Log | Kind::Channels | Kind::Statistics | Kind::Uplink | Kind::Keep => 1,
+            Kind::Log | Kind::Channels | Kind::Uplink => 2,
+            Kind::Statistics | Kind::History | Kind::Presence | Kind::Keep => 1,
         }
     }
 
@@ -256,7 +263,7 @@ mod tests {
         };
         assert_eq!(code(MAGIC_AT, 1), "segment_magic");
         assert_eq!(code(STATE_AT, INITIALISING), "segment_not_ready");
-        assert_eq!(code(KIND_AT, 2 << 32 | 1), "segment_version");
+        assert_eq!(code(KIND_AT, 1 << 32 | 1), "segment_version");
         assert_eq!(code(KIND_AT, 1 << 32 | 99), "segment_kind");
         assert_eq!(code(SIZE_AT, 4096), "segment_size");
         assert_eq!(

@@ -1,7 +1,9 @@
 //! The memory that the processes of Tidegate share.
 
 pub mod channels;
+pub mod entry;
 pub mod error;
+mod heap;
 pub mod history;
 pub mod host;
 pub mod json;
@@ -9,6 +11,7 @@ pub mod keep;
 mod lane;
 pub mod layout;
 pub mod log;
+pub mod presence;
 pub mod publication;
 #[cfg(feature = "python")]
 mod python;

@@ -7,8 +7,12 @@
 //! 32 time_ms          u64            60 epoch             u32
 //! 64 data bytes       u32            68 tags bytes        u16
 //! 70 channel bytes    u8             71 flags             u8
-//! 72 idempotency      u64 x 3        hash and previous keyed, only where the flag says so
-//!    channel (UTF-8), tags (a JSON object, or nothing), data
+//! then, each only where its flag says so:
+//!    idempotency      u64 x 3        hash and previous keyed
+//!    except           UUID, 16 bytes
+//!    version          u64
+//!    info bytes       u32
+//! then channel (UTF-8), tags (a JSON object, or nothing), info, data
 //! ```
 //!
 //! Little-endian. The record holds all that its channel's entry in the table holds, so that the
@@ -28,20 +32,38 @@ pub fn is_channel_name(name: &str) -> bool {
     (1..=CHANNEL_BYTES_MAX).contains(&name.len()) && name.is_ascii()
 }
 
+/// The namespace of a channel: the text before its first colon, or none. `$` marks a private channel
+/// and is no part of it.
+#[must_use]
+pub fn namespace_of(channel: &str) -> &str {
+    let name = channel.strip_prefix('$').unwrap_or(channel);
+    name.split_once(':').map_or("", |(namespace, _)| namespace)
+}
+
 /// The longest tags: their length travels in two bytes.
 pub const TAGS_BYTES_MAX: usize = u16::MAX as usize;
 
 /// `previous` of a publication that is the first of its channel that the log knows.
 pub const NO_PREVIOUS: u64 = u64::MAX;
 
-/// What a publication takes in the log beside channel, tags and data.
-pub const HEADER_BYTES_MAX: usize = FIXED_BYTES + IDEMPOTENCY_BYTES;
+/// What a publication takes in the log beside channel, tags, info and data.
+pub const HEADER_BYTES_MAX: usize =
+    FIXED_BYTES + IDEMPOTENCY_BYTES + UUID_BYTES + VERSION_BYTES + INFO_BYTES;
 
 const FIXED_BYTES: usize = 72;
 const IDEMPOTENCY_BYTES: usize = 24;
+const UUID_BYTES: usize = 16;
+const VERSION_BYTES: usize = 8;
+const INFO_BYTES: usize = 4;
 
 const FLAG_JSON: u8 = 1;
 const FLAG_IDEMPOTENCY: u8 = 2;
+const FLAG_EXCEPT: u8 = 4;
+const FLAG_VERSION: u8 = 8;
+const FLAG_INFO: u8 = 16;
+const FLAG_DELTA: u8 = 32;
+const FLAG_KEPT: u8 = 64;
+const FLAGS: u8 = 0x7f;
 
 /// Which request of which producer a publication came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,23 +90,34 @@ pub struct Idempotency {
 pub struct PublicationView<'a> {
     pub key: ChannelKey,
     pub epoch: u32,
-    /// Place in the channel: contiguous from 1 within an epoch.
+    /// Place in the channel: contiguous from 1 within an epoch. 0: it has none, and only those who
+    /// were there got it.
     pub offset: u64,
-    /// Log position of the channel's previous publication, or [`NO_PREVIOUS`].
+    /// Log position of the channel's previous publication with an offset, or [`NO_PREVIOUS`].
     pub previous: u64,
     /// Wall clock of the publisher, milliseconds since 1970.
     pub time_ms: u64,
     pub source: Source,
     pub idempotency: Option<Idempotency>,
+    /// Newest version of the channel, this publication's included; 0: it never had one.
+    pub version: u64,
+    /// UUID of the client that must not get it.
+    pub except: Option<[u8; 16]>,
     pub channel: &'a str,
     /// Whether `data` is JSON text; else it is any bytes.
     pub json: bool,
+    /// Whether subscribers that asked for it get the difference to the one before.
+    pub delta: bool,
+    /// Whether the history store had it: who misses it looks there, and nowhere else.
+    pub kept: bool,
     /// Text of a JSON object, or empty.
     pub tags: &'a [u8],
+    /// Protobuf of the ClientInfo of the client that published it, or empty.
+    pub info: &'a [u8],
     pub data: &'a [u8],
 }
 
-/// The encoded part of a publication before its channel, tags and data.
+/// The encoded part of a publication before its channel, tags, info and data.
 pub struct Header {
     bytes: [u8; HEADER_BYTES_MAX],
     used: usize,
@@ -95,33 +128,41 @@ impl Header {
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.used]
     }
+
+    fn push(&mut self, field: &[u8]) {
+        self.bytes[self.used..self.used + field.len()].copy_from_slice(field);
+        self.used += field.len();
+    }
 }
 
 impl<'a> PublicationView<'a> {
     /// Reads a record's payload. `None` where it is no publication: nothing of it may be believed.
     #[must_use]
     pub fn parse(payload: &'a [u8]) -> Option<Self> {
-        let (fixed, rest) = payload.split_at_checked(FIXED_BYTES)?;
+        let (fixed, mut rest) = payload.split_at_checked(FIXED_BYTES)?;
         let flags = fixed[71];
-        if flags & !(FLAG_JSON | FLAG_IDEMPOTENCY) != 0 {
+        if flags & !FLAGS != 0 {
             return None;
         }
-        let (idempotency, rest) = if flags & FLAG_IDEMPOTENCY == 0 {
-            (None, rest)
-        } else {
-            let (mark, rest) = rest.split_at_checked(IDEMPOTENCY_BYTES)?;
-            let hash = u128::from(u64_at(mark, 8)) << 64 | u128::from(u64_at(mark, 0));
-            (
-                Some(Idempotency {
-                    hash,
-                    previous: u64_at(mark, 16),
-                }),
-                rest,
-            )
+        let mut take = |bytes| {
+            let (field, after) = rest.split_at_checked(bytes)?;
+            rest = after;
+            Some(field)
         };
-        let (channel, rest) = rest.split_at_checked(usize::from(fixed[70]))?;
-        let tags_bytes = usize::from(u16::from_le_bytes([fixed[68], fixed[69]]));
-        let (tags, data) = rest.split_at_checked(tags_bytes)?;
+        let mut optional = |flag, bytes| {
+            if flags & flag == 0 {
+                return Some(None);
+            }
+            take(bytes).map(Some)
+        };
+        let idempotency = optional(FLAG_IDEMPOTENCY, IDEMPOTENCY_BYTES)?;
+        let except = optional(FLAG_EXCEPT, UUID_BYTES)?;
+        let version = optional(FLAG_VERSION, VERSION_BYTES)?;
+        let info_bytes = optional(FLAG_INFO, INFO_BYTES)?;
+        let channel = take(usize::from(fixed[70]))?;
+        let tags = take(usize::from(u16::from_le_bytes([fixed[68], fixed[69]])))?;
+        let info = take(info_bytes.map_or(0, |field| u32_at(field, 0) as usize))?;
+        let data = rest;
         if data.len() != u32_at(fixed, 64) as usize || channel.is_empty() {
             return None;
         }
@@ -136,10 +177,18 @@ impl<'a> PublicationView<'a> {
                 generation: u64_at(fixed, 48),
                 position: u64_at(fixed, 40),
             },
-            idempotency,
+            idempotency: idempotency.map(|mark| Idempotency {
+                hash: u128::from(u64_at(mark, 8)) << 64 | u128::from(u64_at(mark, 0)),
+                previous: u64_at(mark, 16),
+            }),
+            version: version.map_or(0, |field| u64_at(field, 0)),
+            except: except.map(|uuid| uuid.try_into().expect("sixteen bytes")),
             channel: std::str::from_utf8(channel).ok()?,
             json: flags & FLAG_JSON != 0,
+            delta: flags & FLAG_DELTA != 0,
+            kept: flags & FLAG_KEPT != 0,
             tags,
+            info,
             data,
         })
     }
@@ -147,16 +196,20 @@ impl<'a> PublicationView<'a> {
     /// Bytes of the payload that [`Self::header`] and the variable parts make.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
-        self.header_bytes() + self.channel.len() + self.tags.len() + self.data.len()
+        let parts = [self.channel.as_bytes(), self.tags, self.info, self.data];
+        self.header_bytes() + parts.map(<[u8]>::len).iter().sum::<usize>()
     }
 
-    /// Encodes what comes before channel, tags and data.
+    /// Encodes what comes before channel, tags, info and data.
     ///
     /// # Panics
-    /// Where channel, tags or data exceed their bounds: the caller has checked them.
+    /// Where channel, tags, info or data exceed their bounds: the caller has checked them.
     #[must_use]
     pub fn header(&self) -> Header {
-        let mut bytes = [0; HEADER_BYTES_MAX];
+        let mut header = Header {
+            bytes: [0; HEADER_BYTES_MAX],
+            used: FIXED_BYTES,
+        };
         let words = [
             self.key.0[0],
             self.key.0[1],
@@ -166,27 +219,33 @@ impl<'a> PublicationView<'a> {
             self.source.position,
             self.source.generation,
         ];
-        for (at, word) in bytes.chunks_exact_mut(8).zip(words) {
+        for (at, word) in header.bytes.chunks_exact_mut(8).zip(words) {
             at.copy_from_slice(&word.to_le_bytes());
         }
         let data_bytes = u32::try_from(self.data.len()).expect("data fits the log");
+        let info_bytes = u32::try_from(self.info.len()).expect("info fits the log");
         let tags_bytes = u16::try_from(self.tags.len()).expect("tags are checked");
         let channel_bytes = u8::try_from(self.channel.len()).expect("the channel is checked");
-        bytes[56..60].copy_from_slice(&self.source.uplink.to_le_bytes());
-        bytes[60..64].copy_from_slice(&self.epoch.to_le_bytes());
-        bytes[64..68].copy_from_slice(&data_bytes.to_le_bytes());
-        bytes[68..70].copy_from_slice(&tags_bytes.to_le_bytes());
-        bytes[70] = channel_bytes;
-        bytes[71] = u8::from(self.json) * FLAG_JSON;
+        header.bytes[56..60].copy_from_slice(&self.source.uplink.to_le_bytes());
+        header.bytes[60..64].copy_from_slice(&self.epoch.to_le_bytes());
+        header.bytes[64..68].copy_from_slice(&data_bytes.to_le_bytes());
+        header.bytes[68..70].copy_from_slice(&tags_bytes.to_le_bytes());
+        header.bytes[70] = channel_bytes;
+        header.bytes[71] = self.flags();
         if let Some(Idempotency { hash, previous }) = self.idempotency {
-            bytes[71] |= FLAG_IDEMPOTENCY;
-            bytes[72..88].copy_from_slice(&hash.to_le_bytes());
-            bytes[88..].copy_from_slice(&previous.to_le_bytes());
+            header.push(&hash.to_le_bytes());
+            header.push(&previous.to_le_bytes());
         }
-        Header {
-            bytes,
-            used: self.header_bytes(),
+        if let Some(except) = self.except {
+            header.push(&except);
         }
+        if self.version != 0 {
+            header.push(&self.version.to_le_bytes());
+        }
+        if !self.info.is_empty() {
+            header.push(&info_bytes.to_le_bytes());
+        }
+        header
     }
 
     /// The whole payload, for tests and benchmarks; the publisher writes the parts one by one.
@@ -196,17 +255,33 @@ impl<'a> PublicationView<'a> {
             self.header().as_bytes(),
             self.channel.as_bytes(),
             self.tags,
+            self.info,
             self.data,
         ]
         .concat()
     }
 
+    fn flags(&self) -> u8 {
+        [
+            (self.json, FLAG_JSON),
+            (self.idempotency.is_some(), FLAG_IDEMPOTENCY),
+            (self.except.is_some(), FLAG_EXCEPT),
+            (self.version != 0, FLAG_VERSION),
+            (!self.info.is_empty(), FLAG_INFO),
+            (self.delta, FLAG_DELTA),
+            (self.kept, FLAG_KEPT),
+        ]
+        .into_iter()
+        .map(|(is_set, flag)| u8::from(is_set) * flag)
+        .sum()
+    }
+
     fn header_bytes(&self) -> usize {
-        if self.idempotency.is_none() {
-            FIXED_BYTES
-        } else {
-            HEADER_BYTES_MAX
-        }
+        FIXED_BYTES
+            + usize::from(self.idempotency.is_some()) * IDEMPOTENCY_BYTES
+            + usize::from(self.except.is_some()) * UUID_BYTES
+            + usize::from(self.version != 0) * VERSION_BYTES
+            + usize::from(!self.info.is_empty()) * INFO_BYTES
     }
 }
 
@@ -236,9 +311,14 @@ mod tests {
                 position: u64::MAX - 1,
             },
             idempotency: None,
+            version: 0,
+            except: None,
             channel,
             json: true,
+            delta: false,
+            kept: false,
             tags,
+            info: b"",
             data,
         }
     }
@@ -249,15 +329,23 @@ mod tests {
             channel in "\\PC{1,60}",
             tags in prop::collection::vec(any::<u8>(), 0..200),
             data in prop::collection::vec(any::<u8>(), 0..2000),
+            info in prop::collection::vec(any::<u8>(), 0..100),
             hash: u128,
             keyed: bool,
-            json: bool,
+            [json, delta, kept] in any::<[bool; 3]>(),
             offset: u64,
+            version: u64,
+            except: Option<[u8; 16]>,
         ) {
             let view = PublicationView {
                 idempotency: keyed.then_some(Idempotency { hash, previous: offset }),
-                json,
                 offset,
+                version: version * u64::from(kept),
+                except,
+                json,
+                delta,
+                kept,
+                info: &info,
                 ..sample(&channel, &tags, &data)
             };
             let payload = view.encode();

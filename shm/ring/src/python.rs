@@ -4,6 +4,7 @@ mod producer;
 mod segments;
 mod sequencer;
 mod statistics;
+mod stores;
 mod tail;
 
 use std::io;
@@ -142,6 +143,8 @@ fn _ring(module: &Bound<'_, PyModule>) -> PyResult<()> {
     statistics::add_to(module)?;
     module.add_class::<sequencer::Sequencer>()?;
     module.add_class::<producer::Producer>()?;
+    module.add_class::<stores::History>()?;
+    module.add_class::<stores::Presence>()?;
     module.add_class::<tail::LogTail>()?;
     module.add_class::<tail::Channels>()
 }

@@ -5,7 +5,7 @@
 //!
 //! 1. take a bounded number of requests from each uplink, in turn, and write them to the log;
 //! 2. *prepare* the batch: from here on a crash does not lose it;
-//! 3. store what it changed in the channel table;
+//! 3. bring the tables up to date that follow the log: history, presence, channels;
 //! 4. *commit*: readers may have it, sleeping ones are woken;
 //! 5. answer the producers, then let go of their requests;
 //! 6. move the log's *answered* mark.
@@ -17,6 +17,7 @@
 mod draft;
 mod idempotency;
 mod meters;
+mod tables;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -26,13 +27,14 @@ use std::time::Duration;
 use draft::{Draft, Outcome};
 use idempotency::Keys;
 use meters::Meters;
+use tables::Tables;
 
-use crate::channels::{ChannelWriter, Horizon, Top};
+use crate::entry::Entry;
 use crate::error::{LogError, SegmentError};
+use crate::history::HistoryRule;
 use crate::host;
 use crate::layout;
 use crate::log::LogWriter;
-use crate::publication::{PublicationView, RECORD_KIND};
 use crate::region::Region;
 use crate::stats::state;
 use crate::uplink::{Reply, UplinkConsumer};
@@ -55,8 +57,17 @@ const LINK_LOOK_NS: u64 = 1_000_000;
 /// Batches that emptying an uplink may take: its ring holds fewer requests than these can.
 const DRAIN_BATCHES_MAX: usize = 1 << 16;
 
+/// Clients whose owner is gone that leave in one batch; between two, others are served.
+const LEAVES_PER_BATCH_MAX: usize = 1024;
+
+/// So often, the history lets go of what is too old: nobody waits for it.
+const EXPIRY_NS: u64 = 100_000_000;
+
+/// Generation in the source of records that no request asked for; no uplink has it.
+const NO_REQUEST: u64 = u64::MAX;
+
 /// What the loop is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The publisher's row in the statistics.
     pub stats_row: u32,
@@ -64,6 +75,8 @@ pub struct Settings {
     pub generation: u64,
     /// How long a batch waits for lagging readers before the slowest is evicted.
     pub lag_budget: Duration,
+    /// Channels of other namespaces keep no history but the log's.
+    pub history: Vec<HistoryRule>,
 }
 
 /// The segments that the publisher writes.
@@ -71,6 +84,8 @@ pub struct Settings {
 pub struct Segments {
     pub log: Region,
     pub channels: Region,
+    pub history: Region,
+    pub presence: Region,
     pub stats: Region,
 }
 
@@ -84,6 +99,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Of requests other than publishes.
+    const DONE: Self = Self {
+        status: 0,
+        epoch: 0,
+        offset: 0,
+    };
+
     fn placed(epoch: u32, offset: u64) -> Self {
         Self {
             status: 0,
@@ -120,7 +142,7 @@ struct Uplink {
 #[derive(Debug)]
 pub struct Sequencer {
     log: LogWriter,
-    channels: ChannelWriter,
+    tables: Tables,
     meters: Meters,
     keys: Keys,
     wake: Bell,
@@ -150,15 +172,17 @@ impl Sequencer {
         settings: Settings,
         awaited: impl IntoIterator<Item = u32>,
     ) -> Result<Self, SegmentError> {
+        let mut tables = Tables::open(&segments, settings.history)?;
         let meters = Meters::claim(segments.stats, settings.stats_row, settings.generation)?;
         let mut log = LogWriter::open(segments.log, settings.lag_budget)?;
-        let mut channels = ChannelWriter::open(segments.channels)?;
-        redo(&mut log, &mut channels, &meters);
+        let (redone, senseless) = tables.redo(&mut log);
+        meters.row.add(meters.redone, redone);
+        meters.row.add(meters.internal, senseless);
         let unanswered = unanswered(&log);
-        let keys = Keys::from_log(log.view(), &channels, host::wall_clock_ms());
+        let keys = Keys::from_log(log.view(), &tables.channels, host::wall_clock_ms());
         let sequencer = Self {
             log,
-            channels,
+            tables,
             meters,
             keys,
             wake,
@@ -232,12 +256,15 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Takes what the producer committed before it went, then lets go. Unknown ids are ignored.
+    /// Takes what the producer committed before it went, then lets go: the clients that it served
+    /// are in no channel any more. Unknown ids are ignored.
     ///
     /// # Errors
     /// As [`Self::drain`].
     pub fn detach_uplink(&mut self, id: u32) -> Result<(), LogError> {
         self.awaited.remove(&id);
+        // Of all: clients that moved are another worker's by now, and it may have said so.
+        self.drain()?;
         for _ in 0..DRAIN_BATCHES_MAX {
             let only = self.uplinks.iter().position(|uplink| uplink.id == id);
             let Some(only) = only else { break };
@@ -246,7 +273,26 @@ impl Sequencer {
             }
         }
         self.uplinks.retain(|uplink| uplink.id != id);
+        self.leave_behind(id)?;
         self.measure();
+        Ok(())
+    }
+
+    /// Takes the clients of an uplink that is gone out of their channels, in bounded batches.
+    fn leave_behind(&mut self, uplink: u32) -> Result<(), LogError> {
+        for _ in 0..DRAIN_BATCHES_MAX {
+            let began_ns = host::monotonic_ns();
+            let clients = self.tables.presence.owned_by(uplink, LEAVES_PER_BATCH_MAX);
+            if clients.is_empty() {
+                break;
+            }
+            let mut draft = Draft::new(&mut self.log, &mut self.tables, &mut self.keys)?;
+            draft.leave_behind(uplink, &clients);
+            let outcome = draft.finish(wake(&self.readers, &self.meters));
+            self.count(&outcome, began_ns);
+            self.turn()?;
+            self.meters.row.heartbeat();
+        }
         Ok(())
     }
 
@@ -270,14 +316,22 @@ impl Sequencer {
     /// What poll(2) says, and as [`Self::drain`].
     pub fn run(&mut self, link: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
         let mut worked_ns = host::monotonic_ns();
-        let mut looked_ns = 0;
+        let (mut looked_ns, mut expired_ns) = (0, 0);
         loop {
             let taken = self.turn().map_err(io::Error::other)?;
             if !self.broken.is_empty() {
-                return Ok(std::mem::take(&mut self.broken));
+                let broken = std::mem::take(&mut self.broken);
+                for uplink in &broken {
+                    self.leave_behind(*uplink).map_err(io::Error::other)?;
+                }
+                return Ok(broken);
             }
             self.meters.row.heartbeat();
             let now_ns = host::monotonic_ns();
+            if now_ns.wrapping_sub(expired_ns) >= EXPIRY_NS {
+                expired_ns = now_ns;
+                self.expire(host::wall_clock_ms());
+            }
             if taken > 0 {
                 worked_ns = now_ns;
             }
@@ -352,12 +406,7 @@ impl Sequencer {
     /// One batch from the uplinks at these indices, modulo their number.
     fn batch(&mut self, indices: std::ops::Range<usize>) -> Result<usize, LogError> {
         let began_ns = host::monotonic_ns();
-        let view = self.log.view();
-        let horizon = Horizon {
-            tail: view.tail(),
-            capacity: view.capacity(),
-        };
-        let mut draft = Draft::new(&mut self.log, &mut self.channels, &mut self.keys, horizon)?;
+        let mut draft = Draft::new(&mut self.log, &mut self.tables, &mut self.keys)?;
         let mut taken = 0;
         for index in indices {
             let index = index % self.uplinks.len();
@@ -369,16 +418,19 @@ impl Sequencer {
         if taken == 0 {
             return Ok(0);
         }
-        let outcome = draft.finish(|seat| {
-            if let Some(bell) = self.readers.get(&seat) {
-                bell.ring();
-                self.meters.row.add(self.meters.reader_wakes, 1);
-            }
-        });
+        let outcome = draft.finish(wake(&self.readers, &self.meters));
         // Who is answered finds itself counted.
         self.count(&outcome, began_ns);
         self.answer();
         Ok(taken)
+    }
+
+    /// Lets go of history that is too old, as seen at `now_ms` since 1970.
+    pub fn expire(&mut self, now_ms: u64) {
+        if self.tables.history.has_rules() {
+            self.tables.history.expire(now_ms);
+            self.measure_tables();
+        }
     }
 
     /// Gives the answers of the batch, lets go of its requests, moves the answered mark.
@@ -417,10 +469,18 @@ impl Sequencer {
         for (index, amount) in [
             (meters.accepted, outcome.accepted),
             (meters.duplicate, outcome.duplicate),
+            (meters.superseded, outcome.superseded),
             (meters.no_channel, outcome.no_channel),
             (meters.too_large, outcome.too_large),
             (meters.bad_request, outcome.bad_request),
             (meters.internal, outcome.internal),
+            (meters.joined, outcome.joined),
+            (meters.presence_full, outcome.presence_full),
+            (meters.left, outcome.left),
+            (meters.left_behind, outcome.left_behind),
+            (meters.orders, outcome.orders),
+            (meters.emulations, outcome.emulations),
+            (meters.removals, outcome.removals),
             (meters.answered_again, outcome.answered_again),
             (meters.log_bytes, outcome.payload_bytes),
         ] {
@@ -437,11 +497,29 @@ impl Sequencer {
             meters.stall_time,
             self.log.stalled_total().as_micros() as u64,
         );
-        row.set(meters.channels, self.channels.channels());
-        row.set(meters.channel_evictions, self.channels.evictions());
+        row.set(meters.channels, self.tables.channels.channels());
+        row.set(meters.channel_evictions, self.tables.channels.evictions());
         row.set(meters.keys, self.keys.len() as u64);
         row.set(meters.keys_dropped, self.keys.dropped());
         row.set(meters.evictions, self.log.evictions());
+        if outcome.followed {
+            self.measure_tables();
+        }
+    }
+
+    fn measure_tables(&self) {
+        let (meters, row) = (&self.meters, &self.meters.row);
+        let history = self.tables.history.figures();
+        row.set(meters.history_publications, history.entries);
+        row.set(meters.history_channels, history.channels);
+        row.set(meters.history_bytes, history.bytes);
+        row.set(meters.history_evicted, history.evicted);
+        row.set(meters.history_expired, history.expired);
+        row.set(meters.history_too_large, history.too_large);
+        let presence = &self.tables.presence;
+        row.set(meters.presence_clients, presence.entries());
+        row.set(meters.presence_channels, presence.channels());
+        row.set(meters.presence_bytes, presence.bytes());
     }
 
     /// Brings the gauges up to date.
@@ -449,8 +527,21 @@ impl Sequencer {
         let meters = &self.meters;
         meters.row.set(meters.readers, self.readers.len() as u64);
         meters.row.set(meters.uplinks, self.uplinks.len() as u64);
-        meters.row.set(meters.channels, self.channels.channels());
+        meters
+            .row
+            .set(meters.channels, self.tables.channels.channels());
         meters.row.set(meters.keys, self.keys.len() as u64);
+        self.measure_tables();
+    }
+}
+
+/// Rings the bells of sleeping readers.
+fn wake(readers: &HashMap<u32, Bell>, meters: &Meters) -> impl FnMut(u32) {
+    move |seat| {
+        if let Some(bell) = readers.get(&seat) {
+            bell.ring();
+            meters.row.add(meters.reader_wakes, 1);
+        }
     }
 }
 
@@ -459,55 +550,26 @@ fn is_after(position: u64, other: u64) -> bool {
     position.wrapping_sub(other).cast_signed() > 0
 }
 
-/// Commits the batch that a killed publisher had prepared.
-fn redo(log: &mut LogWriter, channels: &mut ChannelWriter, meters: &Meters) {
-    let view = log.view();
-    let horizon = Horizon {
-        tail: view.tail(),
-        capacity: view.capacity(),
-    };
-    let Some(prepared) = log.redo() else { return };
-    let walked = prepared.records(|record| {
-        let publication = PublicationView::parse(record.payload);
-        let Some(publication) = publication.filter(|_| record.kind == RECORD_KIND) else {
-            return;
-        };
-        let PublicationView {
-            key, epoch, offset, ..
-        } = publication;
-        channels.restore(
-            key,
-            Top {
-                epoch,
-                offset,
-                last_position: record.position,
-            },
-            horizon,
-        );
-        if publication.idempotency.is_some() {
-            channels.set_keyed_last(record.position);
-        }
-        meters.row.add(meters.redone, 1);
-    });
-    if walked.is_err() {
-        meters.row.add(meters.internal, 1);
-    }
-    channels.store();
-    // Readers are woken when they are attached.
-    prepared.commit(|_| ());
-}
-
 /// What lies behind the answered mark, by uplink.
 fn unanswered(log: &LogWriter) -> HashMap<(u32, u64), Unanswered> {
     let mut found: HashMap<(u32, u64), Unanswered> = HashMap::new();
     // Where the mark is damaged, producers wait in vain for an answer; nothing else is lost.
     let _ = log.unanswered(|record| {
-        if let Some(publication) = PublicationView::parse(record.payload) {
-            let source = publication.source;
-            let answers = found.entry((source.uplink, source.generation)).or_default();
-            let answer = Answer::placed(publication.epoch, publication.offset);
-            answers.insert(source.position, answer);
+        let Some(entry) = Entry::parse(record.kind, record.payload) else {
+            return;
+        };
+        let source = entry.source();
+        if source.generation == NO_REQUEST {
+            return;
         }
+        let answer = match entry {
+            Entry::Publication(publication) => {
+                Answer::placed(publication.epoch, publication.offset)
+            }
+            _ => Answer::DONE,
+        };
+        let answers = found.entry((source.uplink, source.generation)).or_default();
+        answers.insert(source.position, answer);
     });
     found
 }

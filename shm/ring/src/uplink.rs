@@ -2,8 +2,9 @@
 //! own.
 //!
 //! ```text
-//! request   id u64, idempotency u128, flags u32, channel bytes u32, tags bytes u32, 0 u32,
-//!           channel (UTF-8), tags (a JSON object, or nothing), data
+//! request   id u64, idempotency u128, flags u24, kind u8, channel bytes u32, tags bytes u32,
+//!           info bytes u32, version u64, UUID 16 bytes,
+//!           channel (UTF-8), tags (a JSON object, or nothing), info, data
 //! reply     id u64, status u32, epoch u32, offset u64
 //! ```
 //!
@@ -28,11 +29,20 @@ const REPLY_SHARE: u64 = 4;
 /// Kind of the records of both rings.
 const RECORD: u32 = 1;
 
-const REQUEST_HEAD_BYTES: usize = 40;
+const REQUEST_HEAD_BYTES: usize = 64;
 const REPLY_BYTES: usize = 24;
 
 const FLAG_WANT_REPLY: u32 = 1;
 const FLAG_JSON: u32 = 2;
+const FLAG_SKIP_HISTORY: u32 = 4;
+const FLAG_DELTA: u32 = 8;
+const FLAG_PRESENCE: u32 = 16;
+const FLAG_ANNOUNCE: u32 = 32;
+const FLAG_QUIET: u32 = 64;
+const FLAG_UUID: u32 = 128;
+
+/// The kind of a request travels above its flags.
+const KIND_SHIFT: u32 = 24;
 
 const REQUESTS_AT: usize = HEADER_BYTES;
 const REPLIES_AT: usize = REQUESTS_AT + LANE_BYTES;
@@ -44,47 +54,128 @@ const CAPACITY_PARAMETER: usize = 0;
 const CAPACITY_MIN: u64 = REPLY_SHARE * (RECORD_SHARE * Ring::record_bytes(REPLY_BYTES)) as u64;
 const _: () = assert!(CAPACITY_MIN == 1024);
 
-/// What a producer asks for: publish `data` to `channel`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RequestKind {
+    /// Publish `data` to `channel`.
+    #[default]
+    Publish = 0,
+    /// `client` is in `channel` from now on, as `info` describes it; its connection is served by
+    /// whoever asks.
+    Join = 1,
+    /// `client` is not in `channel` any more, if it is served by whoever asks.
+    Leave = 2,
+    /// Let all workers have an order: `data` is its JSON text.
+    Order = 3,
+    /// Let the owner of session `client` have the commands in `data`.
+    Emulate = 4,
+    /// Forget what was published to `channel`; epoch and offsets go on.
+    HistoryRemove = 5,
+}
+
+impl RequestKind {
+    const ALL: [RequestKind; 6] = [
+        RequestKind::Publish,
+        RequestKind::Join,
+        RequestKind::Leave,
+        RequestKind::Order,
+        RequestKind::Emulate,
+        RequestKind::HistoryRemove,
+    ];
+}
+
+/// What a producer asks for. What a kind does not speak of is left at its default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request<'a> {
     /// Comes back in the reply. Unique among the requests that wait for one.
     pub id: u64,
+    pub kind: RequestKind,
     pub want_reply: bool,
-    /// Whether `data` is JSON text; else it is any bytes.
+    /// Whether `data` is JSON text; else it is any bytes. Of an emulation: whether its session
+    /// speaks JSON; else Protobuf.
     pub json: bool,
-    /// Keyed hash of the idempotency key; 0: none.
+    /// Publish: only to those who are there now. It gets no offset.
+    pub skip_history: bool,
+    /// Publish: subscribers that asked for it get the difference to the one before.
+    pub delta: bool,
+    /// Join: shown and counted by the presence table.
+    pub presence: bool,
+    /// Join: its subscribers are told, of this and of the end of it.
+    pub announce: bool,
+    /// Join: nobody is told; an old connection has moved to whoever asks.
+    pub quiet: bool,
+    /// Publish: above that of all before in the channel, or else it is only answered. 0: none.
+    pub version: u64,
+    /// Publish: keyed hash of the idempotency key. 0: none.
     pub idempotency: u128,
+    /// UUID. Publish: the client that must not get it. Join, Leave: the client. Emulate: the
+    /// session.
+    pub client: Option<[u8; 16]>,
     pub channel: &'a str,
     /// Text of a JSON object, or empty.
     pub tags: &'a [u8],
+    /// Protobuf of the ClientInfo of the client that publishes or joins, or empty.
+    pub info: &'a [u8],
     pub data: &'a [u8],
 }
 
 impl Request<'_> {
+    fn flags(&self) -> u32 {
+        [
+            (self.want_reply, FLAG_WANT_REPLY),
+            (self.json, FLAG_JSON),
+            (self.skip_history, FLAG_SKIP_HISTORY),
+            (self.delta, FLAG_DELTA),
+            (self.presence, FLAG_PRESENCE),
+            (self.announce, FLAG_ANNOUNCE),
+            (self.quiet, FLAG_QUIET),
+            (self.client.is_some(), FLAG_UUID),
+        ]
+        .into_iter()
+        .map(|(is_set, flag)| u32::from(is_set) * flag)
+        .sum()
+    }
+
     fn head(&self) -> [u8; REQUEST_HEAD_BYTES] {
-        let flags = u32::from(self.want_reply) * FLAG_WANT_REPLY + u32::from(self.json) * FLAG_JSON;
+        let flags = self.flags() | (self.kind as u32) << KIND_SHIFT;
         let mut head = [0; REQUEST_HEAD_BYTES];
         head[0..8].copy_from_slice(&self.id.to_le_bytes());
         head[8..24].copy_from_slice(&self.idempotency.to_le_bytes());
         head[24..28].copy_from_slice(&flags.to_le_bytes());
-        // Longer strings than u32::MAX do not fit the ring, the record's length tells so.
+        // Longer parts than u32::MAX do not fit the ring, the record's length tells so.
         head[28..32].copy_from_slice(&(self.channel.len() as u32).to_le_bytes());
         head[32..36].copy_from_slice(&(self.tags.len() as u32).to_le_bytes());
+        head[36..40].copy_from_slice(&(self.info.len() as u32).to_le_bytes());
+        head[40..48].copy_from_slice(&self.version.to_le_bytes());
+        head[48..64].copy_from_slice(&self.client.unwrap_or_default());
         head
     }
 
     fn parse(payload: &[u8]) -> Option<Request<'_>> {
         let (head, rest) = payload.split_first_chunk::<REQUEST_HEAD_BYTES>()?;
         let flags = u32_at(head, 24);
+        let has = |flag| flags & flag != 0;
+        let kind = *RequestKind::ALL.get((flags >> KIND_SHIFT) as usize)?;
         let (channel, rest) = rest.split_at_checked(u32_at(head, 28) as usize)?;
-        let (tags, data) = rest.split_at_checked(u32_at(head, 32) as usize)?;
+        let (tags, rest) = rest.split_at_checked(u32_at(head, 32) as usize)?;
+        let (info, data) = rest.split_at_checked(u32_at(head, 36) as usize)?;
         Some(Request {
             id: u64_at(head, 0),
-            want_reply: flags & FLAG_WANT_REPLY != 0,
-            json: flags & FLAG_JSON != 0,
+            kind,
+            want_reply: has(FLAG_WANT_REPLY),
+            json: has(FLAG_JSON),
+            skip_history: has(FLAG_SKIP_HISTORY),
+            delta: has(FLAG_DELTA),
+            presence: has(FLAG_PRESENCE),
+            announce: has(FLAG_ANNOUNCE),
+            quiet: has(FLAG_QUIET),
+            version: u64_at(head, 40),
             idempotency: u128::from(u64_at(head, 16)) << 64 | u128::from(u64_at(head, 8)),
+            client: has(FLAG_UUID).then(|| *head.last_chunk().expect("sixteen bytes")),
             channel: std::str::from_utf8(channel).ok()?,
             tags,
+            info,
             data,
         })
     }
@@ -206,7 +297,7 @@ impl UplinkProducer {
         })
     }
 
-    /// Longest channel, tags and data together.
+    /// Longest channel, tags, info and data together.
     pub fn request_bytes_max(&self) -> usize {
         self.requests.payload_bytes_max() - REQUEST_HEAD_BYTES
     }
@@ -225,6 +316,7 @@ impl UplinkProducer {
             &head,
             request.channel.as_bytes(),
             request.tags,
+            request.info,
             request.data,
         ];
         self.requests.push(RECORD, &parts)?;

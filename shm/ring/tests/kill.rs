@@ -1,18 +1,16 @@
 //! Real processes, killed with SIGKILL at random points; whoever comes after has to find the shared
 //! memory usable and consistent.
 //!
-//! A role runs in a child: this binary once more, told by [`ROLE`] what to be, with the shared
-//! memory as an inherited descriptor.
+//! A role runs in a child: see `support/victim.rs`.
 #![cfg(not(loom))]
 
 mod support;
 
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use support::victim::{PATIENCE, Role, Victim, memory, until};
 use support::{OWNER, Random};
 use tidegate_ring::error::UplinkError;
 use tidegate_ring::keep::{self, Damage, Entry, KeepView, KeepWriter, State};
@@ -21,19 +19,9 @@ use tidegate_ring::region::Region;
 use tidegate_ring::uplink::{self, Reply, Request, UplinkConsumer, UplinkProducer};
 use tidegate_ring::wake::Bell;
 
-const ROLE: &str = "TIDEGATE_RING_TEST_ROLE";
 const LOG_CAPACITY: u64 = 64 * 1024;
 const UPLINK_CAPACITY: u64 = 16 * 1024;
 const LAG_BUDGET: Duration = Duration::from_millis(20);
-
-/// No test waits longer than this for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A child is killed after it has done so much that others can see (records, requests) ...
-const DEEDS_MAX: usize = 200;
-
-/// ... and some moments more, so that the blow falls anywhere.
-const MOMENTS_MAX: usize = 3000;
 
 const WRITER_DEATHS: usize = 120;
 const READER_DEATHS: usize = 80;
@@ -46,20 +34,17 @@ const KEEP_ARENA: u64 = 64 * 1024;
 /// Not a test: what a child process does, for ever.
 #[test]
 fn child_role() {
-    let Ok(role) = std::env::var(ROLE) else {
+    let Some(Role {
+        name,
+        regions,
+        ready,
+        argument,
+    }) = Role::of_this_process()
+    else {
         return;
     };
-    let words: Vec<&str> = role.split(' ').collect();
-    let [name, memory, bell, argument] = words[..] else {
-        panic!("role, memory, bell, argument: {role}");
-    };
-    let [memory, bell] = [memory, bell].map(|number| {
-        // SAFETY: inherited for this purpose from the parent, which says its number.
-        unsafe { OwnedFd::from_raw_fd(number.parse().expect("a descriptor")) }
-    });
-    let region = Region::map(memory.as_fd()).expect("map");
-    let (ready, argument) = (Bell::from(bell), argument.parse().expect("a number"));
-    match name {
+    let region = regions[0].clone();
+    match name.as_str() {
         "writer" => write_for_ever(region, argument, &ready),
         "reader" => read_for_ever(region, argument as u32, &ready),
         "producer" => produce_for_ever(region, argument, &ready),
@@ -67,89 +52,6 @@ fn child_role() {
         "worker" => keep_for_ever(region, argument, &ready),
         _ => panic!("no such role: {name}"),
     }
-}
-
-/// A process that is killed when this is dropped.
-struct Victim {
-    child: Child,
-    ready: Bell,
-}
-
-impl Victim {
-    fn start(role: &str, memory: &OwnedFd, argument: u64) -> Victim {
-        let ready = Bell::new().unwrap();
-        let fds = [memory.as_raw_fd(), ready.as_raw_fd()];
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child_role", "--nocapture"]);
-        command.env(ROLE, format!("{role} {} {} {argument}", fds[0], fds[1]));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        // SAFETY: only async-signal-safe calls between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                for fd in fds {
-                    libc::fcntl(fd, libc::F_SETFD, 0);
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().expect("spawn");
-        Victim { child, ready }
-    }
-
-    /// Waits until the child has begun its work.
-    fn await_ready(&self) {
-        assert!(self.ready.wait(PATIENCE), "the child does not begin");
-    }
-
-    /// Lets it live until `deeds` says that it has done enough, a number to be chosen at random,
-    /// and for a random moment.
-    fn live(&self, random: &mut Random, mut deeds: impl FnMut() -> u64) {
-        let enough = deeds() + 1 + random.below(DEEDS_MAX) as u64;
-        until("deeds of a child", || deeds() >= enough);
-        for _ in 0..random.below(MOMENTS_MAX) {
-            std::hint::spin_loop();
-        }
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: plain system call, to our own child that was not waited for.
-        let result = unsafe { libc::kill(self.child.id() as i32, signal) };
-        assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Victim {
-    fn drop(&mut self) {
-        let ended = self.child.try_wait().expect("wait");
-        self.child.kill().expect("kill");
-        self.child.wait().expect("wait");
-        if let (Some(status), false) = (ended, std::thread::panicking()) {
-            panic!("a child ended by itself: {status}");
-        }
-    }
-}
-
-/// Waits, looking again and again, until it holds.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
-        std::thread::yield_now();
-    }
-}
-
-fn memory(bytes: usize) -> (OwnedFd, Region) {
-    // SAFETY: a valid C string.
-    let fd = unsafe { libc::memfd_create(c"kill".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-    // SAFETY: just opened, and nobody else's.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: plain system call on an open descriptor.
-    let result = unsafe { libc::ftruncate(fd.as_raw_fd(), bytes as libc::off_t) };
-    assert_eq!(result, 0, "ftruncate: {}", std::io::Error::last_os_error());
-    let region = Region::map(fd.as_fd()).unwrap();
-    (fd, region)
 }
 
 fn shared_log() -> (OwnedFd, Region) {
@@ -231,7 +133,7 @@ fn a_writer_killed_anywhere_leaves_a_log_that_its_successor_continues() {
     let mut reader = LogReader::join(region.clone(), 0).unwrap();
     let (mut next, mut random, mut redone) = (0, Random(1), 0);
     for _ in 0..WRITER_DEATHS {
-        let victim = Victim::start("writer", &fd, next);
+        let victim = Victim::start("writer", &[&fd], next);
         victim.await_ready();
         victim.live(&mut random, || {
             follow(&mut reader, &mut next);
@@ -297,7 +199,7 @@ fn a_reader_killed_anywhere_holds_up_nobody() {
     let (mut next, mut seen, mut random) = (0, 0, Random(2));
     let mut moments = Random(6);
     for death in 0..READER_DEATHS {
-        let victim = Victim::start("reader", &fd, 1);
+        let victim = Victim::start("reader", &[&fd], 1);
         writer.attach_reader(1).unwrap();
         victim.await_ready();
         victim.live(&mut moments, || {
@@ -328,7 +230,7 @@ fn a_stopped_reader_is_evicted_and_told_while_the_others_go_on() {
     let mut writer = LogWriter::open(region, LAG_BUDGET).unwrap();
     writer.attach_reader(0).unwrap();
     writer.attach_reader(1).unwrap();
-    let victim = Victim::start("reader", &fd, 1);
+    let victim = Victim::start("reader", &[&fd], 1);
     victim.await_ready();
     victim.signal(libc::SIGSTOP);
     let (mut next, mut seen, mut random) = (0, 0, Random(3));
@@ -365,11 +267,9 @@ fn publish(producer: &mut UplinkProducer, number: u64) -> bool {
     let request = Request {
         id: number,
         want_reply: true,
-        json: false,
-        idempotency: 0,
         channel: "channel",
-        tags: &[],
         data: &data,
+        ..Request::default()
     };
     match producer.publish(&request) {
         Ok(_) => true,
@@ -407,7 +307,7 @@ fn a_producer_killed_anywhere_leaves_an_uplink_that_its_successor_continues() {
         consumer.release(consumer.position());
     };
     for _ in 0..UPLINK_DEATHS {
-        let victim = Victim::start("producer", &fd, next);
+        let victim = Victim::start("producer", &[&fd], next);
         victim.await_ready();
         victim.live(&mut random, || {
             consume(&mut next);
@@ -465,11 +365,11 @@ fn each_request_has_its_reply_once_however_often_the_consumer_is_killed() {
         (producer.waiting(), replied)
     };
     for _ in 0..UPLINK_DEATHS {
-        let victim = Victim::start("consumer", &fd, 0);
+        let victim = Victim::start("consumer", &[&fd], 0);
         victim.await_ready();
         victim.live(&mut random, || produce().1);
     }
-    let last = Victim::start("consumer", &fd, 0);
+    let last = Victim::start("consumer", &[&fd], 0);
     until("all replies", || produce().0 == 0);
     drop(last);
 }

@@ -165,6 +165,7 @@ fn request(id: u64) -> Request<'static> {
         channel: "",
         tags,
         data,
+        ..Request::default()
     }
 }
 

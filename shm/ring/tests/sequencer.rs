@@ -2,97 +2,18 @@
 
 #![cfg(not(loom))]
 
+mod support;
+
 use std::time::Duration;
 
+use support::publisher::{CAPACITY, ask, attach, counted, new_uplink, open, replies, segments};
 use tidegate_ring::channels::{ChannelTable, ChannelWriter, Horizon};
-use tidegate_ring::history::history;
-use tidegate_ring::layout::Owner;
+use tidegate_ring::history::{HistoryStore, recover};
 use tidegate_ring::log::{LogReader, LogView, LogWriter};
 use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, RECORD_KIND, Source};
 use tidegate_ring::region::Region;
-use tidegate_ring::sequencer::{METRICS, Segments, Sequencer, Settings};
-use tidegate_ring::stats::{self, SchemaLine, Stats, Value};
-use tidegate_ring::uplink::{self, Reply, Request, UplinkProducer};
-use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log};
-
-const OWNER: Owner = Owner {
-    generation: 1,
-    pid: 1,
-    start: 1,
-};
-const CAPACITY: u64 = 1 << 16;
-const UPLINK_CAPACITY: u64 = 1 << 14;
-const SETTINGS: Settings = Settings {
-    stats_row: 0,
-    generation: 1,
-    lag_budget: Duration::from_millis(1),
-};
-
-fn segments() -> Segments {
-    // Close to where positions wrap.
-    let start = 0_u64.wrapping_sub(CAPACITY / 2);
-    let log = Region::heap(log::segment_bytes(CAPACITY, 2));
-    log::format(&log, CAPACITY, 2, start, OWNER).unwrap();
-    let channels = Region::heap(channels::segment_bytes(100).unwrap());
-    channels::format(&channels, 100, OWNER).unwrap();
-    let schema: Vec<SchemaLine> = METRICS.iter().map(SchemaLine::from).collect();
-    let stats = Region::heap(stats::segment_bytes(&schema, 1).unwrap());
-    stats::format(&stats, &schema, 1, OWNER).unwrap();
-    Segments {
-        log,
-        channels,
-        stats,
-    }
-}
-
-fn new_uplink(generation: u64) -> Region {
-    let region = Region::heap(uplink::segment_bytes(UPLINK_CAPACITY));
-    let owner = Owner {
-        generation,
-        ..OWNER
-    };
-    uplink::format(&region, UPLINK_CAPACITY, 0, owner).unwrap();
-    region
-}
-
-fn open(segments: &Segments, awaited: &[u32]) -> Sequencer {
-    let bell = Bell::new().unwrap();
-    Sequencer::open(segments.clone(), bell, SETTINGS, awaited.iter().copied()).unwrap()
-}
-
-fn attach(sequencer: &mut Sequencer, id: u32, region: &Region) {
-    let bell = Bell::new().unwrap();
-    sequencer.attach_uplink(id, region.clone(), bell).unwrap();
-}
-
-fn ask(producer: &mut UplinkProducer, id: u64, channel: &str) {
-    let request = Request {
-        id,
-        want_reply: true,
-        json: true,
-        idempotency: 0,
-        channel,
-        tags: b"",
-        data: b"{}",
-    };
-    producer.publish(&request).unwrap();
-}
-
-fn replies(producer: &mut UplinkProducer) -> Vec<Reply> {
-    let mut found = Vec::new();
-    producer.replies(|reply| found.push(reply)).unwrap();
-    found
-}
-
-fn counted(segments: &Segments, name: &str) -> u64 {
-    let stats = Stats::attach(segments.stats.clone()).unwrap();
-    let at = stats.schema().iter().position(|line| line.name == name);
-    match &stats.rows()[0].values[at.unwrap()] {
-        Value::Number(number) => *number,
-        Value::Histogram { count, .. } => *count,
-    }
-}
+use tidegate_ring::sequencer::Segments;
+use tidegate_ring::uplink::{self, UplinkProducer};
 
 /// What a publisher does until it is killed: appends a publication for each (position, channel),
 /// and more of the steps after that, the later it is killed.
@@ -107,22 +28,18 @@ fn half_a_batch(segments: &Segments, requests: &[(u64, &str)], stage: Stage) {
     for &(position, channel) in requests {
         let key = table.table().key(channel);
         let place = table.place(key, horizon).unwrap();
+        let source = Source {
+            uplink: 1,
+            generation: 7,
+            position,
+        };
         let view = PublicationView {
             key,
             epoch: place.epoch,
             offset: place.offset,
             previous: place.previous,
-            time_ms: 1,
-            source: Source {
-                uplink: 1,
-                generation: 7,
-                position,
-            },
-            idempotency: None,
-            channel,
-            json: true,
-            tags: b"",
-            data: b"{}",
+            source,
+            ..support::publication(channel, b"{}")
         };
         let at = batch.push(RECORD_KIND, &[&view.encode()]).unwrap();
         table.advance(place, at);
@@ -269,8 +186,12 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     attach(&mut sequencer, 1, &region);
     let table = ChannelTable::attach(segments.channels.clone()).unwrap();
     let view = LogView::attach(&segments.log).unwrap();
+    let store = HistoryStore::attach(segments.history.clone()).unwrap();
     let key = table.key("a");
-    let since = |offset| history(&view, key, offset, table.top(key).unwrap(), 50, usize::MAX);
+    let history = |since_offset, top, count_max, bytes_max| {
+        recover(&view, &store, key, since_offset, top, count_max, bytes_max)
+    };
+    let since = |offset| history(offset, table.top(key).unwrap(), 50, usize::MAX);
     let mut lost_before = 0;
     for id in 1..2_000_u64 {
         ask(&mut producer, id, if id % 3 == 0 { "b" } else { "a" });
@@ -289,14 +210,7 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
         if id % 20 != 0 {
             continue;
         }
-        let unlimited = history(
-            &view,
-            key,
-            0,
-            table.top(key).unwrap(),
-            usize::MAX,
-            usize::MAX,
-        );
+        let unlimited = history(0, table.top(key).unwrap(), usize::MAX, usize::MAX);
         lost_before += u64::from(unlimited.is_none());
         assert!(unlimited.is_none_or(|payloads| payloads.len() as u64 == top));
     }
@@ -305,11 +219,8 @@ fn history_gives_what_was_missed_for_as_long_as_the_log_holds_it() {
     let mut top = table.top(key).unwrap();
     let two = since(top.offset - 2).unwrap();
     let bytes = two.iter().map(Vec::len).sum();
-    let within = |bytes_max| history(&view, key, top.offset - 2, top, 50, bytes_max);
+    let within = |bytes_max| history(top.offset - 2, top, 50, bytes_max);
     assert_eq!((within(bytes), within(bytes - 1)), (Some(two), None));
     top.last_position = NO_PREVIOUS;
-    assert_eq!(
-        history(&view, key, top.offset - 1, top, 50, usize::MAX),
-        None
-    );
+    assert_eq!(history(top.offset - 1, top, 50, usize::MAX), None);
 }

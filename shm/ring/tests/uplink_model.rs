@@ -36,6 +36,7 @@ impl Sent {
             channel: &self.channel,
             tags: &self.tags,
             data: &self.data,
+            ..Request::default()
         }
     }
 }
@@ -128,6 +129,7 @@ impl Model {
             channel,
             tags,
             data,
+            ..Request::default()
         };
         let error = self.producer.publish(&request).unwrap_err();
         assert!(matches!(

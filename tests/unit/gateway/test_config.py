@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import msgspec
 import pytest
 
-from gateway.config import SECTIONS, Config, Host, connections_max, effective, load, reread
-from gateway.config.load import differing_keys
+from gateway.config import SECTIONS, Config, Host, Namespace, connections_max, derived, effective
+from gateway.config.load import differing_keys, load, reread
+from gateway.config.schema import ChannelSection
 from gateway.errors import ConfigError, Problem
+from tests.support.worker import SETTINGS as WORKER_SETTINGS
+from workers.link import MESSAGE_BYTES_MAX
+from workers.settings import TokenSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "deploy" / "tidegate.toml"
 GIB = 1 << 30
+ED25519_PEM = """-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----"""
 HOST = Host(cpus=4, memory_bytes=16 * GIB, descriptors_max=1_048_576)
 
 
@@ -305,3 +314,70 @@ def test_rereading_sees_the_file_anew_and_keeps_the_flags(tmp_path: Path) -> Non
     again = reread(config)
     assert (again.stop.spread_s, again.workers.count) == (2.0, 3)
     assert differing_keys(config, again) == ["stop.spread_s"]
+
+
+NAMESPACE = "[[channel.namespaces]]\nname = 'news'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        ("history_size = 10", "history_ttl_s", "set both"),
+        ("recovery = false\nforce_recovery = true", "force_recovery", "set recovery"),
+        ("force_push_join_leave = true", "force_push_join_leave", "set join_leave"),
+        ("delta_publish = true", "delta_publish", "set allowed_delta_types"),
+        ("auto_cache_recover = true", "auto_cache_recover", '"cache"'),
+        ("subscribe_hook = true", "subscribe_hook", "hooks.subscribe_url"),
+        ("channel_regex = '('", "channel_regex", "correct"),
+    ],
+)
+def test_options_of_a_namespace_that_need_others_are_refused_without(
+    text: str, key: str, remedy: str, tmp_path: Path
+) -> None:
+    found = problems(f"{NAMESPACE}{text}", tmp_path)
+    assert remedy in found[f"channel.namespaces[0].{key}"].remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[tokens]\nrsa_public_key = 'no key'", "tokens.rsa_public_key"),
+        (f'[tokens]\nrsa_public_key = """{ED25519_PEM}"""', "tokens.rsa_public_key"),
+        ("[tokens]\nhmac_previous_secret = 'old'", "tokens.hmac_previous_secret"),
+        ("[tokens]\nissuer = 'a'\nissuer_regex = 'b'", "tokens.issuer"),
+        ("[subscription_tokens]\nissuer = 'a'", "subscription_tokens"),
+        ("[client]\npersonal_channel_namespace = 'a'", "client.personal_channel_namespace"),
+        ("[hooks]\nconnect_url = 'ftp://x'", "hooks.connect_url"),
+        ("[hooks]\napp = 'no colon'", "hooks.app"),
+    ],
+)
+def test_what_is_wrong_with_tokens_and_hooks_is_told_by_key(
+    text: str, key: str, tmp_path: Path
+) -> None:
+    found = problems(text, tmp_path)
+    assert key in found
+    assert "old" not in found[key].value, "a secret is never shown"
+
+
+def test_a_public_key_of_its_kind_is_taken(tmp_path: Path) -> None:
+    config = loaded(f'[tokens]\ned25519_public_key = """{ED25519_PEM}"""', tmp_path)
+    assert config.tokens.has_keys
+
+
+def test_a_section_of_two_words_takes_the_environment() -> None:
+    config = loaded(environment={"TIDEGATE_SUBSCRIPTION_TOKENS_HMAC_SECRET": "s"})
+    assert config.subscription_tokens.hmac_secret == "s"
+    shown = effective(config)["subscription_tokens.hmac_secret"]["value"]
+    assert shown == "(set)"
+
+
+def test_a_worker_can_be_told_of_as_much_as_may_be_configured() -> None:
+    """One message of the link has it all."""
+    namespaces = [Namespace(name=f"{number:064}", channel_regex="." * 100) for number in range(256)]
+    told = replace(
+        WORKER_SETTINGS,
+        namespaces=derived.namespaces(ChannelSection(namespaces=namespaces)),
+        allowed_origins=("o" * 255,) * 64,
+        tokens=TokenSettings(rsa_public_key="k" * 4096, ecdsa_public_key="k" * 4096),
+    )
+    assert len(msgpack.packb(told.as_map())) < MESSAGE_BYTES_MAX - 16_384

@@ -26,8 +26,11 @@ def memory() -> Iterator[Memory]:
         _ring.Channels,
         _ring.Stats,
         lambda fd: _ring.Producer(fd, fd, fd),
+        lambda fd: _ring.History(fd, fd),
+        lambda fd: _ring.Presence(fd, fd),
         lambda fd: _ring.StatsRow(fd, 0, _ring.ROLE_API, 0, 0),
         lambda fd: _ring.format_log(fd, 65536, 1, (1, 1, 1)),
+        lambda fd: _ring.format_history(fd, 65536, (1, 1, 1)),
     ],
 )
 def test_descriptors_that_are_no_segments_raise_typed_errors(
@@ -154,9 +157,7 @@ def test_metric_names_are_unique_and_have_units() -> None:
 
 
 def test_a_tail_without_a_seat_follows_the_log_and_counts_laps(memory: Memory) -> None:
-    sequencer = _ring.Sequencer(
-        memory.log, memory.channels, memory.stats, memory.eventfd(), Settings()
-    )
+    sequencer = sequencer_of(memory)
     uplink, reply_wake = memory.uplink(1), memory.eventfd()
     sequencer.attach_uplink(1, uplink, reply_wake)
     producer = _ring.Producer(uplink, memory.eventfd(), reply_wake)
@@ -180,12 +181,18 @@ class Settings:
     stats_row = 1
     generation = 1
     lag_budget_ms = 10
+    history: tuple[_ring.HistoryRule, ...] = (("kept", 3, 60.0),)
+
+
+def sequencer_of(memory: Memory) -> _ring.Sequencer:
+    tables = (memory.log, memory.channels, memory.history, memory.presence)
+    return _ring.Sequencer(*tables, memory.stats, memory.eventfd(), Settings())
 
 
 def test_a_log_has_one_publisher_in_a_process(memory: Memory) -> None:
-    first = _ring.Sequencer(memory.log, memory.channels, memory.stats, memory.eventfd(), Settings())
+    first = sequencer_of(memory)
     with pytest.raises(_ring.FormatError) as caught:
-        _ring.Sequencer(memory.log, memory.channels, memory.stats, memory.eventfd(), Settings())
+        sequencer_of(memory)
     assert caught.value.code == "segment_claimed"
     del first
-    _ring.Sequencer(memory.log, memory.channels, memory.stats, memory.eventfd(), Settings())
+    sequencer_of(memory)

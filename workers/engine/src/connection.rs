@@ -5,8 +5,10 @@ use std::os::fd::OwnedFd;
 
 use tidegate_ring::host;
 
-use crate::hub::{Format, Subscription};
+use crate::client::{Client, Standing};
+use crate::hub::Subscription;
 use crate::outbox::Outbox;
+use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
 use crate::protocol::websocket::Inbound;
 use crate::wheel::Tick;
@@ -24,9 +26,11 @@ pub enum Phase {
 
 /// What the connection speaks, with the state of its parser.
 pub enum Dialect {
-    /// Until the upgrade, or a refusal in HTTP.
+    /// Until the upgrade, the head of a stream, or a refusal in HTTP.
     Http,
     WebSocket(Inbound),
+    /// A response in HTTP that does not end; what the client says here does not matter any more.
+    Stream,
     Tcp(Box<Tcp>),
 }
 
@@ -74,12 +78,20 @@ impl Flags {
     pub const ENDED: u16 = 1 << 7;
     /// Not read from: it waits for an answer of the publisher, to be handed over then.
     pub const HELD: u16 = 1 << 8;
+    /// Not read from: what it said last waits for the application, or for the publisher.
+    pub const WAITING: u16 = 1 << 9;
+    /// Its connect was answered with an error: nothing else is taken from it.
+    pub const TURNED_AWAY: u16 = 1 << 10;
+    /// In the directory.
+    pub const LISTED: u16 = 1 << 11;
+    /// Pinged by frames of the WebSocket protocol, which libraries answer by themselves.
+    pub const NATIVE_PINGS: u16 = 1 << 12;
     /// In the list of connections that the keep is behind with.
-    pub const UNKEPT: u16 = 1 << 9;
+    pub const UNKEPT: u16 = 1 << 13;
     /// More than the queue has changed since it was put down in the keep.
-    pub const CHANGED: u16 = 1 << 10;
+    pub const CHANGED: u16 = 1 << 14;
     /// In the list of connections whose frames wait, and must not be overwritten in the keep.
-    pub const WAITING: u16 = 1 << 11;
+    pub const LINGERING: u16 = 1 << 15;
 
     pub fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -100,6 +112,8 @@ impl Flags {
 pub struct Connection {
     pub socket: OwnedFd,
     pub phase: Phase,
+    /// What publications look like here.
+    pub format: Format,
     pub flags: Flags,
     /// When the next ping or heartbeat is to be sent.
     pub probe_due: Tick,
@@ -117,7 +131,9 @@ pub struct Connection {
     /// Start of a request, frame or message whose end has not arrived; not allocated when there is
     /// none.
     pub input: Option<Box<Vec<u8>>>,
-    /// UUID that the client and its logs know the connection by; drawn when it opens.
+    /// None: an anonymous one that takes all as it comes.
+    pub identity: Option<Box<Client>>,
+    /// UUID that the client and its logs know the connection by; drawn when it asks to connect.
     pub client: [u8; 16],
     /// When it was accepted, by this process or one before it, ms since 1970.
     pub connected_ms: u64,
@@ -156,14 +172,19 @@ impl Slot {
 }
 
 // A million of these are kept: what is added here is added a million times.
-const _: () = assert!(size_of::<Connection>() <= 136);
+const _: () = assert!(size_of::<Connection>() <= 144);
 const _: () = assert!(size_of::<Tcp>() <= 120);
 
 impl Connection {
     pub fn new(socket: OwnedFd, dialect: Dialect, now: Tick) -> Self {
+        let format = match dialect {
+            Dialect::Tcp(_) => Format::Tcp,
+            _ => Format::UniWebSocket,
+        };
         Self {
             socket,
             phase: Phase::Connecting,
+            format,
             flags: Flags::default(),
             probe_due: 0,
             probe_interval: 0,
@@ -174,6 +195,7 @@ impl Connection {
             dialect,
             subscriptions: Subscriptions::None,
             input: None,
+            identity: None,
             client: [0; 16],
             connected_ms: host::wall_clock_ms(),
             kept: Kept::default(),
@@ -184,11 +206,44 @@ impl Connection {
         matches!(self.dialect, Dialect::Tcp(_))
     }
 
-    pub fn format(&self) -> Format {
-        if self.is_tcp() {
-            Format::Tcp
-        } else {
-            Format::WebSocket
+    /// How it stands in the channel at `place` of its subscriptions; `None`: as all that are
+    /// anonymous do.
+    pub fn standing(&self, place: usize) -> Option<&Standing> {
+        self.identity.as_ref()?.standings.get(place)
+    }
+
+    pub fn standing_mut(&mut self, place: usize) -> Option<&mut Standing> {
+        self.identity.as_mut()?.standings.get_mut(place)
+    }
+
+    /// Empty: anonymous.
+    pub fn user(&self) -> &str {
+        self.identity.as_ref().map_or("", |client| &client.user)
+    }
+
+    /// Requests that the publisher has not answered.
+    pub fn unanswered(&self) -> u32 {
+        match (&self.dialect, &self.identity) {
+            (Dialect::Tcp(tcp), _) => tcp.publishes,
+            (_, Some(client)) => client.unanswered,
+            _ => 0,
+        }
+    }
+
+    /// The publisher owes it one answer more.
+    pub fn answer_awaited(&mut self) {
+        match (&mut self.dialect, &mut self.identity) {
+            (Dialect::Tcp(tcp), _) => tcp.publishes += 1,
+            (_, Some(client)) => client.unanswered += 1,
+            _ => {}
+        }
+    }
+
+    pub fn answer_came(&mut self) {
+        match (&mut self.dialect, &mut self.identity) {
+            (Dialect::Tcp(tcp), _) => tcp.publishes -= 1,
+            (_, Some(client)) => client.unanswered -= 1,
+            _ => {}
         }
     }
 
@@ -287,6 +342,20 @@ pub fn uuid_text(uuid: &[u8; 16]) -> String {
     )
 }
 
+/// The UUID that [`uuid_text`] wrote.
+pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+    if text.len() != 36 || digits.len() != 32 {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut uuid = [0; 16];
+    for (byte, pair) in uuid.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(uuid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,5 +396,13 @@ mod tests {
     fn a_uuid_says_its_version() {
         let text = uuid_text(&uuid_v4([0xFF; 16]));
         assert_eq!(text, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(parse_uuid(&text), Some(uuid_v4([0xFF; 16])));
+        for other in [
+            "",
+            "fffffffff-fff-4fff-bfff-fffffffffff",
+            &text.replace('4', "x"),
+        ] {
+            assert_eq!(parse_uuid(other), None, "{other}");
+        }
     }
 }

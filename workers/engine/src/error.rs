@@ -4,6 +4,8 @@ use std::io;
 
 use tidegate_ring::error::{SegmentError, UplinkError};
 
+use crate::auth::TokenSettingsError;
+
 /// What this worker cannot go on after, or begin with.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -19,6 +21,8 @@ pub enum EngineError {
     },
     #[error("the statistics segment lacks metrics of this version: run processes of one release")]
     Schema,
+    #[error("{0}")]
+    Tokens(#[from] TokenSettingsError),
     #[error("the uplink to the publisher is damaged: {0}")]
     Uplink(#[from] UplinkError),
 }
@@ -30,6 +34,7 @@ impl EngineError {
             Self::System { .. } => "engine_system",
             Self::Segment { source, .. } => source.code(),
             Self::Schema => "engine_schema",
+            Self::Tokens(_) => "engine_tokens",
             Self::Uplink(source) => source.code(),
         }
     }

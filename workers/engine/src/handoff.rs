@@ -14,7 +14,7 @@ pub mod message;
 mod receiver;
 pub mod record;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -121,6 +121,34 @@ impl Ground<'_> {
             record,
             slot,
         })
+    }
+
+    /// Serves connections from now on, and does for them what the log has brought while they were
+    /// on their way. Of each that can be watched: its token, and its pause in microseconds.
+    fn attach_all(&mut self, parcels: Vec<Parcel>) -> Vec<(Token, u64)> {
+        let position_of = |parcel: &Parcel| parcel.record.log_position;
+        // Those that one turn has let go of have one position; those of a worker that died, two.
+        let mut by_position: HashMap<u64, Vec<Token>> = HashMap::new();
+        for position in parcels.iter().filter_map(position_of) {
+            self.sessions.read_up_to(position);
+            by_position.entry(position).or_default();
+        }
+        let mut catch_up = CatchUp::default();
+        let mut attached = Vec::with_capacity(parcels.len());
+        for parcel in parcels {
+            let position = position_of(&parcel);
+            let Some((token, pause_us)) = self.attach(parcel, &mut catch_up) else {
+                continue;
+            };
+            attached.push((token, pause_us));
+            if let Some(arrived) = position.and_then(|each| by_position.get_mut(&each)) {
+                arrived.push(token);
+            }
+        }
+        for (position, arrived) in by_position {
+            self.sessions.replay(position, &arrived);
+        }
+        attached
     }
 
     /// Serves a connection from now on. The kernel reports at once what the socket is ready for,

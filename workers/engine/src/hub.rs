@@ -9,6 +9,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use tidegate_ring::channels::ChannelKey;
 
+use crate::protocol::format::{FORMATS, Format};
+
 /// Number of a channel within this worker. Not used again before all others were.
 pub type ChannelId = u32;
 
@@ -31,12 +33,48 @@ pub struct Subscription {
     pub subscriber: u32,
 }
 
-/// Wire formats that a publication may be needed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    WebSocket,
-    Tcp,
+/// What the subscribers of a channel want, as a set: the [`Format`]s, and what some of them want
+/// beside. It grows as they come; a delivery, which sees them all, corrects it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wants(u16);
+
+impl Wants {
+    /// Publications as differences to the one before.
+    pub const DELTA: Self = Self(1 << 14);
+    /// Who joins and who leaves.
+    pub const EVENTS: Self = Self(1 << 15);
+
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    #[inline]
+    pub fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether it matters what came before a publication, or beside it.
+    pub fn needs_newest(self) -> bool {
+        self.has(Self::DELTA) || self.has(Format::UniSse.into())
+    }
+
+    fn keep(&mut self, others: Self) {
+        self.0 &= others.0;
+    }
 }
+
+impl From<Format> for Wants {
+    fn from(format: Format) -> Self {
+        Self(1 << format as u16)
+    }
+}
+
+const _: () = assert!(FORMATS <= 14);
 
 pub struct Channel {
     pub key: ChannelKey,
@@ -46,13 +84,28 @@ pub struct Channel {
     /// the first of them came: whatever is at or below it in the log is old.
     pub offset: u64,
     pub subscribers: Vec<Subscriber>,
-    /// How many of the subscribers want each [`Format`].
-    wanting: [u32; 2],
+    pub wants: Wants,
+    /// What has to be remembered of the newest publication, where it has.
+    pub newest: Option<Box<Newest>>,
+}
+
+/// What some formats need to know of the publication before.
+#[derive(Debug)]
+pub struct Newest {
+    /// Its data, to tell the next one as a difference; `None`: nobody wants that.
+    pub data: Option<Vec<u8>>,
+    /// Offset of the last one that was put into the queues.
+    pub delivered: u64,
 }
 
 impl Channel {
-    pub fn is_wanted_in(&self, format: Format) -> bool {
-        self.wanting[format as usize] > 0
+    /// After a delivery that saw what each subscriber wants, but for [`Wants::EVENTS`].
+    pub fn correct(&mut self, mut seen: Wants) {
+        seen.add(Wants::EVENTS);
+        self.wants.keep(seen);
+        if self.newest.is_some() && !self.wants.needs_newest() {
+            self.newest = None;
+        }
     }
 }
 
@@ -107,7 +160,8 @@ impl Hub {
             offset,
             // A channel of one client has one subscriber; a vector would begin with room for four.
             subscribers: Vec::with_capacity(1),
-            wanting: [0; 2],
+            wants: Wants::default(),
+            newest: None,
         };
         loop {
             self.last_id = self.last_id.wrapping_add(1);
@@ -120,17 +174,23 @@ impl Hub {
         self.last_id
     }
 
-    /// Adds a subscriber; returns its place in the channel's vector.
+    /// Adds a subscriber with what it wants; returns its place in the channel's vector.
     ///
     /// # Panics
     /// If there is no such channel.
-    pub fn subscribe(&mut self, id: ChannelId, subscriber: Subscriber, format: Format) -> u32 {
+    pub fn subscribe(&mut self, id: ChannelId, subscriber: Subscriber, wants: Wants) -> u32 {
         let channel = self
             .channel_mut(id)
             .expect("the channel was found or inserted");
         let place = u32::try_from(channel.subscribers.len()).expect("fewer than 2^32 subscribers");
         channel.subscribers.push(subscriber);
-        channel.wanting[format as usize] += 1;
+        channel.wants.add(wants);
+        if wants.needs_newest() && channel.newest.is_none() {
+            channel.newest = Some(Box::new(Newest {
+                data: None,
+                delivered: channel.offset,
+            }));
+        }
         self.subscriptions += 1;
         place
     }
@@ -139,7 +199,7 @@ impl Hub {
     ///
     /// # Panics
     /// If there is no such subscription: the two sides of it must agree.
-    pub fn unsubscribe(&mut self, subscription: Subscription, format: Format) -> Option<Moved> {
+    pub fn unsubscribe(&mut self, subscription: Subscription) -> Option<Moved> {
         let Subscription {
             channel: id,
             subscriber: place,
@@ -148,7 +208,6 @@ impl Hub {
             .channel_mut(id)
             .expect("a subscription names a channel");
         channel.subscribers.swap_remove(place as usize);
-        channel.wanting[format as usize] -= 1;
         let moved = channel.subscribers.get(place as usize).map(|each| Moved {
             connection: each.connection,
             subscription: each.subscription,
@@ -210,16 +269,13 @@ mod tests {
         let mut hub = Hub::default();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         for connection in 0..3 {
-            let place = hub.subscribe(id, subscriber(connection, 9), Format::WebSocket);
+            let place = hub.subscribe(id, subscriber(connection, 9), Format::UniWebSocket.into());
             assert_eq!(place, connection);
         }
-        let moved = hub.unsubscribe(
-            Subscription {
-                channel: id,
-                subscriber: 0,
-            },
-            Format::WebSocket,
-        );
+        let moved = hub.unsubscribe(Subscription {
+            channel: id,
+            subscriber: 0,
+        });
         assert_eq!(
             moved,
             Some(Moved {
@@ -228,13 +284,10 @@ mod tests {
                 subscriber: 0
             })
         );
-        let moved = hub.unsubscribe(
-            Subscription {
-                channel: id,
-                subscriber: 1,
-            },
-            Format::WebSocket,
-        );
+        let moved = hub.unsubscribe(Subscription {
+            channel: id,
+            subscriber: 1,
+        });
         assert_eq!(moved, None);
         assert_eq!(hub.channel(id).unwrap().subscribers, [subscriber(2, 9)]);
         assert_eq!(hub.subscription_count(), 1);
@@ -245,19 +298,29 @@ mod tests {
         let mut hub = Hub::default();
         let key = ChannelKey([1, 2]);
         let id = hub.insert(key, "public:a", 7, 3);
-        hub.subscribe(id, subscriber(0, 0), Format::Tcp);
-        assert!(hub.channel(id).unwrap().is_wanted_in(Format::Tcp));
-        assert!(!hub.channel(id).unwrap().is_wanted_in(Format::WebSocket));
-        hub.unsubscribe(
-            Subscription {
-                channel: id,
-                subscriber: 0,
-            },
-            Format::Tcp,
-        );
+        hub.subscribe(id, subscriber(0, 0), Format::Tcp.into());
+        hub.unsubscribe(Subscription {
+            channel: id,
+            subscriber: 0,
+        });
         assert!(hub.find(&key).is_none() && hub.channel(id).is_none());
         assert_ne!(hub.insert(ChannelKey([3, 4]), "public:b", 7, 0), id);
         assert_eq!(hub.channel_count(), 1);
+    }
+
+    #[test]
+    fn what_nobody_was_seen_to_want_is_wanted_no_more() {
+        let mut hub = Hub::default();
+        let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
+        let mut wants = Wants::from(Format::JsonWebSocket);
+        wants.add(Wants::DELTA);
+        hub.subscribe(id, subscriber(0, 0), wants);
+        hub.subscribe(id, subscriber(1, 0), Format::Tcp.into());
+        let channel = hub.channel_mut(id).unwrap();
+        assert_eq!(channel.newest.as_ref().unwrap().delivered, 3);
+        channel.correct(Format::Tcp.into());
+        assert!(channel.wants.has(Format::Tcp.into()) && channel.newest.is_none());
+        assert!(!channel.wants.has(wants));
     }
 
     #[test]

@@ -4,7 +4,11 @@
 //! `connection` (all that is kept of one client), `hub` and `outbox` (who gets what, and how it
 //! leaves), then the dialects under `protocol`.
 
+pub mod asks;
+pub mod auth;
+pub mod client;
 pub mod connection;
+pub mod directory;
 pub mod error;
 pub mod handoff;
 pub mod hub;

@@ -3,6 +3,7 @@
 
 use tidegate_ring::stats::{Index, Kind, Row, SchemaLine};
 
+use crate::asks::{self, Asks, Outcome};
 use crate::protocol::close::{self, Close};
 use crate::protocol::http::{self, HttpReject};
 
@@ -25,6 +26,8 @@ table! { Count, COUNTS:
         "connections accepted on the HTTP port and not ended";
     ConnectionsTcp = Gauge, r#"connections{transport="tcp"}"#,
         "connections accepted on the TCP port and not ended";
+    ConnectionsStream = Gauge, r#"connections{transport="stream"}"#,
+        "streams of server-sent events or lines that have not ended";
     AcceptsHttp = Counter, r#"accepts_total{transport="websocket"}"#,
         "connections taken from the HTTP port's queue";
     AcceptsTcp = Counter, r#"accepts_total{transport="tcp"}"#,
@@ -45,20 +48,32 @@ table! { Count, COUNTS:
         "frames of the TCP protocol received";
     ReceivedIgnored = Counter, r#"received_total{kind="ignored"}"#,
         "messages received that the dialect has no use for";
+    ReceivedEmulated = Counter, r#"received_total{kind="emulated"}"#,
+        "messages of clients that listen on a stream, by a request of their own";
+    RequestsAnswered = Counter, "http_answers_total",
+        "requests that were answered and opened no connection";
     ReceivedBytes = Counter, "received_bytes_total", "bytes received from clients";
     SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
     Sends = Counter, "sends_total", "system calls that sent to clients";
     SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
     Publications = Counter, "publications_read_total", "publications read from the log";
-    PublicationsInvalid = Counter, "publications_invalid_total",
-        "records of the log that are no publication";
+    RecordsInvalid = Counter, "records_invalid_total",
+        "records of the log that this worker does not understand";
     Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
     DeliveriesDropped = Counter, "deliveries_dropped_total",
         "queued frames that were dropped with their connection or subscription";
+    JoinsAndLeaves = Counter, "presence_events_total",
+        "joins and leaves put into a connection's queue";
+    Faults = Counter, "command_errors_total", "commands answered with an error";
+    Unsubscribed = Counter, "unsubscribed_total", "subscriptions that the gateway ended";
+    Orders = Counter, "orders_total", "orders of back ends done to a connection";
+    OrdersInvalid = Counter, "orders_invalid_total",
+        "orders of back ends that this worker does not understand";
     Pings = Counter, "pings_total", "pings and heartbeats sent";
     QueuedBytes = Gauge, "queued_bytes", "bytes waiting in the queues of connections";
     Channels = Gauge, "worker_channels", "channels that somebody here is subscribed to";
     Subscriptions = Gauge, "subscriptions", "subscriptions of connections to channels";
+    Users = Gauge, "worker_users", "users with a connection here";
     SubscribesDenied = Counter, r#"subscribe_errors_total{reason="denied"}"#,
         "subscriptions that the namespace does not allow";
     SubscribesUnknown = Counter, r#"subscribe_errors_total{reason="unknown"}"#,
@@ -67,6 +82,8 @@ table! { Count, COUNTS:
         "subscriptions over limits.channels_per_connection_max";
     SubscribesBad = Counter, r#"subscribe_errors_total{reason="bad_request"}"#,
         "subscriptions with an impossible name, or made twice";
+    SubscribesUnrecoverable = Counter, r#"subscribe_errors_total{reason="unrecoverable"}"#,
+        "subscriptions not made because their client wanted all that it missed";
     Recovered = Counter, r#"recoveries_total{result="recovered"}"#,
         "subscriptions that got all they had missed";
     Unrecoverable = Counter, r#"recoveries_total{result="unrecoverable"}"#,
@@ -99,8 +116,11 @@ table! { Count, COUNTS:
         "connections taken back because the other worker did not take them over";
     HandoffLost = Counter, "handoff_lost_total",
         "connections closed in a hand-off because the kernel did not let them be watched";
+    ReplaysCutShort = Counter, "handoff_replays_cut_short_total",
+        "batches of connections that were away for so long that orders to them may be lost";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
+    HooksInFlight = Gauge, "hooks_in_flight", "questions to the application without an answer yet";
 }
 
 table! { Histogram, HISTOGRAMS:
@@ -108,12 +128,15 @@ table! { Histogram, HISTOGRAMS:
         "milliseconds from a publication's place in the log to the end of its sends here";
     HandoffPauseUs = Histogram, "handoff_pause_us",
         "microseconds that a connection was served by nobody while it was taken over";
+    HookMs = Histogram, "hook_ms", "milliseconds from a question to the application's answer";
     TurnUs = Histogram, "turn_us", "microseconds that a turn of the reactor was busy";
 }
 
 const CLOSES_AT: usize = COUNTS.len();
 const REJECTS_AT: usize = CLOSES_AT + close::ALL.len();
-const COUNTERS: usize = REJECTS_AT + http::REJECTS.len();
+const HOOK_CALLS_AT: usize = REJECTS_AT + http::REJECTS.len();
+const HOOKS_OPEN_AT: usize = HOOK_CALLS_AT + asks::KINDS.len() * asks::OUTCOMES.len();
+const COUNTERS: usize = HOOKS_OPEN_AT + asks::KINDS.len();
 
 /// Every metric of a worker, in the order of the private counters, histograms last.
 pub fn schema() -> Vec<SchemaLine> {
@@ -133,10 +156,36 @@ pub fn schema() -> Vec<SchemaLine> {
         let help = format!("requests answered with {}", reject.status());
         line(Kind::Counter, name, help)
     });
+    let hook_calls = asks::KINDS.iter().flat_map(|kind| {
+        asks::OUTCOMES.iter().map(move |outcome| {
+            let (hook, reason) = (kind.name(), outcome.name());
+            let (name, help) = match outcome {
+                Outcome::Answered => (
+                    format!("hook_answers_total{{hook=\"{hook}\"}}"),
+                    "questions that the application answered".to_string(),
+                ),
+                Outcome::Fallback(_) => (
+                    format!("hook_failures_total{{hook=\"{hook}\",reason=\"{reason}\"}}"),
+                    format!(
+                        "questions that got the fall-back answer: {}",
+                        outcome.help()
+                    ),
+                ),
+            };
+            line(Kind::Counter, name, help)
+        })
+    });
+    let hooks_open = asks::KINDS.iter().map(|kind| {
+        let name = format!("hook_open{{hook=\"{}\"}}", kind.name());
+        let help = "1 while the application is not asked because too many calls failed".into();
+        line(Kind::Gauge, name, help)
+    });
     let counts = COUNTS.iter().map(named);
     counts
         .chain(closes)
         .chain(rejects)
+        .chain(hook_calls)
+        .chain(hooks_open)
         .chain(HISTOGRAMS.iter().map(named))
         .collect()
 }
@@ -198,6 +247,24 @@ impl Metrics {
 
     pub fn rejects(&self, reject: HttpReject) -> u64 {
         self.counters[REJECTS_AT + reject.index()]
+    }
+
+    /// Takes over what became of the questions to the application.
+    pub fn hooks(&mut self, asks: &mut Asks) {
+        let Some(tallies) = asks.tallies() else {
+            return;
+        };
+        for (kind, tally) in tallies.iter().enumerate() {
+            for (place, outcome) in asks::OUTCOMES.into_iter().enumerate() {
+                let at = HOOK_CALLS_AT + kind * asks::OUTCOMES.len() + place;
+                self.counters[at] = tally.of(outcome);
+            }
+            self.counters[HOOKS_OPEN_AT + kind] = tally.is_open.into();
+        }
+        self.set(Count::HooksInFlight, asks.in_flight());
+        for wait_ms in asks.take_waits_ms() {
+            self.record(Histogram::HookMs, wait_ms);
+        }
     }
 
     pub fn record(&mut self, histogram: Histogram, value: u64) {

@@ -3,6 +3,12 @@
 //! One object for the worker's shell: built from its settings and descriptors, then run. No Python
 //! object exists for any client or message, and the interpreter lock is not held while it runs.
 
+mod tokens;
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+mod questions;
+
 use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
@@ -10,16 +16,19 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use serde::Serializer as _;
 use tidegate_ring::keep::KeepWriter;
 use tidegate_ring::region::Region;
 
+use self::questions::{Questions, kind};
+use crate::asks::AskKind;
 use crate::error::EngineError;
 use crate::handoff::{self, Order};
 use crate::keeper;
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
-use crate::settings::{Namespace, Settings};
+use crate::settings::Settings;
 use crate::sys;
 
 create_exception!(workers._engine, EngineFailed, PyException);
@@ -39,100 +48,9 @@ impl From<EngineError> for PyErr {
     }
 }
 
-#[derive(FromPyObject)]
-struct NamespaceAttributes {
-    name: String,
-    allow_subscribe_for_client: bool,
-    allow_publish_for_client: bool,
-    recovery: bool,
-}
-
-impl From<NamespaceAttributes> for Namespace {
-    fn from(from: NamespaceAttributes) -> Self {
-        Self {
-            name: from.name,
-            allow_subscribe_for_client: from.allow_subscribe_for_client,
-            allow_publish_for_client: from.allow_publish_for_client,
-            recovery: from.recovery,
-        }
-    }
-}
-
-/// `workers.settings.WorkerSettings`, by attribute.
-#[derive(FromPyObject)]
-struct Attributes {
-    version: String,
-    slot: u32,
-    generation: u64,
-    seat: u32,
-    stats_row: u32,
-    connections_max: usize,
-    message_bytes_max: usize,
-    queue_hard_bytes: usize,
-    queue_soft_bytes: usize,
-    queue_soft_s: f64,
-    channels_per_connection_max: usize,
-    handshake_timeout_s: f64,
-    header_bytes_max: usize,
-    headers_max: usize,
-    accepts_per_turn_max: usize,
-    recovery_publications_max: usize,
-    close_timeout_s: f64,
-    websocket_ping_interval_s: f64,
-    websocket_pong_timeout_s: f64,
-    tcp_heartbeat_interval_s: f64,
-    tcp_heartbeat_timeout_s: f64,
-    allowed_origins: Vec<String>,
-    namespaces: Vec<NamespaceAttributes>,
-}
-
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|_| PyValueError::new_err(format!("{name} = {value} is not a length of time")))
-}
-
-impl TryFrom<Attributes> for Settings {
-    type Error = PyErr;
-
-    fn try_from(from: Attributes) -> PyResult<Self> {
-        Ok(Self {
-            version: from.version,
-            slot: from.slot,
-            generation: from.generation,
-            seat: from.seat,
-            stats_row: from.stats_row,
-            connections_max: from.connections_max,
-            message_bytes_max: from.message_bytes_max,
-            queue_hard_bytes: from.queue_hard_bytes,
-            queue_soft_bytes: from.queue_soft_bytes,
-            queue_soft: seconds("queue_soft_s", from.queue_soft_s)?,
-            channels_per_connection_max: from.channels_per_connection_max,
-            handshake_timeout: seconds("handshake_timeout_s", from.handshake_timeout_s)?,
-            header_bytes_max: from.header_bytes_max,
-            headers_max: from.headers_max,
-            accepts_per_turn_max: from.accepts_per_turn_max,
-            recovery_publications_max: from.recovery_publications_max,
-            close_timeout: seconds("close_timeout_s", from.close_timeout_s)?,
-            websocket_ping_interval: seconds(
-                "websocket_ping_interval_s",
-                from.websocket_ping_interval_s,
-            )?,
-            websocket_pong_timeout: seconds(
-                "websocket_pong_timeout_s",
-                from.websocket_pong_timeout_s,
-            )?,
-            tcp_heartbeat_interval: seconds(
-                "tcp_heartbeat_interval_s",
-                from.tcp_heartbeat_interval_s,
-            )?,
-            tcp_heartbeat_timeout: seconds(
-                "tcp_heartbeat_timeout_s",
-                from.tcp_heartbeat_timeout_s,
-            )?,
-            allowed_origins: from.allowed_origins,
-            namespaces: from.namespaces.into_iter().map(Into::into).collect(),
-        })
-    }
 }
 
 /// The descriptors of the boot message, by key.
@@ -143,6 +61,8 @@ struct Keys {
     tcp: RawFd,
     log: RawFd,
     channels: RawFd,
+    history: RawFd,
+    presence: RawFd,
     stats: RawFd,
     uplink: RawFd,
     wake: RawFd,
@@ -200,15 +120,19 @@ impl Engine {
     #[new]
     #[pyo3(signature = (settings, descriptors, link, keep = None))]
     fn new(
-        settings: Attributes,
+        settings: &str,
         descriptors: Keys,
         link: RawFd,
         keep: Option<KeepKeys>,
     ) -> PyResult<Self> {
         end_the_process_on_panic();
+        let settings = Settings::from_json(settings)
+            .map_err(|error| PyValueError::new_err(format!("worker settings: {error}")))?;
         let regions = Regions {
             log: map("log", descriptors.log)?,
             channels: map("channels", descriptors.channels)?,
+            history: map("history", descriptors.history)?,
+            presence: map("presence", descriptors.presence)?,
             stats: map("stats", descriptors.stats)?,
             uplink: map("uplink", descriptors.uplink)?,
         };
@@ -219,7 +143,6 @@ impl Engine {
             publisher_wake: duplicate(descriptors.publisher_wake)?,
             link: duplicate(link)?,
         };
-        let settings = settings.try_into()?;
         let Some(keys) = keep else {
             return Ok(Self(Reactor::new(settings, regions, owned)?));
         };
@@ -237,6 +160,14 @@ impl Engine {
         Ok(Self(reactor))
     }
 
+    fn ask_about(&mut self, kinds: Vec<String>) -> PyResult<Questions> {
+        let kinds: Vec<AskKind> = kinds
+            .iter()
+            .map(|name| kind(name))
+            .collect::<PyResult<_>>()?;
+        Ok(Questions(self.0.ask_about(&kinds)?))
+    }
+
     fn run<'py>(&mut self, py: Python<'py>) -> PyResult<(&'static str, Bound<'py, PyDict>)> {
         let fields = PyDict::new(py);
         let set = |name, value| fields.set_item(name, value);
@@ -251,6 +182,10 @@ impl Engine {
                 "drained"
             }
             Report::Handoff(report) => handoff_fields(&report, &fields)?,
+            Report::Notices => {
+                fields.set_item("lines", self.0.take_notices())?;
+                "notices"
+            }
         };
         Ok((name, fields))
     }
@@ -280,6 +215,15 @@ impl Engine {
 
     fn resume(&mut self) -> PyResult<()> {
         Ok(self.0.resume()?)
+    }
+
+    /// Writes down which channels have subscribers, and how many.
+    fn survey(&self, fd: RawFd) -> PyResult<()> {
+        let mut file = BufWriter::new(File::from(duplicate(fd)?));
+        serde_json::Serializer::new(&mut file)
+            .collect_map(self.0.channels())
+            .map_err(|error| PyOSError::new_err(error.to_string()))?;
+        Ok(file.flush()?)
     }
 
     #[pyo3(signature = (spread_s, code, *, accept_first))]
@@ -356,5 +300,8 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("METRICS", metrics)?;
     module.add("EngineFailed", module.py().get_type::<EngineFailed>())?;
     module.add_class::<Engine>()?;
+    module.add_class::<tokens::TokenVerifier>()?;
+    module.add_function(wrap_pyfunction!(tokens::check_pattern, module)?)?;
+    module.add_class::<Questions>()?;
     module.add_function(wrap_pyfunction!(prefer_memory_node, module)?)
 }

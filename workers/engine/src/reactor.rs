@@ -8,15 +8,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tidegate_ring::channels::ChannelTable;
+use tidegate_ring::history::HistoryStore;
 use tidegate_ring::host;
 use tidegate_ring::keep::KeepWriter;
 use tidegate_ring::log::LogReader;
+use tidegate_ring::presence::PresenceTable;
 use tidegate_ring::region::Region;
 use tidegate_ring::stats::{Role, Row, state};
 use tidegate_ring::uplink::UplinkProducer;
 use tidegate_ring::wake::Bell;
 
 use self::door::Door;
+use crate::asks::{self, AskKind, Questions};
 use crate::connection::Flags;
 use crate::error::EngineError;
 use crate::handoff::{self, Handoffs};
@@ -24,7 +27,7 @@ use crate::keep::Keep;
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
-use crate::session::{Sessions, Transport, Uplink};
+use crate::session::{Memory, Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
 use crate::sys::{Epoll, Event, Watch};
@@ -46,11 +49,14 @@ const HTTP_LISTENER: u64 = u32::MAX as u64;
 const TCP_LISTENER: u64 = u32::MAX as u64 - 1;
 const WAKE: u64 = u32::MAX as u64 - 2;
 const LINK: u64 = u32::MAX as u64 - 3;
+const ANSWERS: u64 = u32::MAX as u64 - 5;
 
 /// The shared memory of a worker.
 pub struct Regions {
     pub log: Region,
     pub channels: Region,
+    pub history: Region,
+    pub presence: Region,
     pub stats: Region,
     pub uplink: Region,
 }
@@ -78,6 +84,8 @@ pub enum Report {
     Drained { closed: usize },
     /// There is news of a hand-off.
     Handoff(handoff::Report),
+    /// There are lines for the log: [`Reactor::take_notices`].
+    Notices,
 }
 
 pub struct Reactor {
@@ -147,6 +155,23 @@ impl Reactor {
         self.sessions.keep = Keep::new(keep);
     }
 
+    /// Asks the application about `kinds` from now on: whoever has the questions answers them.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the kernel refuses.
+    pub fn ask_about(&mut self, kinds: &[AskKind]) -> Result<Questions, EngineError> {
+        let limits = asks::Limits::from(&self.sessions.settings.hooks);
+        let (asks, questions) =
+            asks::channel(kinds, limits).map_err(EngineError::system("eventfd"))?;
+        if let Some(fd) = asks.as_fd() {
+            self.epoll
+                .add(fd, ANSWERS, Watch::ReadEdges)
+                .map_err(EngineError::system("epoll_ctl"))?;
+        }
+        self.sessions.asks = asks;
+        Ok(questions)
+    }
+
     /// Works until there is something to report.
     ///
     /// # Errors
@@ -163,7 +188,22 @@ impl Reactor {
             if let Some(report) = self.drain_report() {
                 return Ok(report);
             }
+            if self.sessions.has_notices() {
+                return Ok(Report::Notices);
+            }
         }
+    }
+
+    /// What developers should know of clients that were refused.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        self.sessions.take_notices()
+    }
+
+    /// Every channel that has subscribers here, and how many.
+    pub fn channels(&self) -> impl Iterator<Item = (&str, usize)> {
+        let hub = &self.sessions.hub;
+        let channels = hub.ids().into_iter().filter_map(|id| hub.channel(id));
+        channels.map(|channel| (&*channel.name, channel.subscribers.len()))
     }
 
     /// One turn.
@@ -175,6 +215,8 @@ impl Reactor {
         let began_ns = host::monotonic_ns();
         self.sessions.tell_time();
         self.accept();
+        self.sessions.take_answers();
+        self.read_resumed();
         self.read();
         self.sessions.uplink.ring();
         self.drain_log()?;
@@ -262,6 +304,7 @@ impl Reactor {
             Duration::MAX
         };
         let timers = self.sessions.sleep_max();
+        let timers = timers.min(self.sessions.asks.sleep_max());
         SAFETY_POLL.min(timers).min(self.door.idle()).min(step)
     }
 
@@ -271,8 +314,8 @@ impl Reactor {
             match event.token {
                 HTTP_LISTENER => self.door.note(Transport::Http),
                 TCP_LISTENER => self.door.note(Transport::Tcp),
-                // Log and replies are looked at in every turn.
-                WAKE => {}
+                // Log, replies and answers are looked at in every turn.
+                WAKE | ANSWERS => {}
                 LINK => self.link_is_ready = true,
                 handoff::TOKEN => self.handoffs.woken(),
                 bits => self.note_connection(Token::from_bits(bits), event),
@@ -291,6 +334,13 @@ impl Reactor {
             connection.flags.set(Flags::ENDED, true);
         }
         if event.readable || event.hung_up {
+            self.mark_to_read(token);
+        }
+    }
+
+    /// Those that have waited for an answer have more to say.
+    fn read_resumed(&mut self) {
+        for token in self.sessions.take_resumed() {
             self.mark_to_read(token);
         }
     }
@@ -394,6 +444,8 @@ fn sessions(
     let Regions {
         log,
         channels,
+        history,
+        presence,
         stats,
         uplink,
     } = regions;
@@ -410,7 +462,13 @@ fn sessions(
     let table = ChannelTable::attach(channels).map_err(of("channels"))?;
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
-    let mut sessions = Sessions::new(settings, metrics, reader, table, uplink);
+    let memory = Memory {
+        reader,
+        table,
+        history: HistoryStore::attach(history).map_err(of("history"))?,
+        presence: PresenceTable::attach(presence).map_err(of("presence"))?,
+    };
+    let mut sessions = Sessions::new(settings, metrics, memory, uplink)?;
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

@@ -3,41 +3,64 @@
 //! [`Sessions`] joins the parts: bytes from the reactor go through the parsers of `protocol`, and
 //! what they say is done to the hub, the queues and the publisher's uplink.
 
+mod asking;
 mod clock;
+mod commands;
+mod connect;
 mod delivery;
+mod expiry;
 mod fault;
+mod forms;
+mod forwarding;
+mod http;
 mod keeping;
 mod moving;
+mod notices;
+mod orders;
+mod particular;
+mod permission;
 mod publish;
+mod query;
 mod queues;
+mod replay;
 mod subscribe;
+mod subscriptions;
 mod tcp;
+mod uplink;
 mod websocket;
 
-pub(crate) use websocket::goodbye_frame;
-
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelTable;
+use tidegate_ring::history::HistoryStore;
 use tidegate_ring::host;
 use tidegate_ring::log::LogReader;
+use tidegate_ring::presence::PresenceTable;
 
+use crate::asks::Asks;
+use crate::auth::{TokenSettingsError, Verifier};
 use crate::connection::{Connection, Dialect, Flags, Phase};
+use crate::directory::Directory;
 use crate::hub::Hub;
 use crate::keep::Keep;
 use crate::metrics::{Count, Metrics};
 use crate::outbox::Frame;
-use crate::protocol::close::Close;
+use crate::protocol::close::{Close, Farewell};
+use crate::protocol::format::{self, FORMATS, Format};
 use crate::protocol::http::HttpReject;
-use crate::protocol::{tcp as wire, websocket as frames};
+use crate::protocol::{deflate, tcp as wire, websocket as frames};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
 
+use asking::Questions;
 use delivery::Deliveries;
 pub use moving::{CatchUp, Movable, place_of};
-pub use publish::Uplink;
+use notices::Notices;
+use permission::Names;
+pub use uplink::Uplink;
 
 /// Connections over `connections_max` that are kept at a time, only to be told so; the others are
 /// closed without a word.
@@ -54,6 +77,14 @@ pub enum Transport {
     Tcp,
 }
 
+/// What a session reads of the memory that all processes share.
+pub struct Memory {
+    pub reader: LogReader,
+    pub table: ChannelTable,
+    pub history: HistoryStore,
+    pub presence: PresenceTable,
+}
+
 /// Everything about clients, without the descriptors that the reactor waits on.
 pub struct Sessions {
     pub settings: Settings,
@@ -62,15 +93,30 @@ pub struct Sessions {
     pub reader: LogReader,
     pub uplink: Uplink,
     pub keep: Keep,
-    hub: Hub,
+    /// What the application is asked; off until somebody is there to answer.
+    pub asks: Asks,
+    /// What to do with the answers.
+    questions: Questions,
+    verifier: Verifier,
+    names: Names,
+    notices: Notices,
+    /// Answers to requests of the emulation endpoint, for when the publisher has them.
+    emulations: HashMap<Token, Vec<u8>>,
+    directory: Directory,
+    /// Connections whose input waited, and may be read from again.
+    resumed: Vec<Token>,
+    pub hub: Hub,
     wheel: Wheel,
     table: ChannelTable,
+    history: HistoryStore,
+    presence: PresenceTable,
     /// Places of connections that have something to send, each once.
     to_flush: Vec<u32>,
     deliveries: Deliveries,
     /// Where frames of the TCP dialect are put together before they are sent.
     scratch: Vec<u8>,
-    ping: Rc<Frame>,
+    /// By the number of a [`Format`].
+    pings: [Rc<Frame>; FORMATS],
     refused: usize,
     queued_bytes: usize,
     random: u64,
@@ -79,26 +125,38 @@ pub struct Sessions {
 }
 
 impl Sessions {
+    /// # Errors
+    /// A key of `settings.tokens` is none.
     pub fn new(
         settings: Settings,
         metrics: Metrics,
-        reader: LogReader,
-        table: ChannelTable,
+        memory: Memory,
         uplink: Uplink,
-    ) -> Self {
+    ) -> Result<Self, TokenSettingsError> {
         let entries_max = settings.connections_max + REFUSALS_AT_A_TIME_MAX;
-        Self {
+        deflate::set_bytes_min(settings.websocket_compression_bytes_min);
+        Ok(Self {
+            verifier: Verifier::new(&settings)?,
             connections: Slab::new(entries_max),
             wheel: Wheel::new(entries_max),
             hub: Hub::default(),
             keep: Keep::default(),
-            reader,
+            reader: memory.reader,
             uplink,
-            table,
+            asks: Asks::off(),
+            questions: Questions::default(),
+            names: Names::new(&settings),
+            notices: Notices::default(),
+            emulations: HashMap::new(),
+            directory: Directory::default(),
+            resumed: Vec::new(),
+            table: memory.table,
+            history: memory.history,
+            presence: memory.presence,
             to_flush: Vec::new(),
             deliveries: Deliveries::default(),
             scratch: Vec::new(),
-            ping: websocket::ping_frame(),
+            pings: format::ALL.map(ping),
             refused: 0,
             queued_bytes: 0,
             random: host::random().unwrap_or(1) | 1,
@@ -106,7 +164,7 @@ impl Sessions {
             started_ns: host::monotonic_ns(),
             settings,
             metrics,
-        }
+        })
     }
 
     /// Connections that are served, or on their way to it.
@@ -184,10 +242,15 @@ impl Sessions {
             if connection.flags.has(Flags::DEAF) {
                 return bytes.len();
             }
+            if connection.flags.has(Flags::WAITING) {
+                break;
+            }
             let rest = &mut bytes[done..];
             let consumed = match connection.dialect {
                 Dialect::Http => self.http_received(token, rest),
                 Dialect::WebSocket(_) => self.websocket_received(token, rest),
+                // Who listens has nothing more to say here.
+                Dialect::Stream => rest.len(),
                 Dialect::Tcp(_) => self.tcp_received(token, rest),
             };
             if consumed == 0 {
@@ -201,10 +264,10 @@ impl Sessions {
 
     /// Longest beginning that is kept of a connection's input.
     pub fn input_bytes_max(&self) -> usize {
-        let message = self.settings.message_bytes_max + INPUT_HEADER_BYTES;
-        message
-            .max(self.settings.header_bytes_max)
-            .max(wire::frame::FRAME_BYTES_MAX)
+        let message = self.settings.message_bytes_max;
+        let in_frame = message + INPUT_HEADER_BYTES;
+        let in_body = message + self.settings.header_bytes_max;
+        in_frame.max(in_body).max(wire::frame::FRAME_BYTES_MAX)
     }
 
     /// The peer has gone, or said that it sends no more.
@@ -213,14 +276,16 @@ impl Sessions {
             return;
         };
         if connection.phase != Phase::Closing {
+            // A request that was answered, or that became a stream elsewhere, ends like this.
             self.metrics.close(Close::ConnectionClosed);
+            self.part(token, &Close::ConnectionClosed.into());
         }
         self.forget(token);
     }
 
     /// Ends a connection with a reason: counted here, once; said to the client in its dialect;
     /// nothing else is sent any more.
-    pub fn condemn(&mut self, token: Token, close: Close) {
+    pub fn condemn(&mut self, token: Token, farewell: impl Into<Farewell>) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -230,8 +295,9 @@ impl Sessions {
         if matches!(connection.dialect, Dialect::Http) {
             return self.reject(token, HttpReject::Full);
         }
-        self.metrics.close(close);
-        self.leave_channels(token);
+        let farewell = farewell.into();
+        self.metrics.close(farewell.close);
+        self.part(token, &farewell);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -239,24 +305,40 @@ impl Sessions {
         let queued = connection.queued_bytes();
         let dropped = match &mut connection.dialect {
             Dialect::Tcp(tcp) => {
-                tcp.say_goodbye(close);
+                tcp.say_goodbye(&farewell);
                 connection.outbox.clear()
             }
             _ => {
                 let (dropped, sent) = connection.outbox.cut(connection.socket.as_fd());
                 connection.kept.count_sent(sent);
-                connection.outbox.push(websocket::goodbye_frame(close));
+                let words = connection.format.goodbye(&farewell);
+                connection.outbox.push(Frame::new(words));
                 dropped
             }
         };
-        // After a violation the stream means nothing any more, and no answer is waited for.
-        let is_violation = close.code() >= 4500 || matches!(close.code(), 1002 | 1007 | 1009);
-        connection.flags.set(Flags::DEAF, is_violation);
+        // After a violation the stream means nothing any more, and no answer is waited for; who
+        // only listens has no way to answer.
+        let is_violation = farewell.code >= 4500 || matches!(farewell.code, 1002 | 1007 | 1009);
+        let is_deaf = is_violation && farewell.close != Close::Application;
+        let is_stream = matches!(connection.dialect, Dialect::Stream);
+        connection.flags.set(Flags::DEAF, is_deaf || is_stream);
         self.queued_bytes = self.queued_bytes + connection.queued_bytes() - queued;
         self.metrics.add(Count::DeliveriesDropped, dropped);
         self.changed(token.index);
         self.mark_to_flush(token.index);
         self.schedule(token.index, self.settings.close_timeout);
+    }
+
+    /// The end of an open connection, for everybody but its client: channels, directory,
+    /// application.
+    fn part(&mut self, token: Token, farewell: &Farewell) {
+        self.tell_disconnected(token, farewell);
+        self.leave_channels(token);
+        self.unlist(token);
+        if let Some(connection) = self.connections.get_mut(token) {
+            // What it waits for is answered to nobody.
+            connection.flags.set(Flags::WAITING, false);
+        }
     }
 
     /// Ends a connection that never became one, with an HTTP response.
@@ -275,6 +357,8 @@ impl Sessions {
     /// Lets go of a connection whose end has been counted.
     pub fn forget(&mut self, token: Token) {
         self.leave_channels(token);
+        self.unlist(token);
+        self.emulations.remove(&token);
         self.wheel.cancel(token.index);
         let Some(mut connection) = self.connections.remove(token) else {
             return;
@@ -287,23 +371,70 @@ impl Sessions {
             .add(Count::DeliveriesDropped, connection.outbox.clear());
     }
 
+    /// Has a connection found by its user and, where others speak for it, by its session.
+    fn list(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let Some(client) = &connection.identity else {
+            return;
+        };
+        if connection.flags.raise(Flags::LISTED) {
+            if !client.user.is_empty() {
+                self.directory.add_user(&client.user, token.index);
+            }
+            if matches!(connection.dialect, Dialect::Stream) && !connection.format.is_uni() {
+                self.directory.add_session(client.session, token.index);
+            }
+        }
+    }
+
+    fn unlist(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let was_listed = connection.flags.has(Flags::LISTED);
+        connection.flags.set(Flags::LISTED, false);
+        if let Some(client) = &connection.identity
+            && was_listed
+        {
+            self.directory.remove_user(&client.user, token.index);
+            self.directory.remove_session(&client.session);
+        }
+    }
+
+    /// Connections that may be read from again, though no event says so.
+    pub fn take_resumed(&mut self) -> Vec<Token> {
+        std::mem::take(&mut self.resumed)
+    }
+
     /// Brings the gauges up to date and shows all numbers.
     pub fn show_metrics(&mut self) {
         self.metrics.set(Count::QueuedBytes, self.queued_bytes);
         self.metrics.set(Count::Channels, self.hub.channel_count());
         self.metrics
             .set(Count::Subscriptions, self.hub.subscription_count());
+        self.metrics.set(Count::Users, self.directory.user_count());
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
+        self.metrics.hooks(&mut self.asks);
         self.metrics.show();
     }
 }
 
 /// What counts a connection while it is here.
 fn gauge(connection: &Connection) -> Count {
-    if connection.is_tcp() {
-        Count::ConnectionsTcp
-    } else {
-        Count::ConnectionsWebSocket
+    match connection.dialect {
+        Dialect::Tcp(_) => Count::ConnectionsTcp,
+        Dialect::Stream => Count::ConnectionsStream,
+        Dialect::Http | Dialect::WebSocket(_) => Count::ConnectionsWebSocket,
     }
+}
+
+/// The binary protocol has heartbeats of its own.
+fn ping(format: Format) -> Rc<Frame> {
+    Frame::new(match format {
+        Format::Tcp => Vec::new(),
+        _ => format.ping(),
+    })
 }

@@ -1,10 +1,11 @@
 //! The publisher's side of the channel table: plans in a private mirror, then stores.
 
 use super::{
-    BUCKET_ENTRIES, ChannelKey, ChannelTable, EPOCH_AT, EPOCH_NOW_AT, KEYED_LAST_AT, Top,
-    VERSION_AT, copy_at, entry_at,
+    BUCKET_ENTRIES, ChannelKey, ChannelTable, EDITION_AT, EPOCH_AT, EPOCH_NOW_AT, KEYED_LAST_AT,
+    Top, copy_at, entry_at,
 };
 use crate::error::SegmentError;
+use crate::log::LogView;
 use crate::publication::NO_PREVIOUS;
 use crate::region::{Claim, Region, WORD};
 use crate::sync::{Ordering, fence};
@@ -21,6 +22,15 @@ pub struct Horizon {
 }
 
 impl Horizon {
+    /// What is still there now.
+    #[must_use]
+    pub fn of(log: &LogView) -> Self {
+        Self {
+            tail: log.tail(),
+            capacity: log.capacity(),
+        }
+    }
+
     /// How far behind the tail a record is; positions wrap at 2^64.
     fn age(self, position: u64) -> u64 {
         self.tail.wrapping_sub(position)
@@ -35,12 +45,15 @@ pub struct Place {
     pub offset: u64,
     /// Log position of the channel's previous publication, or [`NO_PREVIOUS`].
     pub previous: u64,
+    /// The newest version that a publication of the channel came with, or 0.
+    pub version: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: ChannelKey,
     top: Top,
+    version: u64,
     /// Differs from the shared table until the next [`ChannelWriter::store`].
     touched: bool,
 }
@@ -52,6 +65,7 @@ const FREE_ENTRY: Entry = Entry {
         offset: 0,
         last_position: 0,
     },
+    version: 0,
     touched: false,
 };
 
@@ -87,6 +101,7 @@ impl ChannelWriter {
                 table.read(slot, key).map_or(FREE_ENTRY, |top| Entry {
                     key,
                     top,
+                    version: table.region.load(table.version_at(slot)),
                     touched: false,
                 })
             })
@@ -148,8 +163,9 @@ impl ChannelWriter {
             Some(slot) => slot,
             None => self.make(key, horizon)?,
         };
-        let top = self.mirror[slot].top;
+        let Entry { top, version, .. } = self.mirror[slot];
         Some(Place {
+            version,
             slot,
             epoch: top.epoch,
             offset: top.offset + 1,
@@ -169,17 +185,30 @@ impl ChannelWriter {
             offset: place.offset,
             last_position: position,
         };
+        entry.version = place.version;
+        self.touch(place.slot);
+    }
+
+    /// A publication without an offset is in the batch, at log position `position`.
+    pub fn note(&mut self, place: Place, position: u64) {
+        let entry = &mut self.mirror[place.slot];
+        if entry.top.offset == 0 {
+            // It has no record of its own yet, but is not the first to be forgotten either.
+            entry.top.last_position = position;
+        }
+        entry.version = place.version;
         self.touch(place.slot);
     }
 
     /// Takes over a publication that a killed publisher had prepared. False: it has no room, its
     /// channel will begin a new epoch.
-    pub fn restore(&mut self, key: ChannelKey, top: Top, horizon: Horizon) -> bool {
+    pub fn restore(&mut self, key: ChannelKey, top: Top, version: u64, horizon: Horizon) -> bool {
         let Some(place) = self.place(key, horizon) else {
             self.epoch_now = self.epoch_now.wrapping_add(1);
             return false;
         };
         self.mirror[place.slot].top = top;
+        self.mirror[place.slot].version = version;
         self.touch(place.slot);
         true
     }
@@ -229,6 +258,7 @@ impl ChannelWriter {
             offset: 0,
             last_position: 0,
         };
+        self.mirror[slot].version = 0;
         self.touch(slot);
         Some(slot)
     }
@@ -255,10 +285,15 @@ impl ChannelWriter {
     }
 
     fn store_entry(&self, slot: usize) {
-        let Entry { key, top, .. } = self.mirror[slot];
+        let Entry {
+            key, top, version, ..
+        } = self.mirror[slot];
         let (region, at) = (&self.table.region, entry_at(slot));
-        let version = region.load(at + VERSION_AT) + 1;
+        let edition = region.load(at + EDITION_AT) + 1;
         let known = self.table.key_at(slot) == key;
+        if version != 0 || !known {
+            region.store(self.table.version_at(slot), version);
+        }
         if !known {
             region.store(at, 0);
             region.store(at + WORD, 0);
@@ -267,16 +302,16 @@ impl ChannelWriter {
         // stored below also sees that the key is gone, or that this copy was deselected before.
         fence(Ordering::Release);
         region.store(at + EPOCH_AT, u64::from(top.epoch));
-        let copy = copy_at(slot, version);
+        let copy = copy_at(slot, edition);
         region.store(copy, top.offset);
         region.store(copy + WORD, top.last_position);
-        // SYNC: pairs with channels.rs::ChannelTable::read (version, acquire load)
+        // SYNC: pairs with channels.rs::ChannelTable::read (edition, acquire load)
         region
-            .word(at + VERSION_AT)
-            .store(version, Ordering::Release);
+            .word(at + EDITION_AT)
+            .store(edition, Ordering::Release);
         if !known {
             // SYNC: pairs with channels.rs::ChannelTable::read (key, acquire load): who sees the
-            // new key also sees the new version, and with it everything above.
+            // new key also sees the new edition, and with it everything above.
             region.word(at + WORD).store(key.0[1], Ordering::Release);
             region.word(at).store(key.0[0], Ordering::Release);
         }

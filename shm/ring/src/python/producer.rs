@@ -11,7 +11,7 @@ use pyo3::types::IntoPyDict;
 use super::{Error, bell, epoch_text, map};
 use crate::json;
 use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX, is_channel_name};
-use crate::uplink::{Request, UplinkProducer};
+use crate::uplink::{Request, RequestKind, UplinkProducer};
 use crate::wake::Bell;
 
 /// Request id, status, epoch, offset.
@@ -62,7 +62,8 @@ impl Producer {
     }
 
     #[pyo3(signature = (
-        channel, data, *, tags = None, idempotency_key = None, binary = false, want_reply = true
+        channel, data, *, tags = None, idempotency_key = None, skip_history = false, version = 0,
+        delta = false, binary = false, want_reply = true
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python call")]
     fn publish(
@@ -72,15 +73,13 @@ impl Producer {
         data: Bytes,
         tags: Option<Bytes>,
         idempotency_key: Option<&str>,
+        skip_history: bool,
+        version: u64,
+        delta: bool,
         binary: bool,
         want_reply: bool,
     ) -> Result<u64, Error> {
-        if !is_channel_name(channel) {
-            let bytes = channel.len();
-            return Err(Error::Request(format!(
-                "channel: {bytes} bytes, it has to be 1 to {CHANNEL_BYTES_MAX} ASCII characters"
-            )));
-        }
+        check_channel(channel)?;
         let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
         if !binary {
             json::compact(data.as_slice(), &mut compact_data)
@@ -97,27 +96,47 @@ impl Producer {
             )));
         }
         let idempotency = idempotency_key.map_or(Ok(0), |key| digest(py, key))?;
-        let mut state = self.state();
-        let id = state.last_id + 1;
-        let wake = state.uplink.publish(&Request {
-            id,
+        let data = if binary {
+            data.as_slice()
+        } else {
+            &compact_data
+        };
+        self.hand_over(Request {
             want_reply,
             json: !binary,
+            skip_history,
+            delta,
+            version,
             idempotency,
             channel,
             tags: &compact_tags,
-            data: if binary {
-                data.as_slice()
-            } else {
-                &compact_data
-            },
-        })?;
-        state.last_id = id;
-        drop(state);
-        if wake {
-            self.publisher_wake.ring();
-        }
-        Ok(id)
+            data,
+            ..Request::default()
+        })
+    }
+
+    #[pyo3(signature = (order, *, want_reply = true))]
+    fn order(&self, order: Bytes, want_reply: bool) -> Result<u64, Error> {
+        let mut compact = Vec::new();
+        json::compact_object(order.as_slice(), &mut compact)
+            .map_err(|error| Error::Request(format!("order: {error}")))?;
+        self.hand_over(Request {
+            kind: RequestKind::Order,
+            want_reply,
+            data: &compact,
+            ..Request::default()
+        })
+    }
+
+    #[pyo3(signature = (channel, *, want_reply = true))]
+    fn history_remove(&self, channel: &str, want_reply: bool) -> Result<u64, Error> {
+        check_channel(channel)?;
+        self.hand_over(Request {
+            kind: RequestKind::HistoryRemove,
+            want_reply,
+            channel,
+            ..Request::default()
+        })
     }
 
     fn replies(&self, py: Python<'_>, timeout_s: f64) -> Result<Vec<PyReply>, Error> {
@@ -125,6 +144,16 @@ impl Producer {
             .map_err(|error| Error::Request(format!("timeout_s: {error}")))?;
         py.detach(|| self.wait_for_replies(timeout))
     }
+}
+
+fn check_channel(channel: &str) -> Result<(), Error> {
+    if is_channel_name(channel) {
+        return Ok(());
+    }
+    let bytes = channel.len();
+    Err(Error::Request(format!(
+        "channel: {bytes} bytes, it has to be 1 to {CHANNEL_BYTES_MAX} ASCII characters"
+    )))
 }
 
 /// Of an idempotency key: the publisher sees digests only. No two keys that anybody can find have
@@ -141,6 +170,19 @@ fn digest(py: Python<'_>, key: &str) -> Result<u128, Error> {
 impl Producer {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a request over, with an id that it gets here and that its reply will carry.
+    fn hand_over(&self, request: Request<'_>) -> Result<u64, Error> {
+        let mut state = self.state();
+        let id = state.last_id + 1;
+        let wake = state.uplink.publish(&Request { id, ..request })?;
+        state.last_id = id;
+        drop(state);
+        if wake {
+            self.publisher_wake.ring();
+        }
+        Ok(id)
     }
 
     fn wait_for_replies(&self, timeout: Duration) -> Result<Vec<PyReply>, Error> {

@@ -9,7 +9,7 @@ use super::statistics::{PyMetric, schema_of};
 use super::{Error, map};
 use crate::error::SegmentError;
 use crate::layout::{self, Kind, Owner};
-use crate::{channels, host, keep, log, stats, uplink};
+use crate::{channels, heap, history, host, keep, log, presence, stats, uplink};
 
 pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(log_size, module)?)?;
@@ -17,11 +17,14 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(stats_size, module)?)?;
     module.add_function(wrap_pyfunction!(uplink_size, module)?)?;
     module.add_function(wrap_pyfunction!(keep_size, module)?)?;
+    module.add_function(wrap_pyfunction!(heap_size, module)?)?;
     module.add_function(wrap_pyfunction!(format_log, module)?)?;
     module.add_function(wrap_pyfunction!(format_channels, module)?)?;
     module.add_function(wrap_pyfunction!(format_stats, module)?)?;
     module.add_function(wrap_pyfunction!(format_uplink, module)?)?;
     module.add_function(wrap_pyfunction!(format_keep, module)?)?;
+    module.add_function(wrap_pyfunction!(format_history, module)?)?;
+    module.add_function(wrap_pyfunction!(format_presence, module)?)?;
     module.add_function(wrap_pyfunction!(extend_stats, module)?)?;
     module.add_function(wrap_pyfunction!(inspect, module)?)
 }
@@ -66,6 +69,11 @@ fn stats_size(metrics: Vec<PyMetric>, rows: u64) -> Result<usize, Error> {
 #[pyfunction]
 fn uplink_size(capacity_bytes: u64) -> Result<usize, Error> {
     Ok(uplink::segment_bytes(possible(capacity_bytes)?))
+}
+
+#[pyfunction]
+fn heap_size(memory_bytes: u64) -> Result<usize, Error> {
+    Ok(heap::segment_bytes(memory_bytes)?)
 }
 
 /// Length of the segment, and how much of it is to be reserved at once.
@@ -142,6 +150,24 @@ fn format_uplink(fd: RawFd, capacity_bytes: u64, identity: Identity) -> Result<(
 }
 
 #[pyfunction]
+fn format_history(fd: RawFd, memory_bytes: u64, identity: Identity) -> Result<(), Error> {
+    Ok(history::format(
+        &map(fd)?,
+        memory_bytes,
+        owner_of(identity),
+    )?)
+}
+
+#[pyfunction]
+fn format_presence(fd: RawFd, memory_bytes: u64, identity: Identity) -> Result<(), Error> {
+    Ok(presence::format(
+        &map(fd)?,
+        memory_bytes,
+        owner_of(identity),
+    )?)
+}
+
+#[pyfunction]
 fn format_keep(
     fd: RawFd,
     slots_max: u64,
@@ -170,6 +196,8 @@ fn inspect(py: Python<'_>, fd: RawFd) -> PyResult<Option<Bound<'_, PyDict>>> {
         Kind::Channels => "channels",
         Kind::Statistics => "stats",
         Kind::Uplink => "uplink",
+        Kind::History => "history",
+        Kind::Presence => "presence",
         Kind::Keep => "keep",
     };
     let values = PyDict::new(py);

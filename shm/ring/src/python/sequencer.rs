@@ -6,6 +6,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use super::{Error, bell, borrowed, map};
+use crate::history::HistoryRule;
 use crate::sequencer::{self, Segments};
 
 #[derive(FromPyObject)]
@@ -13,6 +14,18 @@ struct Settings {
     stats_row: u32,
     generation: u64,
     lag_budget_ms: u64,
+    /// Namespace, publications of a channel, seconds.
+    history: Vec<(String, u64, f64)>,
+}
+
+fn rule_of((namespace, size, ttl_s): (String, u64, f64)) -> HistoryRule {
+    // Longer than any clock runs is for ever.
+    let ttl = Duration::try_from_secs_f64(ttl_s.max(0.0)).unwrap_or(Duration::MAX);
+    HistoryRule {
+        namespace,
+        size,
+        ttl,
+    }
 }
 
 #[pyclass(module = "shm._ring")]
@@ -21,10 +34,16 @@ pub(super) struct Sequencer(sequencer::Sequencer);
 #[pymethods]
 impl Sequencer {
     #[new]
-    #[pyo3(signature = (log_fd, channels_fd, stats_fd, wake_fd, settings, awaited = Vec::new()))]
+    #[pyo3(signature = (
+        log_fd, channels_fd, history_fd, presence_fd, stats_fd, wake_fd, settings,
+        awaited = Vec::new()
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "descriptors of a Python call")]
     fn new(
         log_fd: RawFd,
         channels_fd: RawFd,
+        history_fd: RawFd,
+        presence_fd: RawFd,
         stats_fd: RawFd,
         wake_fd: RawFd,
         settings: Settings,
@@ -33,12 +52,15 @@ impl Sequencer {
         let segments = Segments {
             log: map(log_fd)?,
             channels: map(channels_fd)?,
+            history: map(history_fd)?,
+            presence: map(presence_fd)?,
             stats: map(stats_fd)?,
         };
         let settings = sequencer::Settings {
             stats_row: settings.stats_row,
             generation: settings.generation,
             lag_budget: Duration::from_millis(settings.lag_budget_ms),
+            history: settings.history.into_iter().map(rule_of).collect(),
         };
         let sequencer = sequencer::Sequencer::open(segments, bell(wake_fd)?, settings, awaited)?;
         Ok(Self(sequencer))

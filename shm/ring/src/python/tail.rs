@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::stores::info_map;
 use super::{Error, epoch_text, map};
 use crate::channels::ChannelTable;
 use crate::log::{LogReader, LogView, Record};
@@ -52,7 +53,7 @@ impl LogTail {
             if record.kind == RECORD_KIND {
                 found.extend(
                     PublicationView::parse(record.payload)
-                        .map(|publication| publication_map(py, record.position, &publication)),
+                        .map(|publication| placed_map(py, record.position, &publication)),
                 );
             }
         };
@@ -92,13 +93,26 @@ impl LogTail {
     }
 }
 
-fn publication_map<'py>(
+fn placed_map<'py>(
     py: Python<'py>,
     position: u64,
     publication: &PublicationView<'_>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let map = PyDict::new(py);
+    let map = publication_map(py, publication)?;
     map.set_item("position", position)?;
+    Ok(map)
+}
+
+/// A publication as Python has it.
+pub(super) fn publication_map<'py>(
+    py: Python<'py>,
+    publication: &PublicationView<'_>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let info = match publication.info {
+        b"" => None,
+        info => Some(info_map(py, info)?),
+    };
+    let map = PyDict::new(py);
     map.set_item("channel", publication.channel)?;
     map.set_item("epoch", epoch_text(publication.epoch))?;
     map.set_item("offset", publication.offset)?;
@@ -106,6 +120,8 @@ fn publication_map<'py>(
     map.set_item("binary", !publication.json)?;
     map.set_item("tags", PyBytes::new(py, publication.tags))?;
     map.set_item("time_ms", publication.time_ms)?;
+    map.set_item("delta", publication.delta)?;
+    map.set_item("info", info)?;
     Ok(map)
 }
 
@@ -120,9 +136,14 @@ impl Channels {
     }
 
     fn top(&self, channel: &str) -> (String, u64) {
-        match self.0.top(self.0.key(channel)) {
-            Some(top) => (epoch_text(top.epoch), top.offset),
-            None => (epoch_text(self.0.epoch_now()), 0),
-        }
+        epoch_and_offset(&self.0, channel)
+    }
+}
+
+/// Where a channel stands; one that was never published to is at its beginning.
+pub(super) fn epoch_and_offset(table: &ChannelTable, channel: &str) -> (String, u64) {
+    match table.top(table.key(channel)) {
+        Some(top) => (epoch_text(top.epoch), top.offset),
+        None => (epoch_text(table.epoch_now()), 0),
     }
 }

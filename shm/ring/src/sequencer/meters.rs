@@ -55,6 +55,7 @@ macro_rules! meters {
 meters! {
     accepted: counter("publishes_total{outcome=\"accepted\"}", "Publishes by outcome."),
     duplicate: counter("publishes_total{outcome=\"duplicate\"}", "Publishes by outcome."),
+    superseded: counter("publishes_total{outcome=\"superseded\"}", "Publishes by outcome."),
     no_channel: counter("publishes_total{outcome=\"channels_max\"}", "Publishes by outcome."),
     too_large: counter("publishes_total{outcome=\"too_large\"}", "Publishes by outcome."),
     bad_request: counter("publishes_total{outcome=\"bad_request\"}", "Publishes by outcome."),
@@ -80,6 +81,28 @@ meters! {
     channel_evictions: counter("channel_evictions_total", "Channels forgotten for want of room."),
     keys: gauge("idempotency_keys", "Idempotency keys that are remembered."),
     keys_dropped: counter("idempotency_keys_dropped_total", "Keys forgotten before their time."),
-    redone: counter("publisher_redone_total", "Publications of a dead publisher, committed."),
+    joined: counter("presence_joins_total{outcome=\"accepted\"}", "Joins by outcome."),
+    presence_full: counter("presence_joins_total{outcome=\"full\"}", "Joins by outcome."),
+    left: counter("presence_leaves_total{cause=\"client\"}", "Leaves by cause."),
+    left_behind: counter("presence_leaves_total{cause=\"worker_gone\"}", "Leaves by cause."),
+    presence_clients: gauge("presence_clients", "Clients in channels that the table holds."),
+    presence_channels: gauge("presence_channels", "Channels that the presence table holds."),
+    presence_bytes: gauge("presence_bytes", "Memory that the presence table uses."),
+    orders: counter("orders_total", "Orders that all workers were given."),
+    emulations: counter("emulations_total", "Requests passed on to the owner of their session."),
+    removals: counter("history_removals_total", "Histories that were removed on request."),
+    history_publications: gauge("history_publications", "Publications in the history store."),
+    history_channels: gauge("history_channels", "Channels in the history store."),
+    history_bytes: gauge("history_bytes", "Memory that the history store uses."),
+    history_evicted: counter(
+        "history_dropped_total{reason=\"memory\"}",
+        "Publications that the history store dropped, or never took, before their time."
+    ),
+    history_too_large: counter(
+        "history_dropped_total{reason=\"too_large\"}",
+        "Publications that the history store dropped, or never took, before their time."
+    ),
+    history_expired: counter("history_expired_total", "Publications that became too old."),
+    redone: counter("publisher_redone_total", "Records of a dead publisher, committed."),
     answered_again: counter("publisher_answered_again_total", "Answers a dead publisher owed."),
 }

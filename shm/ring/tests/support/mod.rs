@@ -2,9 +2,16 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use tidegate_ring::layout::Owner;
+#[cfg(not(loom))]
+pub mod publisher;
+#[cfg(not(loom))]
+pub mod victim;
+
+use tidegate_ring::channels::ChannelKey;
+use tidegate_ring::layout::{HEADER_BYTES, Owner};
 use tidegate_ring::log;
-use tidegate_ring::region::Region;
+use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
+use tidegate_ring::region::{Region, WORD};
 use tidegate_ring::uplink;
 
 pub const OWNER: Owner = Owner {
@@ -21,6 +28,32 @@ pub fn heap_log(capacity: u64, readers: u32, start: u64) -> Region {
     let region = Region::heap(log::segment_bytes(capacity, readers));
     log::format(&region, capacity, readers, start, OWNER).unwrap();
     region
+}
+
+/// A publication of no particular place.
+pub fn publication<'a>(channel: &'a str, data: &'a [u8]) -> PublicationView<'a> {
+    PublicationView {
+        key: ChannelKey([1, 1]),
+        epoch: 1,
+        offset: 1,
+        previous: NO_PREVIOUS,
+        time_ms: 1,
+        source: Source {
+            uplink: 1,
+            generation: 7,
+            position: 0,
+        },
+        idempotency: None,
+        version: 0,
+        except: None,
+        channel,
+        json: true,
+        delta: false,
+        kept: false,
+        tags: b"",
+        info: b"",
+        data,
+    }
 }
 
 /// An uplink in private memory.
@@ -49,5 +82,20 @@ impl Random {
 
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.word() as u8).collect()
+    }
+}
+
+/// Writes nonsense to some words behind the header.
+pub fn scribble(region: &Region, random: &mut Random) {
+    let words = (region.len() - HEADER_BYTES) / WORD;
+    for _ in 0..1 + random.below(8) {
+        let offset = HEADER_BYTES + random.below(words) * WORD;
+        let value = match random.below(4) {
+            0 => random.word(),
+            1 => random.word() % 4096,
+            2 => 0,
+            _ => region.load(offset) ^ 1 << random.below(64),
+        };
+        region.store(offset, value);
     }
 }

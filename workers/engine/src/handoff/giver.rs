@@ -14,7 +14,7 @@ use super::{
 };
 use crate::connection::{Flags, Slot};
 use crate::metrics::Count;
-use crate::session::{CatchUp, Movable};
+use crate::session::Movable;
 use crate::slab::Token;
 use crate::sys::Watch;
 use crate::sys::passing;
@@ -264,17 +264,15 @@ impl Giver {
         connections: Vec<Parcel>,
         returned: &mut Vec<Token>,
     ) {
-        let mut catch_up = CatchUp::default();
-        for parcel in connections {
-            ground.sessions.metrics.add(Count::HandoffTakenBack, 1);
-            match ground.attach(parcel, &mut catch_up) {
-                Some((token, _)) => {
-                    self.kept += 1;
-                    returned.push(token);
-                }
-                None => self.lost += 1,
-            }
-        }
+        // The receiver may have told the publisher that they are its own.
+        let records = connections.iter().map(|parcel| &parcel.record);
+        ground.sessions.announce_arrivals(records);
+        let count = connections.len();
+        ground.sessions.metrics.add(Count::HandoffTakenBack, count);
+        let attached = ground.attach_all(connections);
+        self.kept += attached.len();
+        self.lost += count - attached.len();
+        returned.extend(attached.into_iter().map(|(token, _)| token));
     }
 
     /// The receiver is gone, and all that it said has been read: what it did not acknowledge, it

@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use tidegate_ring::host;
+
 use super::message::{MESSAGE_BYTES_MAX, Message, Refusal};
 use super::record::{self, VERSION, VERSION_OLDEST};
 use super::{Adopted, BATCH_BYTES_MAX, BATCH_CONNECTIONS_MAX, Ground, Parcel, Report, Sent};
 use crate::metrics::{Count, Histogram};
-use crate::session::CatchUp;
 use crate::sys::Watch;
 use crate::sys::passing::{self, Received};
 
@@ -24,7 +25,13 @@ enum Stage {
 struct Pending {
     ack: Vec<u8>,
     connections: Vec<Parcel>,
+    /// CLOCK_MONOTONIC.
+    since_ns: u64,
 }
+
+/// How long a batch waits for room in the uplink, in which the publisher is told of its clients: a
+/// publisher that is away for longer must not hold up the hand-off.
+const UPLINK_NS_MAX: u64 = 1_000_000_000;
 
 pub struct Receiver {
     id: u64,
@@ -87,7 +94,6 @@ impl Receiver {
         if let Some(pending) = self.pending.take() {
             let reason = self.acknowledge(ground, pending);
             if self.pending.is_some() {
-                self.is_woken = false;
                 return None;
             }
             if reason.is_some() {
@@ -177,19 +183,36 @@ impl Receiver {
         self.refused += refused.len();
         self.hold_foreign(ground, connections.len());
         let ack = Message::Ack { number, refused }.encode();
-        self.acknowledge(ground, Pending { ack, connections })
+        // The publisher learns whose they are before their giver lets go of them: if the giver's
+        // uplink ends next, they are in their channels still.
+        let records = connections.iter().map(|parcel| &parcel.record);
+        ground.sessions.announce_arrivals(records);
+        let pending = Pending {
+            ack,
+            connections,
+            since_ns: host::monotonic_ns(),
+        };
+        self.acknowledge(ground, pending)
     }
 
     /// Says that connections are ours, and makes them so. If the giver cannot be told, they are
     /// not: it takes them back when this socket closes, for the reason that is returned.
     fn acknowledge(&mut self, ground: &mut Ground<'_>, pending: Pending) -> Option<&'static str> {
+        let waited_ns = host::monotonic_ns() - pending.since_ns;
+        if !ground.sessions.uplink.has_told_all() && waited_ns < UPLINK_NS_MAX {
+            self.pending = Some(pending);
+            return None;
+        }
         match passing::send(self.socket.as_fd(), &pending.ack, &[]).into() {
             // A giver that is gone takes nothing back: they are ours as well.
             Sent::Done | Sent::Gone => {
                 self.hold_foreign(ground, 0);
                 self.adopt(ground, pending.connections);
             }
-            Sent::Later => self.pending = Some(pending),
+            Sent::Later => {
+                self.pending = Some(pending);
+                self.is_woken = false;
+            }
             Sent::Crowded | Sent::Failed => return Some("system"),
         }
         None
@@ -204,14 +227,11 @@ impl Receiver {
     }
 
     fn adopt(&mut self, ground: &mut Ground<'_>, connections: Vec<Parcel>) {
-        let mut catch_up = CatchUp::default();
-        for parcel in connections {
-            if let Some((_, pause_us)) = ground.attach(parcel, &mut catch_up) {
-                let metrics = &mut ground.sessions.metrics;
-                metrics.add(Count::HandoffAdopted, 1);
-                metrics.record(Histogram::HandoffPauseUs, pause_us);
-                self.pauses_us.push(pause_us);
-            }
+        for (_, pause_us) in ground.attach_all(connections) {
+            let metrics = &mut ground.sessions.metrics;
+            metrics.add(Count::HandoffAdopted, 1);
+            metrics.record(Histogram::HandoffPauseUs, pause_us);
+            self.pauses_us.push(pause_us);
         }
         // They have left the giver's keep.
         ground.sessions.put_down();

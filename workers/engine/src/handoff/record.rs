@@ -5,12 +5,14 @@
 
 use std::fmt;
 
+use crate::client::{Expiry, Standing, Traits};
 use crate::connection::Phase;
+use crate::protocol::format::Format;
 use crate::protocol::tcp::{FlowState, Window, flow::IN_FLIGHT_FRAMES_MAX};
 use crate::protocol::websocket::Fragments;
 
 /// What this build writes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The oldest that it reads.
 pub const VERSION_OLDEST: u16 = 1;
 
@@ -21,7 +23,9 @@ const CHANNEL_BYTES_MAX: usize = 255;
 const PINGED: u8 = 1;
 const DEAF: u8 = 1 << 1;
 const HANG_UP: u8 = 1 << 2;
-const FLAGS_KNOWN: u8 = PINGED | DEAF | HANG_UP;
+const TURNED_AWAY: u8 = 1 << 3;
+const NATIVE_PINGS: u8 = 1 << 4;
+const FLAGS_KNOWN: u8 = PINGED | DEAF | HANG_UP | TURNED_AWAY | NATIVE_PINGS;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -32,6 +36,10 @@ pub struct Record {
     pub deaf: bool,
     /// To be hung up on as soon as all is sent.
     pub hang_up: bool,
+    /// Its connect was answered with an error.
+    pub turned_away: bool,
+    /// Pinged by frames of the WebSocket protocol alone.
+    pub native_pings: bool,
     pub client: [u8; 16],
     /// When it was accepted, ms since 1970.
     pub connected_ms: u64,
@@ -46,6 +54,26 @@ pub struct Record {
     /// Start of a request, frame or message whose end has not arrived.
     pub input: Vec<u8>,
     pub speech: Speech,
+    /// What publications look like there.
+    pub format: Format,
+    /// Up to where its last owner has read the log; `None`: it did not say.
+    pub log_position: Option<u64>,
+    pub identity: Option<Identity>,
+}
+
+/// Who the client is, where that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub user: String,
+    /// JSON, or empty; so is `meta`.
+    pub info: Vec<u8>,
+    pub meta: Vec<u8>,
+    /// JSON object, or empty.
+    pub headers: Vec<u8>,
+    pub session: [u8; 16],
+    pub expiry: Expiry,
+    /// Of each of [`Record::subscriptions`].
+    pub standings: Vec<Standing>,
 }
 
 /// Times of a connection, seen from the moment of the hand-off.
@@ -87,6 +115,8 @@ pub struct Queued {
 pub enum Speech {
     Http,
     WebSocket(Option<Fragments>),
+    /// A response in HTTP that does not end.
+    Stream,
     Tcp {
         flow: FlowState,
         /// Pieces of a message that is not whole yet.
@@ -169,7 +199,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
     let mut records = Vec::new();
     while !fields.0.is_empty() {
         let mut record = Fields(fields.bytes()?);
-        records.push(record.record()?);
+        records.push(record.record(version)?);
         if !record.0.is_empty() {
             return Err(RecordError::Surplus);
         }
@@ -183,7 +213,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Record>, RecordError> {
 /// [`RecordError`]; what follows the record is returned.
 pub fn decode(bytes: &[u8]) -> Result<(Record, &[u8]), RecordError> {
     let mut fields = Fields(bytes);
-    let record = fields.record()?;
+    let record = fields.record(VERSION)?;
     Ok((record, fields.0))
 }
 
@@ -195,7 +225,13 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
         Phase::Closing => 2,
     });
     let bit = |on: bool, flag: u8| if on { flag } else { 0 };
-    out.push(bit(record.pinged, PINGED) | bit(record.deaf, DEAF) | bit(record.hang_up, HANG_UP));
+    out.push(
+        bit(record.pinged, PINGED)
+            | bit(record.deaf, DEAF)
+            | bit(record.hang_up, HANG_UP)
+            | bit(record.turned_away, TURNED_AWAY)
+            | bit(record.native_pings, NATIVE_PINGS),
+    );
     out.extend_from_slice(&record.client);
     put_u64(out, record.connected_ms);
     put_u64(out, record.detached_ns);
@@ -219,6 +255,35 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     put_u32(out, record.head_sent_bytes);
     put_bytes(out, &record.input);
     encode_speech(&record.speech, out);
+    out.push(record.format as u8);
+    out.push(u8::from(record.log_position.is_some()));
+    if let Some(position) = record.log_position {
+        put_u64(out, position);
+    }
+    out.push(u8::from(record.identity.is_some()));
+    if let Some(identity) = &record.identity {
+        encode_identity(identity, out);
+    }
+}
+
+fn encode_identity(identity: &Identity, out: &mut Vec<u8>) {
+    put_bytes(out, identity.user.as_bytes());
+    put_bytes(out, &identity.info);
+    put_bytes(out, &identity.meta);
+    put_bytes(out, &identity.headers);
+    out.extend_from_slice(&identity.session);
+    encode_expiry(identity.expiry, out);
+    put_length(out, identity.standings.len());
+    for standing in &identity.standings {
+        out.extend_from_slice(&standing.traits.bits().to_le_bytes());
+        encode_expiry(standing.expiry, out);
+        put_bytes(out, &standing.info);
+    }
+}
+
+fn encode_expiry(expiry: Expiry, out: &mut Vec<u8>) {
+    put_u64(out, expiry.at_s);
+    out.push(u8::from(expiry.by_hook));
 }
 
 fn encode_speech(speech: &Speech, out: &mut Vec<u8>) {
@@ -226,10 +291,12 @@ fn encode_speech(speech: &Speech, out: &mut Vec<u8>) {
         Speech::Http => out.push(0),
         Speech::WebSocket(None) => out.extend([1, 0]),
         Speech::WebSocket(Some(fragments)) => {
-            out.extend([1, 1, u8::from(fragments.is_text)]);
+            let kind = u8::from(fragments.is_text) | u8::from(fragments.is_compressed) << 1;
+            out.extend([1, 1, kind]);
             put_length(out, fragments.valid_bytes);
             put_bytes(out, &fragments.payload);
         }
+        Speech::Stream => out.push(3),
         Speech::Tcp { flow, pieces, wire } => {
             out.push(2);
             for flag in [flow.connected, flow.greeted, flow.crc] {
@@ -340,7 +407,7 @@ impl<'a> Fields<'a> {
         (0..count).map(|_| each(self)).collect()
     }
 
-    fn record(&mut self) -> Result<Record, RecordError> {
+    fn record(&mut self, version: u16) -> Result<Record, RecordError> {
         let phase = match self.u8()? {
             0 => Phase::Connecting,
             1 => Phase::Open,
@@ -351,11 +418,13 @@ impl<'a> Fields<'a> {
         if flags & !FLAGS_KNOWN != 0 {
             return Err(RecordError::Value("flag"));
         }
-        let record = Record {
+        let mut record = Record {
             phase,
             pinged: flags & PINGED != 0,
             deaf: flags & DEAF != 0,
             hang_up: flags & HANG_UP != 0,
+            turned_away: flags & TURNED_AWAY != 0,
+            native_pings: flags & NATIVE_PINGS != 0,
             client: self.array()?,
             connected_ms: self.u64()?,
             detached_ns: self.u64()?,
@@ -372,19 +441,37 @@ impl<'a> Fields<'a> {
             head_sent_bytes: self.u32()?,
             input: self.bytes()?.to_vec(),
             speech: self.speech()?,
+            format: Format::UniWebSocket,
+            log_position: None,
+            identity: None,
         };
+        if version == 1 {
+            // Clients had one dialect a port, and no names.
+            if let Speech::Tcp { .. } = record.speech {
+                record.format = Format::Tcp;
+            }
+        } else {
+            record.format = Format::from_number(self.u8()?).ok_or(RecordError::Value("format"))?;
+            record.log_position = match self.flag("log_position")? {
+                true => Some(self.u64()?),
+                false => None,
+            };
+            record.identity = match self.flag("identity")? {
+                true => Some(self.identity()?),
+                false => None,
+            };
+        }
         check(&record)?;
         Ok(record)
     }
 
     fn position(&mut self) -> Result<Position, RecordError> {
-        let channel = std::str::from_utf8(self.bytes()?);
-        let channel = channel.map_err(|_| RecordError::Value("channel"))?;
+        let channel = self.text("channel")?;
         if channel.is_empty() || channel.len() > CHANNEL_BYTES_MAX {
             return Err(RecordError::Value("channel"));
         }
         Ok(Position {
-            channel: channel.to_string(),
+            channel,
             epoch: self.u32()?,
             offset: self.u64()?,
         })
@@ -399,12 +486,49 @@ impl<'a> Fields<'a> {
         })
     }
 
+    fn identity(&mut self) -> Result<Identity, RecordError> {
+        Ok(Identity {
+            user: self.text("user")?,
+            info: self.bytes()?.to_vec(),
+            meta: self.bytes()?.to_vec(),
+            headers: self.bytes()?.to_vec(),
+            session: self.array()?,
+            expiry: self.expiry()?,
+            standings: self.list(Self::standing)?,
+        })
+    }
+
+    fn text(&mut self, name: &'static str) -> Result<String, RecordError> {
+        let text = std::str::from_utf8(self.bytes()?);
+        Ok(text.map_err(|_| RecordError::Value(name))?.to_string())
+    }
+
+    fn expiry(&mut self) -> Result<Expiry, RecordError> {
+        Ok(Expiry {
+            at_s: self.u64()?,
+            by_hook: self.flag("by_hook")?,
+        })
+    }
+
+    fn standing(&mut self) -> Result<Standing, RecordError> {
+        Ok(Standing {
+            traits: Traits::from_bits(self.u16()?).ok_or(RecordError::Value("traits"))?,
+            expiry: self.expiry()?,
+            info: self.bytes()?.into(),
+        })
+    }
+
     fn speech(&mut self) -> Result<Speech, RecordError> {
         match self.u8()? {
             0 => Ok(Speech::Http),
             1 => Ok(Speech::WebSocket(if self.flag("fragments")? {
+                let kind = self.u8()?;
+                if kind > 3 {
+                    return Err(RecordError::Value("fragments"));
+                }
                 Some(Fragments {
-                    is_text: self.flag("is_text")?,
+                    is_text: kind & 1 != 0,
+                    is_compressed: kind & 2 != 0,
                     valid_bytes: self.u32()? as usize,
                     payload: self.bytes()?.to_vec(),
                 })
@@ -416,6 +540,7 @@ impl<'a> Fields<'a> {
                 pieces: self.bytes()?.to_vec(),
                 wire: self.bytes()?.to_vec(),
             }),
+            3 => Ok(Speech::Stream),
             _ => Err(RecordError::Value("dialect")),
         }
     }
@@ -461,6 +586,19 @@ fn check(record: &Record) -> Result<(), RecordError> {
         if queued.bytes.is_empty() || queued.subscription.is_some_and(|at| at >= subscriptions) {
             return Err(RecordError::Value("queue"));
         }
+    }
+    let standings = record.identity.as_ref().map(|each| each.standings.len());
+    if standings.is_some_and(|count| count != record.subscriptions.len()) {
+        return Err(RecordError::Value("standings"));
+    }
+    let is_fit = match record.speech {
+        Speech::Http => true,
+        Speech::WebSocket(_) => record.format.is_websocket(),
+        Speech::Stream => !record.format.is_websocket() && record.format != Format::Tcp,
+        Speech::Tcp { .. } => record.format == Format::Tcp,
+    };
+    if !is_fit {
+        return Err(RecordError::Value("format"));
     }
     match &record.speech {
         Speech::WebSocket(Some(each)) if each.valid_bytes > each.payload.len() => {

@@ -21,10 +21,10 @@ use crate::handoff::record::{Position, Queued, Record, Speech, Timers};
 use crate::hub::ChannelId;
 use crate::keep::decode_blob;
 use crate::outbox::{Frame, Outbox};
-use crate::protocol::close::Close;
+use crate::protocol::close::{Close, Farewell};
 use crate::protocol::http::HttpReject;
 use crate::protocol::tcp::Reassembly;
-use crate::session::{goodbye_frame, place_of};
+use crate::session::place_of;
 
 /// Publications that are looked at to find how far a channel had come; what takes more is caught
 /// up with from where the connection was put down last.
@@ -155,6 +155,7 @@ pub fn resume(
         for each in &mut record.subscriptions {
             places.advance(each, position);
         }
+        record.log_position = Some(position);
     }
     fill_queue(&mut record, &outbox, &channels);
     Ok(Resumed { record, loss })
@@ -192,11 +193,12 @@ fn advance_tcp(tcp: &mut Tcp, outbox: &mut Outbox, mut sent: usize) -> bool {
 
 /// Makes it a connection that says goodbye and is then closed.
 fn condemn(record: &mut Record, outbox: &mut Outbox) {
-    let close = Close::Shutdown;
+    let farewell = Farewell::from(Close::Shutdown);
     record.phase = Phase::Closing;
     record.deaf = true;
     record.timers.due_ms = GOODBYE_MS;
     record.subscriptions.clear();
+    record.identity = None;
     record.input.clear();
     match &mut record.speech {
         Speech::Http => {
@@ -206,7 +208,11 @@ fn condemn(record: &mut Record, outbox: &mut Outbox) {
         Speech::WebSocket(fragments) => {
             *fragments = None;
             outbox.drop_unsent();
-            outbox.push(goodbye_frame(close));
+            outbox.push(Frame::new(record.format.goodbye(&farewell)));
+        }
+        Speech::Stream => {
+            outbox.drop_unsent();
+            outbox.push(Frame::new(record.format.goodbye(&farewell)));
         }
         Speech::Tcp { flow, pieces, wire } => {
             pieces.clear();
@@ -217,7 +223,7 @@ fn condemn(record: &mut Record, outbox: &mut Outbox) {
                 wire: std::mem::take(wire),
                 publishes: 0,
             };
-            tcp.say_goodbye(close);
+            tcp.say_goodbye(&farewell);
             (*flow, *wire) = (tcp.flow.into(), tcp.wire);
         }
     }

@@ -4,6 +4,8 @@
 //! 45xx ours for violations of the binary TCP protocol. Clients derive from the code alone whether
 //! to come back (see [`reconnects`]), so a new row has to be put into the range that says so.
 
+use std::borrow::Cow;
+
 /// Longest reason a close frame can hold: 125 bytes of a control frame less the code (RFC 6455
 /// §5.5).
 pub const REASON_BYTES_MAX: usize = 123;
@@ -70,6 +72,9 @@ closes! {
     NotAvailable = 3508, "not_available", "not available";
     TooManyErrors = 3509, "too_many_errors", "too many errors";
 
+    /// By the application, with a code and a reason of its own.
+    Application = 4000, "application", "disconnected by the application";
+
     BadMagic = 4501, "bad_magic", "bad magic";
     BadVersion = 4502, "bad_version", "protocol version not supported";
     BadType = 4503, "bad_type", "unknown frame type";
@@ -118,6 +123,77 @@ impl Close {
     }
 }
 
+/// What a client is told at the end: the code and reason of a [`Close`], or the application's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// What it is counted as.
+    pub close: Close,
+    pub code: u16,
+    pub reason: Cow<'static, str>,
+}
+
+impl From<Close> for Farewell {
+    fn from(close: Close) -> Self {
+        Self {
+            close,
+            code: close.code(),
+            reason: Cow::Borrowed(close.reason()),
+        }
+    }
+}
+
+impl Farewell {
+    /// What an application says. A code that is not for applications or the client protocol says
+    /// no more than that it was one; a reason that clients would misread is left out.
+    pub fn of_application(code: u16, reason: &str) -> Self {
+        let close = ALL.iter().find(|close| close.code() == code);
+        let close = *close.unwrap_or(&Close::Application);
+        if !(3000..=4999).contains(&code) {
+            return Self::from(Close::Application);
+        }
+        let is_fit = !reason.is_empty()
+            && reason.len() <= REASON_BYTES_MAX
+            && serde_json::from_str::<serde::de::IgnoredAny>(reason).is_err();
+        let reason = match is_fit {
+            true => Cow::Owned(reason.to_string()),
+            false => Cow::Borrowed(close.reason()),
+        };
+        Self {
+            close,
+            code,
+            reason,
+        }
+    }
+}
+
+/// Why a subscription ended that its client did not end itself. From 2500 on clients make it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsubscribed {
+    /// By the application.
+    Server,
+    /// Publications were missed that history no longer holds.
+    InsufficientState,
+    Expired,
+}
+
+impl Unsubscribed {
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Server => 2000,
+            Self::InsufficientState => 2500,
+            Self::Expired => 2501,
+        }
+    }
+
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Server => "server unsubscribe",
+            Self::InsufficientState => "insufficient state",
+            Self::Expired => "subscription expired",
+        }
+    }
+}
+
 /// The rule that Centrifuge clients apply to a close code: 3500..=3999 and 4500..=4999 are final.
 /// Codes below 3000 are the transport's business and reconnect, save 1009: the same client would
 /// send the same message again.
@@ -158,6 +234,23 @@ mod tests {
                 serde_json::from_str::<serde_json::Value>(reason).is_err(),
                 "{reason}"
             );
+        }
+    }
+
+    #[test]
+    fn an_application_says_what_clients_can_take() {
+        let own = Farewell::of_application(4242, "bought elsewhere");
+        assert_eq!((own.close, own.code), (Close::Application, 4242));
+        assert_eq!(own.reason, "bought elsewhere");
+        let known = Farewell::of_application(3503, "");
+        assert_eq!(known, Close::ForceDisconnect.into());
+        assert_eq!(
+            Farewell::of_application(1000, "x"),
+            Close::Application.into()
+        );
+        for misread in ["true", "{\"reconnect\": false}", &"x".repeat(124)] {
+            let farewell = Farewell::of_application(4242, misread);
+            assert_eq!(farewell.reason, Close::Application.reason());
         }
     }
 

@@ -1,27 +1,19 @@
-//! The HTTP/1.1 request that opens a WebSocket (RFC 6455 §4.2, RFC 9112) and its answer.
+//! The request that opens a connection of the client port (RFC 9112), and its answer.
 //!
-//! One request is served per connection: it becomes a WebSocket or is refused with a status and
-//! closed. Bytes after the request head stay with the caller; they are the first frames of a
-//! client that did not wait.
+//! One request is served per connection: it becomes a WebSocket or a stream, is answered, or is
+//! refused with a status and closed. Bytes after a WebSocket's request head stay with the caller;
+//! they are the first frames of a client that did not wait.
+//!
+//! - [`opening`]: endpoints and what they answer.
+//! - `upgrade`: the WebSocket handshake. `origin`: who may come from where.
 
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+mod opening;
+mod origin;
+mod upgrade;
 
 use super::Parsed;
 
-/// Where unidirectional WebSocket clients connect.
-pub const UNI_WEBSOCKET_PATH: &str = "/connection/uni_websocket";
-
-/// Appended to the client's key before hashing (RFC 6455 §1.3).
-const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-
-/// A nonce of 16 bytes, whatever the unused bits of its last character: Go clients leave them set.
-const KEY_BYTES: usize = 16;
-const KEY_CODEC: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
-);
+pub use opening::{Asked, Opening, Rules, parse_opening};
 
 /// What a request head may cost before it is refused with 431.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +31,7 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// Without the question mark; not percent-decoded.
     pub query: &'a str,
+    is_http_1_0: bool,
     headers: Vec<httparse::Header<'a>>,
 }
 
@@ -67,15 +60,32 @@ macro_rules! rejects {
 rejects! {
     BadHandshake = "400 Bad Request", "bad_handshake",
         "not a WebSocket handshake (RFC 6455): use a WebSocket client";
+    /// The body is not what the endpoint takes, or not there.
+    BadRequest = "400 Bad Request", "bad_request",
+        "this request has no body, or none that is understood here";
     OriginRefused = "403 Forbidden", "origin_refused",
         "this origin may not connect: it is not in the gateway's client.allowed_origins";
     UnknownPath = "404 Not Found", "unknown_path",
-        "nothing here: connect to /connection/uni_websocket";
+        "nothing here: connect to /connection/websocket";
+    /// The emulation endpoint was told a session of another gateway, or of one before this.
+    UnknownNode = "404 Not Found", "unknown_node",
+        "this session is not of this gateway: connect anew";
     MethodNotAllowed = "405 Method Not Allowed", "method_not_allowed",
-        "a WebSocket handshake is a GET request";
+        "this takes a GET request";
+    NotPost = "405 Method Not Allowed", "not_post",
+        "this takes a POST request";
+    NeitherGetNorPost = "405 Method Not Allowed", "neither_get_nor_post",
+        "this takes a GET or a POST request";
     /// The head did not arrive within `limits.handshake_timeout_s`.
     Timeout = "408 Request Timeout", "timeout",
         "the request did not arrive in time";
+    LengthRequired = "411 Length Required", "length_required",
+        "the body needs a Content-Length: it is not taken in chunks";
+    /// Over `limits.message_bytes_max`.
+    BodyTooLarge = "413 Content Too Large", "body_too_large",
+        "the body is larger than the gateway takes";
+    ExpectationFailed = "417 Expectation Failed", "expectation_failed",
+        "send the body without waiting";
     WebSocketVersion = "426 Upgrade Required", "websocket_version",
         "only WebSocket version 13 is spoken here";
     HeadersTooLarge = "431 Request Header Fields Too Large", "headers_too_large",
@@ -84,7 +94,7 @@ rejects! {
     Full = "503 Service Unavailable", "full",
         "no room for another connection: try again later";
     HttpVersion = "505 HTTP Version Not Supported", "http_version",
-        "only HTTP/1.1 is spoken here";
+        "only HTTP/1.1 is spoken here, and HTTP/1.0 where no upgrade is asked for";
 }
 
 impl HttpReject {
@@ -107,6 +117,8 @@ impl HttpReject {
     pub fn response(self) -> Vec<u8> {
         let headers = match self {
             Self::MethodNotAllowed => "Allow: GET\r\n",
+            Self::NotPost => "Allow: POST, OPTIONS\r\n",
+            Self::NeitherGetNorPost => "Allow: GET, POST, OPTIONS\r\n",
             // RFC 6455 §4.4 wants the version, RFC 9110 §15.5.22 the upgrade.
             Self::WebSocketVersion => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
             _ => "",
@@ -142,11 +154,8 @@ pub fn parse_request<'a>(
         Err(httparse::Error::Version) => return Err(HttpReject::HttpVersion),
         Err(_) => return Err(HttpReject::BadHandshake),
     };
-    // HTTP/1.0 has neither Upgrade nor, in proxies, connections that live.
-    if parsed.version != Some(1) {
-        return Err(HttpReject::HttpVersion);
-    }
-    let (Some(method), Some(target)) = (parsed.method, parsed.path) else {
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
+    else {
         return Err(HttpReject::BadHandshake);
     };
     let header_count = parsed.headers.len();
@@ -156,6 +165,7 @@ pub fn parse_request<'a>(
         method,
         path,
         query,
+        is_http_1_0: version == 0,
         headers,
     };
     Ok(Parsed::Complete {
@@ -185,6 +195,19 @@ impl<'a> Request<'a> {
             .map(|header| header.value)
     }
 
+    /// The headers of `names` that there are, several of one name as the list that they stand for
+    /// (RFC 9110 §5.3). What is not UTF-8 is left out.
+    pub fn named(&self, names: &[String]) -> Vec<(String, String)> {
+        let named = names.iter().filter_map(|name| {
+            let values: Vec<&str> = self
+                .values(name)
+                .filter_map(|value| std::str::from_utf8(value).ok())
+                .collect();
+            (!values.is_empty()).then(|| (name.clone(), values.join(", ")))
+        });
+        named.collect()
+    }
+
     /// The value of a header that may occur at most once.
     fn value(&self, name: &str) -> Result<Option<&'a [u8]>, HttpReject> {
         let mut values = self.values(name);
@@ -194,11 +217,58 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether a comma-separated list, over all headers of that name, holds `token` in any case.
-    fn has_token(&self, name: &str, token: &str) -> bool {
+    /// The items of a comma-separated list, over all headers of that name.
+    fn list(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.values(name)
             .flat_map(|value| value.split(|&byte| byte == b','))
-            .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+            .map(<[u8]>::trim_ascii)
+    }
+
+    /// Whether such a list holds `token` in any case.
+    fn has_token(&self, name: &str, token: &str) -> bool {
+        self.list(name)
+            .any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// Whether the body is of that type, whatever its parameters.
+    fn has_content_type(&self, wanted: &str) -> bool {
+        let essence = |value: &'a [u8]| value.split(|&byte| byte == b';').next();
+        self.values("content-type")
+            .filter_map(essence)
+            .any(|found| found.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
+    }
+
+    /// How long the body is (RFC 9112 §6.3).
+    fn body_bytes(&self, bytes_max: usize) -> Result<usize, HttpReject> {
+        let length = self
+            .value("content-length")
+            .or(Err(HttpReject::BadRequest))?;
+        if self.values("transfer-encoding").next().is_some() {
+            // Both together are how requests are smuggled (RFC 9112 §11.2).
+            return Err(match length {
+                Some(_) => HttpReject::BadRequest,
+                None => HttpReject::LengthRequired,
+            });
+        }
+        let Some(digits) = length else {
+            return Ok(0);
+        };
+        if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(HttpReject::BadRequest);
+        }
+        let length = std::str::from_utf8(digits)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        match length {
+            Some(0) => Ok(0),
+            Some(_) if self.method == "GET" => Err(HttpReject::BadRequest),
+            Some(_) if self.has_token("expect", "100-continue") => {
+                Err(HttpReject::ExpectationFailed)
+            }
+            Some(length) if length <= bytes_max => Ok(length),
+            // Also what no integer holds.
+            _ => Err(HttpReject::BodyTooLarge),
+        }
     }
 
     /// A query parameter, percent-decoded; the first of its name. An encoding that is broken or
@@ -229,91 +299,4 @@ fn percent_decode(text: &str) -> Option<String> {
         });
     }
     String::from_utf8(decoded).ok()
-}
-
-/// Check the handshake (RFC 6455 §4.2.1) and give the 101 response. No extension and no subprotocol
-/// is agreed to, which by RFC 6455 §4.2.2 is said by not mentioning it.
-pub fn websocket_accept(
-    request: &Request<'_>,
-    origins_allowed: &[String],
-) -> Result<Vec<u8>, HttpReject> {
-    if request.path != UNI_WEBSOCKET_PATH {
-        return Err(HttpReject::UnknownPath);
-    }
-    if request.method != "GET" {
-        return Err(HttpReject::MethodNotAllowed);
-    }
-    if request.value("host")?.is_none()
-        || !request.has_token("upgrade", "websocket")
-        || !request.has_token("connection", "upgrade")
-    {
-        return Err(HttpReject::BadHandshake);
-    }
-    if request.value("sec-websocket-version")? != Some(b"13") {
-        return Err(HttpReject::WebSocketVersion);
-    }
-    let key = request
-        .value("sec-websocket-key")?
-        .ok_or(HttpReject::BadHandshake)?;
-    if !KEY_CODEC
-        .decode(key)
-        .is_ok_and(|nonce| nonce.len() == KEY_BYTES)
-    {
-        return Err(HttpReject::BadHandshake);
-    }
-    if !origin_allowed(request.value("origin")?, origins_allowed) {
-        return Err(HttpReject::OriginRefused);
-    }
-    let mut response = Vec::with_capacity(160);
-    response.extend_from_slice(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Accept: ",
-    );
-    response.extend_from_slice(accept_key(key).as_bytes());
-    response.extend_from_slice(b"\r\n\r\n");
-    Ok(response)
-}
-
-fn accept_key(key: &[u8]) -> String {
-    let mut hash = sha1_smol::Sha1::new();
-    hash.update(key);
-    hash.update(WEBSOCKET_GUID);
-    STANDARD.encode(hash.digest().bytes())
-}
-
-/// Browsers always name their origin, other clients never do: without one a request passes, with
-/// one it must match a pattern, in any case; `*` stands for any run of characters.
-fn origin_allowed(origin: Option<&[u8]>, patterns: &[String]) -> bool {
-    origin.is_none_or(|origin| {
-        patterns
-            .iter()
-            .any(|pattern| matches_pattern(pattern.as_bytes(), origin))
-    })
-}
-
-/// Greedy match that returns to the last `*` only: O(pattern × text), whatever the pattern.
-fn matches_pattern(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut at, mut seen) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while seen < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, seen));
-                at += 1;
-            }
-            Some(byte) if byte.eq_ignore_ascii_case(&text[seen]) => {
-                at += 1;
-                seen += 1;
-            }
-            _ => {
-                let Some((star_at, star_seen)) = star else {
-                    return false;
-                };
-                star = Some((star_at, star_seen + 1));
-                at = star_at + 1;
-                seen = star_seen + 1;
-            }
-        }
-    }
-    pattern[at..].iter().all(|&byte| byte == b'*')
 }

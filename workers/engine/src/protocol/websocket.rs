@@ -1,4 +1,4 @@
-//! WebSocket frames, server side (RFC 6455 §5 to §7).
+//! WebSocket frames, server side (RFC 6455 §5 to §7), with compressed messages (RFC 7692 §6).
 //!
 //! The caller keeps partial input; [`Inbound::decode`] takes one whole frame from its start. Limits
 //! are enforced on the header, so a caller that reads on after `Incomplete` never has to keep more
@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 
 use super::Parsed;
-use super::close::{Close, REASON_BYTES_MAX};
+use super::close::{Close, Farewell, REASON_BYTES_MAX};
+use super::deflate;
 
 /// Opcode and flags, length byte, 8 bytes of extended length, 4 of mask.
 pub const HEADER_BYTES_MAX: usize = 14;
@@ -17,6 +18,8 @@ pub const PING_FRAME: [u8; 2] = [FIN | Opcode::Ping as u8, 0];
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// The first of the reserved bits: the message is compressed (RFC 7692 §6).
+const COMPRESSED: u8 = 0x40;
 const MASKED: u8 = 0x80;
 const MASK_BYTES: usize = 4;
 /// RFC 6455 §5.5.
@@ -81,13 +84,25 @@ pub struct Inbound {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fragments {
     pub is_text: bool,
+    pub is_compressed: bool,
     pub payload: Vec<u8>,
-    /// How much of a text is known to be UTF-8; what follows is the start of a character.
+    /// How much of a text is known to be UTF-8; what follows is the start of a character, or is
+    /// compressed.
     pub valid_bytes: usize,
+}
+
+/// What a connection may receive.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of a message, its fragments together and expanded.
+    pub message_bytes_max: usize,
+    /// Whether permessage-deflate was agreed to.
+    pub deflate: bool,
 }
 
 struct Header {
     is_final: bool,
+    is_compressed: bool,
     opcode: Opcode,
     /// As announced; not yet held against any limit.
     payload_bytes: u64,
@@ -104,16 +119,16 @@ impl Inbound {
     /// consumed only once; `Incomplete` leaves all as it was.
     ///
     /// Errors: `ProtocolError`, `InvalidText`, or `MessageTooBig` when a message would exceed
-    /// `message_bytes_max`, fragments together.
+    /// `limits.message_bytes_max`.
     pub fn decode<'a>(
         &mut self,
         bytes: &'a mut [u8],
-        message_bytes_max: usize,
+        limits: &Limits,
     ) -> Result<Parsed<Event<'a>>, Close> {
         let Parsed::Complete {
             value: header,
             consumed: header_bytes,
-        } = self.parse_header(bytes)?
+        } = self.parse_header(bytes, limits.deflate)?
         else {
             return Ok(Parsed::Incomplete);
         };
@@ -123,7 +138,7 @@ impl Inbound {
                 .as_ref()
                 .map_or(0, |fragments| fragments.payload.len());
             // What was kept in another process may exceed the limit of this one.
-            if header.payload_bytes > message_bytes_max.saturating_sub(kept) as u64 {
+            if header.payload_bytes > limits.message_bytes_max.saturating_sub(kept) as u64 {
                 return Err(Close::MessageTooBig);
             }
         }
@@ -133,13 +148,13 @@ impl Inbound {
             return Ok(Parsed::Incomplete);
         };
         unmask(payload, header.mask);
-        let value = self.take(header.opcode, header.is_final, payload)?;
+        let value = self.take(&header, payload, limits.message_bytes_max)?;
         Ok(Parsed::Complete { value, consumed })
     }
 
     /// Parse and check a frame's header, byte by byte as RFC 6455 §5.2 draws it, so that a wrong
     /// one is refused at its first wrong byte.
-    fn parse_header(&self, bytes: &[u8]) -> Result<Parsed<Header>, Close> {
+    fn parse_header(&self, bytes: &[u8], deflate: bool) -> Result<Parsed<Header>, Close> {
         let Some(&first) = bytes.first() else {
             return Ok(Parsed::Incomplete);
         };
@@ -150,7 +165,9 @@ impl Inbound {
             Opcode::Text | Opcode::Binary => self.fragments.is_none(),
             Opcode::Close | Opcode::Ping | Opcode::Pong => is_final,
         };
-        if first & RESERVED != 0 || !is_in_place {
+        let is_compressed = first & RESERVED == COMPRESSED;
+        let may_be_compressed = deflate && matches!(opcode, Opcode::Text | Opcode::Binary);
+        if (first & RESERVED != 0 && !(is_compressed && may_be_compressed)) || !is_in_place {
             return Err(Close::ProtocolError);
         }
         let Some(&second) = bytes.get(1) else {
@@ -173,6 +190,7 @@ impl Inbound {
         };
         let value = Header {
             is_final,
+            is_compressed,
             opcode,
             payload_bytes,
             mask,
@@ -185,50 +203,41 @@ impl Inbound {
 
     fn take<'a>(
         &mut self,
-        opcode: Opcode,
-        is_final: bool,
+        header: &Header,
         payload: &'a [u8],
+        message_bytes_max: usize,
     ) -> Result<Event<'a>, Close> {
-        match opcode {
-            Opcode::Ping => Ok(Event::Ping(payload)),
-            Opcode::Pong => Ok(Event::Pong(payload)),
-            Opcode::Close => parse_close(payload),
-            Opcode::Text if is_final => {
+        match header.opcode {
+            Opcode::Ping => return Ok(Event::Ping(payload)),
+            Opcode::Pong => return Ok(Event::Pong(payload)),
+            Opcode::Close => return parse_close(payload),
+            Opcode::Text if header.is_final && !header.is_compressed => {
                 let text = simdutf8::basic::from_utf8(payload).or(Err(Close::InvalidText))?;
-                Ok(Event::Text(Cow::Borrowed(text)))
+                return Ok(Event::Text(Cow::Borrowed(text)));
             }
-            Opcode::Binary if is_final => Ok(Event::Binary(Cow::Borrowed(payload))),
+            Opcode::Binary if header.is_final && !header.is_compressed => {
+                return Ok(Event::Binary(Cow::Borrowed(payload)));
+            }
             Opcode::Text | Opcode::Binary => {
                 self.fragments = Some(Box::new(Fragments {
-                    is_text: opcode == Opcode::Text,
+                    is_text: header.opcode == Opcode::Text,
+                    is_compressed: header.is_compressed,
                     payload: Vec::new(),
                     valid_bytes: 0,
                 }));
-                self.continue_message(payload, is_final)
             }
-            Opcode::Continuation => self.continue_message(payload, is_final),
+            Opcode::Continuation => {}
         }
-    }
-
-    fn continue_message(
-        &mut self,
-        payload: &[u8],
-        is_final: bool,
-    ) -> Result<Event<'static>, Close> {
         let fragments = self.fragments.as_mut().expect("parse_header checked it");
         fragments.payload.extend_from_slice(payload);
         fragments.check_text()?;
-        if !is_final {
+        if !header.is_final {
             return Ok(Event::Fragment);
         }
-        let Fragments {
-            is_text, payload, ..
-        } = *self.fragments.take().expect("it is there");
-        if !is_text {
-            return Ok(Event::Binary(Cow::Owned(payload)));
-        }
-        let text = String::from_utf8(payload).or(Err(Close::InvalidText))?;
-        Ok(Event::Text(Cow::Owned(text)))
+        self.fragments
+            .take()
+            .expect("it is there")
+            .into_message(message_bytes_max)
     }
 }
 
@@ -243,7 +252,7 @@ impl From<Option<Fragments>> for Inbound {
 impl Fragments {
     /// Check what came since the last fragment; a character may be cut between two.
     fn check_text(&mut self) -> Result<(), Close> {
-        if !self.is_text {
+        if !self.is_text || self.is_compressed {
             return Ok(());
         }
         match simdutf8::compat::from_utf8(&self.payload[self.valid_bytes..]) {
@@ -252,6 +261,20 @@ impl Fragments {
             Err(_) => return Err(Close::InvalidText),
         }
         Ok(())
+    }
+
+    /// The message that they are, now that all have come.
+    fn into_message(self, message_bytes_max: usize) -> Result<Event<'static>, Close> {
+        let payload = if self.is_compressed {
+            deflate::expand(&self.payload, message_bytes_max)?
+        } else {
+            self.payload
+        };
+        if !self.is_text {
+            return Ok(Event::Binary(Cow::Owned(payload)));
+        }
+        let text = String::from_utf8(payload).or(Err(Close::InvalidText))?;
+        Ok(Event::Text(Cow::Owned(text)))
     }
 }
 
@@ -315,8 +338,17 @@ fn unmask(payload: &mut [u8], mask: [u8; MASK_BYTES]) {
 /// Append a whole, unmasked frame. A control payload is at most 125 bytes.
 pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     debug_assert!(!opcode.is_control() || payload.len() <= CONTROL_PAYLOAD_MAX as usize);
+    put_frame(out, FIN | opcode as u8, payload);
+}
+
+/// Append a message that [`super::deflate::compress`] has compressed (RFC 7692 §6).
+pub fn encode_compressed(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    put_frame(out, FIN | COMPRESSED | opcode as u8, payload);
+}
+
+fn put_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
     out.reserve(HEADER_BYTES_MAX - MASK_BYTES + payload.len());
-    out.push(FIN | opcode as u8);
+    out.push(first);
     match payload.len() {
         length @ 0..=125 => out.push(length as u8),
         length @ 126..=0xFFFF => {
@@ -332,11 +364,11 @@ pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 }
 
 /// Append our close frame.
-pub fn encode_close(out: &mut Vec<u8>, close: Close) {
-    debug_assert!(close.reason().len() <= REASON_BYTES_MAX);
+pub fn encode_close(out: &mut Vec<u8>, farewell: &Farewell) {
+    debug_assert!(farewell.reason.len() <= REASON_BYTES_MAX);
     let mut payload = Vec::with_capacity(CONTROL_PAYLOAD_MAX as usize);
-    payload.extend_from_slice(&close.code().to_be_bytes());
-    payload.extend_from_slice(close.reason().as_bytes());
+    payload.extend_from_slice(&farewell.code.to_be_bytes());
+    payload.extend_from_slice(farewell.reason.as_bytes());
     encode_frame(out, Opcode::Close, &payload);
 }
 

@@ -31,7 +31,7 @@ impl Reactor {
             return false;
         };
         connection.flags.set(Flags::TO_READ, false);
-        if connection.flags.has(Flags::HELD) {
+        if connection.flags.has(Flags::HELD) || connection.flags.has(Flags::WAITING) {
             return false;
         }
         match connection.input.take() {
@@ -58,11 +58,17 @@ impl Reactor {
     fn read_on(&mut self, token: Token, mut held: Vec<u8>) -> bool {
         let before = held.len();
         let growth = before.max(INPUT_GROWTH_BYTES);
-        held.resize(self.sessions.input_bytes_max().min(before + growth), 0);
-        let Some((count, more)) = self.receive(token, &mut held[before..]) else {
-            return false;
-        };
-        held.truncate(before + count);
+        let max = self.sessions.input_bytes_max();
+        let mut more = true;
+        // What waited behind a question may be more than is held otherwise.
+        if before < max {
+            held.resize(max.min(before + growth), 0);
+            let Some((count, may_be_more)) = self.receive(token, &mut held[before..]) else {
+                return false;
+            };
+            held.truncate(before + count);
+            more = may_be_more;
+        }
         let done = self.sessions.received(token, &mut held);
         held.drain(..done);
         if !held.is_empty() {
@@ -92,12 +98,14 @@ impl Reactor {
 
     /// Keeps the beginning of something whose end has not come.
     fn hold(&mut self, token: Token, rest: Vec<u8>) {
-        if rest.len() >= self.sessions.input_bytes_max() {
+        let bytes_max = self.sessions.input_bytes_max();
+        let Some(connection) = self.sessions.connections.get_mut(token) else {
+            return;
+        };
+        if rest.len() >= bytes_max && !connection.flags.has(Flags::WAITING) {
             // The parsers refuse what is too long from its header; nothing should come here.
             return self.sessions.condemn(token, Close::MessageTooBig);
         }
-        if let Some(connection) = self.sessions.connections.get_mut(token) {
-            connection.input = Some(Box::new(rest));
-        }
+        connection.input = Some(Box::new(rest));
     }
 }

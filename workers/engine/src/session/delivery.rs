@@ -1,18 +1,22 @@
-//! From the log to the queues: publications are read, encoded once per format, and shared.
+//! From the log to the queues: records are read, encoded once per format, and shared.
 
 use std::rc::Rc;
 
-use tidegate_ring::channels::Top;
+use tidegate_ring::channels::{ChannelKey, Top};
+use tidegate_ring::entry::{EmulationView, Entry, EventView};
 use tidegate_ring::host;
-use tidegate_ring::publication::{PublicationView, RECORD_KIND};
+use tidegate_ring::publication::PublicationView;
 
+use super::Sessions;
+use super::forms::{self, Forms};
 use super::queues::{Pressure, pressure};
-use super::{Sessions, tcp, websocket};
 use crate::connection::Flags;
-use crate::hub::{ChannelId, Format, Hub};
+use crate::directory::Directory;
+use crate::hub::{Channel, ChannelId, Hub, Wants};
 use crate::metrics::{Count, Histogram, Metrics};
-use crate::outbox::Frame;
-use crate::protocol::close::Close;
+use crate::protocol::centrifuge::Encoding;
+use crate::protocol::close::{Close, Unsubscribed};
+use crate::slab::Token;
 
 /// Records read at once between two looks at the budget of a turn.
 const RECORDS_PER_READ: usize = 32;
@@ -23,26 +27,49 @@ const DELIVERIES_PER_TURN_MAX: usize = 65_536;
 
 /// What is due to the subscribers of a channel.
 enum Event {
-    /// A publication, encoded in each [`Format`] that somebody wants.
-    Publication {
-        offset: u64,
-        frames: [Option<Rc<Frame>>; 2],
-    },
+    Publication(Box<Publication>),
+    /// Somebody has joined or left.
+    JoinLeave(Forms),
     /// They missed some, and it cannot be made good.
     Lost,
-    /// A publication came that the WebSocket dialect cannot say.
-    Unfit(Close),
+    /// A publication came that those who want these formats cannot be told.
+    Unfit(Wants, Close),
 }
 
-pub(super) struct Delivery {
-    channel: ChannelId,
-    event: Event,
+pub(super) struct Publication {
+    /// Who has everything up to here has it. The highest number where it has no offset.
+    pub offset: u64,
+    /// The client that must not get it.
+    pub except: Option<[u8; 16]>,
+    pub forms: Forms,
+    /// Where somebody wants differences: the forms for those.
+    pub delta: Option<DeltaForms>,
+}
+
+pub(super) struct DeltaForms {
+    /// For who lacks the publication before.
+    pub whole: Forms,
+    /// `None`: there is no difference, or it is no shorter.
+    pub difference: Option<Forms>,
+}
+
+/// What the log brings, in its order.
+enum Due {
+    Channel(ChannelId, Event),
+    /// Text of an order of a back end, see [`super::orders`].
+    Order(Vec<u8>),
+    /// What a client said on another connection than the one it listens on.
+    Emulation {
+        session: [u8; 16],
+        encoding: Encoding,
+        data: Vec<u8>,
+    },
 }
 
 /// Publications of this turn, encoded, on their way to the queues.
 #[derive(Default)]
 pub(super) struct Deliveries {
-    pending: Vec<Delivery>,
+    pending: Vec<Due>,
     /// When each was published (ms since 1970), for the histogram.
     published_ms: Vec<u64>,
 }
@@ -57,49 +84,127 @@ impl Deliveries {
         let Some(channel) = hub.channel_mut(id) else {
             return 0;
         };
+        let is_positioned = view.offset > 0;
+        if is_positioned && !self.follows(view, id, channel) {
+            return 0;
+        }
+        let delta = match &mut channel.newest {
+            Some(newest) if channel.wants.has(Wants::DELTA) => {
+                let base = newest.data.replace(view.data.to_vec());
+                let base = base.filter(|_| view.delta);
+                let (whole, difference) = forms::deltas(channel.wants, view, base.as_deref());
+                Some(DeltaForms { whole, difference })
+            }
+            _ => None,
+        };
+        let (forms, unfit) = forms::publication(channel.wants, id, view);
+        if let Some((unfit, close)) = unfit {
+            self.push(id, Event::Unfit(unfit, close));
+        }
+        let publication = Publication {
+            offset: if is_positioned { view.offset } else { u64::MAX },
+            except: view.except,
+            forms,
+            delta,
+        };
+        self.push(id, Event::Publication(Box::new(publication)));
+        self.published_ms.push(view.time_ms);
+        channel.subscribers.len()
+    }
+
+    /// Whether a publication is the next one of its channel, which is noted; if some before it are
+    /// missing, that is what is due to the subscribers.
+    fn follows(
+        &mut self,
+        view: &PublicationView<'_>,
+        id: ChannelId,
+        channel: &mut Channel,
+    ) -> bool {
         let is_first = channel.offset == 0 && view.offset == 1;
         if view.epoch == channel.epoch && view.offset <= channel.offset {
-            return 0;
+            return false;
         }
         // A channel that was never published to has no epoch of its own: the first one counts.
         let is_next = view.epoch == channel.epoch && view.offset == channel.offset + 1;
         channel.epoch = view.epoch;
         channel.offset = view.offset;
-        if !is_first && !is_next {
-            self.pending.push(Delivery {
-                channel: id,
-                event: Event::Lost,
-            });
-            return 0;
+        if is_first || is_next {
+            return true;
         }
-        let wanted = |format| channel.is_wanted_in(format);
-        let websocket = wanted(Format::WebSocket).then(|| websocket::publication_frame(view));
-        if let Some(Err(close)) = websocket {
-            self.pending.push(Delivery {
-                channel: id,
-                event: Event::Unfit(close),
-            });
+        if let Some(newest) = &mut channel.newest {
+            newest.data = None;
         }
-        let tcp = wanted(Format::Tcp).then(|| tcp::publication_frame(id, view));
-        let frames = [websocket.and_then(Result::ok), tcp];
-        let event = Event::Publication {
-            offset: view.offset,
-            frames,
-        };
-        self.pending.push(Delivery { channel: id, event });
-        self.published_ms.push(view.time_ms);
-        channel.subscribers.len()
+        self.push(id, Event::Lost);
+        false
     }
 
-    fn take_record(&mut self, payload: &[u8], hub: &mut Hub, metrics: &mut Metrics) -> usize {
-        metrics.add(Count::Publications, 1);
-        match PublicationView::parse(payload) {
-            Some(view) => self.take(&view, hub),
+    fn push(&mut self, channel: ChannelId, event: Event) {
+        self.pending.push(Due::Channel(channel, event));
+    }
+
+    /// Takes a record; returns how many subscribers it is for.
+    fn take_record(&mut self, kind: u32, payload: &[u8], house: &mut House<'_>) -> usize {
+        let House {
+            hub,
+            directory,
+            metrics,
+        } = house;
+        match Entry::parse(kind, payload) {
+            Some(Entry::Publication(view)) => {
+                metrics.add(Count::Publications, 1);
+                self.take(&view, hub)
+            }
+            Some(Entry::Event(view)) => self.take_event(&view, hub),
+            Some(Entry::Order(view)) => {
+                self.pending.push(Due::Order(view.json.to_vec()));
+                0
+            }
+            Some(Entry::Emulation(view)) => {
+                if directory.session(&view.session).is_some() {
+                    self.pending.push(emulation(&view));
+                }
+                0
+            }
+            // The tables follow from them, and nobody is told.
+            Some(Entry::Presence(_) | Entry::Removal(_)) => 0,
             None => {
-                metrics.add(Count::PublicationsInvalid, 1);
+                metrics.add(Count::RecordsInvalid, 1);
                 0
             }
         }
+    }
+
+    /// Takes the news that somebody has joined or left, if somebody here wants to know.
+    fn take_event(&mut self, view: &EventView<'_>, hub: &mut Hub) -> usize {
+        let Some(id) = hub.find(&view.key) else {
+            return 0;
+        };
+        let Some(channel) = hub.channel(id) else {
+            return 0;
+        };
+        if !channel.wants.has(Wants::EVENTS) {
+            return 0;
+        }
+        self.push(id, Event::JoinLeave(forms::join_leave(channel.wants, view)));
+        channel.subscribers.len()
+    }
+}
+
+/// What records are held against.
+struct House<'a> {
+    hub: &'a mut Hub,
+    directory: &'a Directory,
+    metrics: &'a mut Metrics,
+}
+
+fn emulation(view: &EmulationView<'_>) -> Due {
+    Due::Emulation {
+        session: view.session,
+        encoding: match view.protobuf {
+            true => Encoding::Protobuf,
+            false => Encoding::Json,
+        },
+        data: view.data.to_vec(),
     }
 }
 
@@ -111,14 +216,18 @@ impl Sessions {
             let Self {
                 reader,
                 deliveries,
+                directory,
                 hub,
                 metrics,
                 ..
             } = self;
+            let mut house = House {
+                hub,
+                directory,
+                metrics,
+            };
             let read = reader.read(RECORDS_PER_READ, |record| {
-                if record.kind == RECORD_KIND {
-                    wanted += deliveries.take_record(record.payload, hub, metrics);
-                }
+                wanted += deliveries.take_record(record.kind, record.payload, &mut house);
             });
             match read {
                 Ok(0) => return false,
@@ -145,7 +254,7 @@ impl Sessions {
             let missed = match self.table.top(key) {
                 Some(top) if top.epoch == epoch && top.offset == offset => continue,
                 Some(top) if top.epoch == epoch => {
-                    self.missed(id, offset, top, self.settings.queue_soft_bytes)
+                    self.missed(key, offset, top, self.settings.queue_soft_bytes)
                 }
                 // Another life of the channel has begun: of the one before, more may be missing.
                 Some(_) => None,
@@ -154,51 +263,71 @@ impl Sessions {
                 None => None,
             };
             let Some(missed) = missed else {
-                self.deliveries.pending.push(Delivery {
-                    channel: id,
-                    event: Event::Lost,
-                });
+                self.deliveries.push(id, Event::Lost);
                 continue;
             };
             self.metrics.add(Count::ResyncsRecovered, 1);
             for payload in &missed {
-                self.deliveries
-                    .take_record(payload, &mut self.hub, &mut self.metrics);
+                if let Some(view) = PublicationView::parse(payload) {
+                    self.deliveries.take(&view, &mut self.hub);
+                }
             }
         }
     }
 
-    /// Puts this turn's publications into the queues of their subscribers.
+    /// Does what the log has brought in this turn: above all, puts publications into the queues of
+    /// their subscribers.
     pub fn fan_out(&mut self) {
         let mut pending = std::mem::take(&mut self.deliveries.pending);
-        for Delivery { channel, event } in pending.drain(..) {
-            match event {
-                Event::Publication { offset, frames } => self.deliver(channel, offset, &frames),
-                Event::Lost => self.lose(channel),
-                Event::Unfit(close) => {
-                    self.condemn_subscribers(channel, Some(Format::WebSocket), close);
-                }
+        for due in pending.drain(..) {
+            match due {
+                Due::Channel(channel, event) => self.happened(channel, event),
+                Due::Order(json) => self.ordered(&json, None),
+                Due::Emulation {
+                    session,
+                    encoding,
+                    data,
+                } => self.emulated(&session, encoding, &data),
             }
         }
         self.deliveries.pending = pending;
     }
 
+    fn happened(&mut self, channel: ChannelId, event: Event) {
+        match event {
+            Event::Publication(publication) => {
+                if self.is_alike_to_all(channel, &publication) {
+                    self.deliver(channel, &publication);
+                } else {
+                    self.deliver_with_care(channel, &publication);
+                }
+            }
+            Event::JoinLeave(forms) => self.deliver_event(channel, &forms),
+            Event::Lost => self.lose(channel),
+            Event::Unfit(unfit, close) => self.condemn_subscribers(channel, unfit, close),
+        }
+    }
+
     /// The hot path: one list entry, one connection and one shared frame for each subscriber.
-    fn deliver(&mut self, id: ChannelId, offset: u64, frames: &[Option<Rc<Frame>>; 2]) {
-        let Some(channel) = self.hub.channel(id) else {
+    fn deliver(&mut self, id: ChannelId, publication: &Publication) {
+        let Publication { offset, forms, .. } = publication;
+        let Some(channel) = self.hub.channel_mut(id) else {
             return;
         };
         let (mut delivered, mut queued) = (0, 0);
         let mut over_bounds = Vec::new();
+        let mut seen = Wants::default();
         for subscriber in &channel.subscribers {
-            if subscriber.after_offset >= offset {
+            if subscriber.after_offset >= *offset {
+                seen.add(channel.wants);
                 continue;
             }
             let index = subscriber.connection;
             let Some(connection) = self.connections.at_mut(index) else {
                 continue;
             };
-            let Some(frame) = &frames[connection.format() as usize] else {
+            seen.add(connection.format.into());
+            let Some(frame) = &forms[connection.format as usize] else {
                 continue;
             };
             let before = connection.outbox.queued_bytes();
@@ -215,6 +344,7 @@ impl Sessions {
                 over_bounds.push(index);
             }
         }
+        channel.correct(seen);
         self.queued_bytes += queued;
         self.metrics.add(Count::Deliveries, delivered);
         for index in over_bounds {
@@ -239,32 +369,36 @@ impl Sessions {
     /// Publications are lost to the subscribers of a channel: each is told, and comes back.
     pub(super) fn lose(&mut self, id: ChannelId) {
         self.metrics.add(Count::ResyncsLost, 1);
-        self.condemn_subscribers(id, None, Close::InsufficientState);
+        for token in self.subscribers(id) {
+            let end = Unsubscribed::InsufficientState;
+            self.end_subscription(token, id, end, Close::InsufficientState);
+        }
     }
 
-    /// Ends the connections that are subscribed to a channel, of one format if one is named.
-    fn condemn_subscribers(&mut self, id: ChannelId, format: Option<Format>, close: Close) {
-        let Some(channel) = self.hub.channel(id) else {
-            return;
-        };
-        let places: Vec<u32> = channel
-            .subscribers
-            .iter()
-            .map(|each| each.connection)
-            .collect();
-        for place in places {
-            let Some(token) = self.connections.token(place) else {
-                continue;
-            };
-            let found = self.connections.get_mut(token).map(|each| each.format());
-            if format.is_none() || format == found {
+    /// Ends the connections that are subscribed to a channel and want any of these formats.
+    fn condemn_subscribers(&mut self, id: ChannelId, formats: Wants, close: Close) {
+        for token in self.subscribers(id) {
+            let found = self.connections.get_mut(token).map(|each| each.format);
+            if found.is_some_and(|format| formats.has(format.into())) {
                 self.condemn(token, close);
             }
         }
     }
 
+    /// The subscribers of a channel at this moment.
+    fn subscribers(&self, id: ChannelId) -> Vec<Token> {
+        let subscribers = self
+            .hub
+            .channel(id)
+            .map_or(&[][..], |channel| &channel.subscribers);
+        let places = subscribers.iter().map(|each| each.connection);
+        places
+            .filter_map(|place| self.connections.token(place))
+            .collect()
+    }
+
     /// Where a channel stands by the table; one that was never published to is at its beginning.
-    pub(super) fn top(&self, key: tidegate_ring::channels::ChannelKey) -> Top {
+    pub(super) fn top(&self, key: ChannelKey) -> Top {
         self.table.top(key).unwrap_or(Top {
             epoch: self.table.epoch_now(),
             offset: 0,

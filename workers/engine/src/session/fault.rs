@@ -1,19 +1,24 @@
 //! Errors that answer a request and leave the connection as it is: those of the client API.
 
+use std::borrow::Cow;
+
+use super::permission::NameError;
 use super::subscribe::SubscribeError;
 
-/// An error of the client API: number, and whether the same request may succeed later.
+/// An error of the client API: number, and whether the same request may succeed later. Those of
+/// applications have numbers from 400 on.
+#[derive(Debug, Clone)]
 pub(super) struct Fault {
-    pub code: u16,
+    pub code: u32,
     pub temporary: bool,
-    pub message: &'static str,
+    pub message: Cow<'static, str>,
 }
 
-const fn fault(code: u16, temporary: bool, message: &'static str) -> Fault {
+const fn fault(code: u32, temporary: bool, message: &'static str) -> Fault {
     Fault {
         code,
         temporary,
-        message,
+        message: Cow::Borrowed(message),
     }
 }
 
@@ -24,7 +29,9 @@ pub(super) const ALREADY: Fault = fault(105, false, "already subscribed");
 pub(super) const LIMIT: Fault = fault(106, false, "limit exceeded");
 pub(super) const BAD_REQUEST: Fault = fault(107, false, "bad request");
 pub(super) const NOT_AVAILABLE: Fault = fault(108, false, "not available");
+pub(super) const TOKEN_EXPIRED: Fault = fault(109, false, "token expired");
 pub(super) const BUSY: Fault = fault(111, true, "too many requests");
+pub(super) const UNRECOVERABLE: Fault = fault(112, false, "unrecoverable position");
 
 impl Fault {
     /// The one that the publisher meant by a number.
@@ -43,9 +50,19 @@ impl From<SubscribeError> for Fault {
         match error {
             SubscribeError::BadName => BAD_REQUEST,
             SubscribeError::Unknown => UNKNOWN_CHANNEL,
-            SubscribeError::Denied => DENIED,
+            SubscribeError::Denied(_) => DENIED,
             SubscribeError::Already => ALREADY,
             SubscribeError::Limit => LIMIT,
+            SubscribeError::Unrecoverable => UNRECOVERABLE,
+        }
+    }
+}
+
+impl From<NameError> for Fault {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::Bad => BAD_REQUEST,
+            NameError::Unknown => UNKNOWN_CHANNEL,
         }
     }
 }

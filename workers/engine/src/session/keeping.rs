@@ -85,7 +85,7 @@ impl Sessions {
                 continue;
             };
             if connection.outbox.is_empty() {
-                connection.flags.set(Flags::WAITING, false);
+                connection.flags.set(Flags::LINGERING, false);
                 continue;
             }
             self.keep.waits(token);

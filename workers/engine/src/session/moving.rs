@@ -9,16 +9,21 @@ use std::time::Duration;
 use tidegate_ring::channels::{ChannelKey, Top};
 use tidegate_ring::host;
 use tidegate_ring::publication::PublicationView;
+use tidegate_ring::uplink::RequestKind;
 
 use super::clock::ticks;
 use super::subscribe::Bounds;
-use super::{Sessions, gauge, tcp, websocket};
-use crate::connection::{Connection, Dialect, Flags, Kept, Phase, Slot, Tcp};
-use crate::handoff::record::{Position, Queued, Record, Speech, Timers};
+use super::uplink::Passage;
+use super::{Sessions, forms, gauge};
+use crate::client::{Client, Standing, Traits};
+use crate::connection::{Connection, Dialect, Flags, Kept, Phase, Slot, Tcp, uuid_text};
+use crate::handoff::record::{Identity, Position, Queued, Record, Speech, Timers};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
 use crate::outbox::Frame;
-use crate::protocol::close::Close;
+use crate::protocol::centrifuge::ClientInfo;
+use crate::protocol::close::{Close, Unsubscribed};
+use crate::protocol::format::Format;
 use crate::protocol::tcp::Reassembly;
 use crate::slab::Token;
 use crate::sys;
@@ -35,7 +40,7 @@ const CATCH_UP_LOOKS_MAX: u32 = 100_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Movable {
     Now,
-    /// The publisher owes it an answer.
+    /// The publisher owes it an answer, or the application.
     Later,
     /// It is only kept to be told that it was refused.
     Never,
@@ -44,24 +49,30 @@ pub enum Movable {
 impl Movable {
     #[inline]
     pub fn of(connection: &Connection) -> Self {
-        match &connection.dialect {
+        let is_owed = connection.unanswered() > 0 || connection.flags.has(Flags::WAITING);
+        match is_owed {
             _ if connection.flags.has(Flags::REFUSED) => Self::Never,
-            Dialect::Tcp(tcp) if tcp.publishes > 0 => Self::Later,
-            _ => Self::Now,
+            true => Self::Later,
+            false => Self::Now,
         }
     }
 }
 
-/// Frames that subscribers of a channel have missed: read and encoded once for all who missed the
-/// same. Lives for one batch of connections.
+/// Publications in the form for one format, each with the client that must not get it; an error
+/// where that format cannot say it.
+type Lot = Rc<[(Option<[u8; 16]>, Result<Rc<Frame>, Close>)]>;
+
+/// What subscribers of a channel have missed: read and encoded once for all who missed the same.
+/// `None`: it is not there any more. Lives for one batch of connections.
 #[derive(Default)]
-pub struct CatchUp(HashMap<Missed, Result<Vec<Rc<Frame>>, Close>>);
+pub struct CatchUp(HashMap<Missed, Option<Lot>>);
 
 #[derive(PartialEq, Eq, Hash)]
 struct Missed {
     key: ChannelKey,
     channel: ChannelId,
-    is_tcp: bool,
+    format: Format,
+    takes_delta: bool,
     since_offset: u64,
     top_offset: u64,
 }
@@ -83,7 +94,9 @@ impl Sessions {
     /// turn must have been put into its queue. Its slot in the keep is the caller's.
     pub fn detach(&mut self, token: Token) -> Option<(OwnedFd, Record, Option<Slot>)> {
         let (mut record, channels) = self.describe(token)?;
-        self.leave_channels(token);
+        // It stays in them, elsewhere.
+        self.drop_channels(token);
+        self.unlist(token);
         self.wheel.cancel(token.index);
         let connection = self.connections.remove(token)?;
         self.metrics.subtract(gauge(&connection), 1);
@@ -101,6 +114,7 @@ impl Sessions {
     pub fn describe(&mut self, token: Token) -> Option<(Record, Vec<ChannelId>)> {
         let timers = self.timers_of(token)?;
         let (channels, subscriptions) = self.positions(token)?;
+        let identity = self.identity_of(token);
         let connection = self.connections.get_mut(token)?;
         let flags = connection.flags;
         let record = Record {
@@ -108,6 +122,8 @@ impl Sessions {
             pinged: flags.has(Flags::PINGED),
             deaf: flags.has(Flags::DEAF),
             hang_up: flags.has(Flags::HANG_UP),
+            turned_away: flags.has(Flags::TURNED_AWAY),
+            native_pings: flags.has(Flags::NATIVE_PINGS),
             client: connection.client,
             connected_ms: connection.connected_ms,
             detached_ns: host::monotonic_ns(),
@@ -119,14 +135,47 @@ impl Sessions {
             speech: match &connection.dialect {
                 Dialect::Http => Speech::Http,
                 Dialect::WebSocket(inbound) => Speech::WebSocket(inbound.fragments().cloned()),
+                Dialect::Stream => Speech::Stream,
                 Dialect::Tcp(tcp) => Speech::Tcp {
                     flow: tcp.flow.clone().into(),
                     pieces: tcp.reassembly.pieces().to_vec(),
                     wire: tcp.wire.clone(),
                 },
             },
+            format: connection.format,
+            log_position: Some(self.reader.position()),
+            identity,
         };
         Some((record, channels))
+    }
+
+    fn identity_of(&mut self, token: Token) -> Option<Identity> {
+        let client = self.connections.get_mut(token)?.identity.as_ref()?;
+        Some(Identity {
+            user: client.user.to_string(),
+            info: client.info.to_vec(),
+            meta: client.meta.to_vec(),
+            headers: client.headers.to_vec(),
+            session: client.session,
+            expiry: client.expiry,
+            standings: client.standings.clone(),
+        })
+    }
+
+    /// Tells the publisher that clients which were elsewhere are here from now on: before they are
+    /// let go of there, so that they are in their channels at every instant.
+    pub fn announce_arrivals<'a>(&mut self, records: impl Iterator<Item = &'a Record>) {
+        for record in records.filter(|record| record.phase != Phase::Closing) {
+            let Some(identity) = &record.identity else {
+                continue;
+            };
+            let each = record.subscriptions.iter().zip(&identity.standings);
+            for (position, standing) in each {
+                if let Some(passage) = arrival(record, identity, &position.channel, standing) {
+                    self.uplink.tell(passage);
+                }
+            }
+        }
     }
 
     fn timers_of(&mut self, token: Token) -> Option<Timers> {
@@ -169,8 +218,12 @@ impl Sessions {
         // Not in this turn: a sign of life may wait in the socket, to be read in the next one.
         let due = self.now + from_milliseconds(record.timers.due_ms).max(1);
         let connection = self.revive(socket, record.speech, &record.timers, record.pinged);
+        let standings = record.identity.as_ref().map(|each| each.standings.clone());
+        let mut standings = standings.unwrap_or_default().into_iter();
         let token = self.connections.insert(Connection {
             phase: record.phase,
+            format: record.format,
+            identity: record.identity.map(|identity| Box::new(identity.into())),
             client: record.client,
             connected_ms: record.connected_ms,
             input: (!record.input.is_empty()).then(|| Box::new(record.input)),
@@ -180,8 +233,14 @@ impl Sessions {
         let mut missed = Vec::new();
         let rejoined: Vec<Option<ChannelId>> = positions
             .iter()
-            .map(|position| self.rejoin(token, position, catch_up, &mut missed))
+            .map(|position| {
+                let standing = standings.next().unwrap_or_else(Standing::anonymous);
+                self.rejoin(token, position, standing, catch_up, &mut missed)
+            })
             .collect();
+        if record.phase == Phase::Open {
+            self.list(token);
+        }
         if let Some(connection) = self.connections.get_mut(token) {
             if self.keep.is_on() {
                 let (sent_bytes, received_bytes) = sys::stream_position(connection.socket.as_fd());
@@ -193,6 +252,10 @@ impl Sessions {
             }
             connection.flags.set(Flags::DEAF, record.deaf);
             connection.flags.set(Flags::HANG_UP, record.hang_up);
+            connection.flags.set(Flags::TURNED_AWAY, record.turned_away);
+            connection
+                .flags
+                .set(Flags::NATIVE_PINGS, record.native_pings);
             for Queued {
                 subscription,
                 bytes,
@@ -219,17 +282,45 @@ impl Sessions {
             }
         }
         self.changed(token.index);
-        for frame in missed {
-            match frame {
-                Ok(frame) if !is_closing && self.is_open(token) => {
-                    self.metrics.add(Count::Deliveries, 1);
-                    self.enqueue(token, frame);
-                }
-                Ok(_) => {}
-                Err(close) => self.condemn(token, close),
+        for lot in missed {
+            if !is_closing && self.is_open(token) {
+                self.catch_up(token, lot);
             }
         }
         token
+    }
+
+    /// Puts into the queue what a connection has missed of a channel, or draws the consequences if
+    /// that cannot be had.
+    fn catch_up(&mut self, token: Token, (id, lot): (ChannelId, Option<Lot>)) {
+        let Some(lot) = lot else {
+            let end = Unsubscribed::InsufficientState;
+            return self.end_subscription(token, id, end, Close::InsufficientState);
+        };
+        let client = self.connections.get_mut(token).map(|each| each.client);
+        for (except, frame) in lot.iter() {
+            let is_sender = except.is_some() && *except == client;
+            match frame {
+                Ok(frame) if !is_sender => {
+                    self.metrics.add(Count::Deliveries, 1);
+                    self.enqueue(token, Rc::clone(frame));
+                }
+                Ok(_) => {}
+                Err(close) => return self.condemn(token, *close),
+            }
+            if let Some(place) = self.place_of(token, id)
+                && let Some(connection) = self.connections.get_mut(token)
+                && let Some(standing) = connection.standing_mut(place)
+            {
+                standing.traits.set(Traits::BASED, !is_sender);
+            }
+        }
+        let format = self.connections.get_mut(token).map(|each| each.format);
+        if format == Some(Format::UniSse) && !lot.is_empty() {
+            // An id without data is remembered, and is no event.
+            let frame = self.with_positions(token, b"\n");
+            self.enqueue(token, frame);
+        }
     }
 
     fn is_open(&mut self, token: Token) -> bool {
@@ -242,6 +333,7 @@ impl Sessions {
         let dialect = match speech {
             Speech::Http => Dialect::Http,
             Speech::WebSocket(fragments) => Dialect::WebSocket(fragments.into()),
+            Speech::Stream => Dialect::Stream,
             Speech::Tcp { flow, pieces, wire } => Dialect::Tcp(Box::new(Tcp {
                 flow: flow.into(),
                 reassembly: Reassembly::from(pieces),
@@ -265,8 +357,9 @@ impl Sessions {
         &mut self,
         token: Token,
         position: &Position,
+        standing: Standing,
         catch_up: &mut CatchUp,
-        missed: &mut Vec<Result<Rc<Frame>, Close>>,
+        missed: &mut Vec<(ChannelId, Option<Lot>)>,
     ) -> Option<ChannelId> {
         let key = self.table.key(&position.channel);
         let top = self.top(key);
@@ -275,54 +368,53 @@ impl Sessions {
             self.hub
                 .insert(key, &position.channel, top.epoch, top.offset)
         });
-        self.join(token, id, top.offset);
+        let takes_delta = standing.traits.has(Traits::DELTA);
+        self.join(token, id, top.offset, standing);
         let is_same = position.epoch == top.epoch;
         // A position at the beginning is one in whatever life of the channel came to be first.
         if !is_same && position.offset > 0 {
             self.metrics.add(Count::ResyncsLost, 1);
-            missed.push(Err(Close::InsufficientState));
+            missed.push((id, None));
         } else if position.offset != top.offset {
-            let is_tcp = self.connections.get_mut(token)?.is_tcp();
             let wanted = Missed {
                 key,
                 channel: id,
-                is_tcp,
+                format: self.connections.get_mut(token)?.format,
+                takes_delta,
                 since_offset: position.offset,
                 top_offset: top.offset,
             };
-            let frames = catch_up
+            let lot = catch_up
                 .0
                 .entry(wanted)
                 .or_insert_with_key(|wanted| self.missed_frames(wanted, top));
-            match frames {
-                Ok(frames) => missed.extend(frames.iter().cloned().map(Ok)),
-                Err(close) => missed.push(Err(*close)),
-            }
+            missed.push((id, lot.clone()));
         }
         Some(id)
     }
 
-    fn missed_frames(&mut self, wanted: &Missed, top: Top) -> Result<Vec<Rc<Frame>>, Close> {
+    fn missed_frames(&mut self, wanted: &Missed, top: Top) -> Option<Lot> {
         let bounds = Bounds {
             publications_max: CATCH_UP_PUBLICATIONS_MAX,
             bytes_max: self.settings.queue_hard_bytes,
             looks_max: CATCH_UP_LOOKS_MAX,
         };
-        let payloads = self
-            .missed_within(wanted.channel, wanted.since_offset, top, &bounds)
-            .ok_or_else(|| {
-                self.metrics.add(Count::ResyncsLost, 1);
-                Close::InsufficientState
-            })?;
+        let payloads = self.missed_within(wanted.key, wanted.since_offset, top, &bounds);
+        let Some(payloads) = payloads else {
+            self.metrics.add(Count::ResyncsLost, 1);
+            return None;
+        };
         let views = payloads
             .iter()
             .filter_map(|payload| PublicationView::parse(payload));
-        views
-            .map(|view| match wanted.is_tcp {
-                true => Ok(tcp::publication_frame(wanted.channel, &view)),
-                false => websocket::publication_frame(&view),
-            })
-            .collect()
+        let frame = |view: PublicationView<'_>| {
+            let frame = match wanted.takes_delta {
+                true => forms::whole_frame(wanted.format, &view),
+                false => forms::frame(wanted.format, wanted.channel, &view),
+            };
+            (view.except, frame)
+        };
+        Some(views.map(frame).collect())
     }
 }
 
@@ -330,6 +422,48 @@ impl Sessions {
 pub fn place_of(channels: &[ChannelId], wanted: Option<ChannelId>) -> Option<u32> {
     let place = channels.iter().position(|each| Some(*each) == wanted)?;
     Some(place as u32)
+}
+
+impl From<Identity> for Client {
+    /// Its standings come with its subscriptions.
+    fn from(identity: Identity) -> Self {
+        Self {
+            user: identity.user.into(),
+            info: identity.info.into(),
+            meta: identity.meta.into(),
+            headers: identity.headers.into(),
+            session: identity.session,
+            expiry: identity.expiry,
+            ..Self::default()
+        }
+    }
+}
+
+/// That a client is in a channel still, where its namespace wants to know.
+fn arrival(
+    record: &Record,
+    identity: &Identity,
+    channel: &str,
+    standing: &Standing,
+) -> Option<Passage> {
+    let traits = standing.traits;
+    traits
+        .has(Traits::PRESENT | Traits::ANNOUNCED)
+        .then(|| Passage {
+            kind: RequestKind::Join,
+            channel: channel.into(),
+            client: record.client,
+            info: ClientInfo {
+                user: &identity.user,
+                client: &uuid_text(&record.client),
+                conn_info: &identity.info,
+                chan_info: &standing.info,
+            }
+            .encode(),
+            presence: traits.has(Traits::PRESENT),
+            announce: traits.has(Traits::ANNOUNCED),
+            quiet: true,
+        })
 }
 
 fn milliseconds(ticks: Tick) -> u32 {

@@ -1,19 +1,20 @@
-//! Publishes of clients: through this worker's uplink to the publisher, and the answers back.
-//! Only the binary protocol's clients publish; the other dialect is unidirectional.
-
-use std::collections::VecDeque;
+//! Publishes of clients, and who comes into channels and goes: what reaches the publisher.
 
 use tidegate_ring::error::UplinkError;
 use tidegate_ring::json;
-use tidegate_ring::publication::is_channel_name;
-use tidegate_ring::uplink::{Reply, Request, UplinkProducer};
-use tidegate_ring::wake::Bell;
+use tidegate_ring::uplink::{Request, RequestKind};
 
 use super::Sessions;
-use super::fault::{BAD_REQUEST, BUSY, DENIED, Fault, INTERNAL, LIMIT, UNKNOWN_CHANNEL};
+use super::fault::{BAD_REQUEST, BUSY, DENIED, Fault, INTERNAL, LIMIT};
+use super::permission::{self, Act};
 use super::subscribe::epoch_text;
-use crate::connection::Dialect;
+use super::uplink::{Origin, Outcome, Passage};
+use crate::asks::AskKind;
+use crate::client::Traits;
+use crate::connection::{Connection, Dialect, uuid_text};
+use crate::hub::ChannelId;
 use crate::metrics::Count;
+use crate::protocol::centrifuge::ClientInfo;
 use crate::protocol::close::Close;
 use crate::protocol::tcp::Kind;
 use crate::protocol::tcp::payload::{Position, Publish, Published};
@@ -23,115 +24,37 @@ use crate::slab::Token;
 /// wait, and would take the uplink from all others.
 const PUBLISHES_PER_CONNECTION_MAX: u32 = 64;
 
-/// A publish whose answer is outstanding.
-struct Outstanding {
-    id: u64,
-    token: Token,
-    /// The client's own number for it.
-    request: u32,
+/// What a client publishes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Message {
+    pub channel: String,
+    pub form: Form,
+    pub data: Vec<u8>,
+    /// Text of a JSON object, or empty.
+    pub tags: Vec<u8>,
+    pub idempotency_key: String,
+    pub skip_history: bool,
+    /// It does not come back to its sender; `None`: as the namespace says.
+    pub except_sender: Option<bool>,
 }
 
-/// This worker's way to the publisher.
-pub struct Uplink {
-    producer: UplinkProducer,
-    publisher: Bell,
-    /// In the order of their ids, which is that of the answers. No longer than what the uplink lets
-    /// wait (half of its reply ring).
-    outstanding: VecDeque<Outstanding>,
-    last_id: u64,
-    must_wake: bool,
+/// What the data of a publish is, by its sender.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Form {
+    /// JSON text, or it is refused.
+    #[default]
+    Json,
+    Binary,
+    /// JSON text if it can be read as that.
+    Either,
 }
 
-/// What a publish came to, for the client that asked.
+/// Whether a publish may be handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Published { epoch: u32, offset: u64 },
-    Failed { code: u16 },
-}
-
-/// 100: the publisher will never answer.
-const INTERNAL_ERROR: u16 = 100;
-
-impl Uplink {
-    pub fn new(producer: UplinkProducer, publisher: Bell) -> Self {
-        let outstanding = VecDeque::new();
-        Self {
-            producer,
-            publisher,
-            outstanding,
-            last_id: 0,
-            must_wake: false,
-        }
-    }
-
-    pub fn may_sleep(&self) -> bool {
-        self.producer.may_sleep()
-    }
-
-    pub fn awake(&self) {
-        self.producer.awake();
-    }
-
-    /// Hands a client's publish over; `request.id` is given here.
-    fn publish(
-        &mut self,
-        token: Token,
-        client_request: u32,
-        request: Request<'_>,
-    ) -> Result<(), UplinkError> {
-        let id = self.last_id + 1;
-        self.must_wake |= self.producer.publish(&Request { id, ..request })?;
-        self.last_id = id;
-        self.outstanding.push_back(Outstanding {
-            id,
-            token,
-            request: client_request,
-        });
-        Ok(())
-    }
-
-    /// Wakes the publisher, once for all that was handed over since the last call.
-    pub fn ring(&mut self) {
-        if std::mem::take(&mut self.must_wake) {
-            self.publisher.ring();
-        }
-    }
-
-    /// Takes the answers that have come: whom for, the client's number, the outcome.
-    fn answers(&mut self) -> Result<Vec<(Token, u32, Outcome)>, UplinkError> {
-        let mut answers = Vec::new();
-        let outstanding = &mut self.outstanding;
-        self.producer.replies(|reply| {
-            let passed = outstanding
-                .iter()
-                .take_while(|each| each.id <= reply.id)
-                .count();
-            for first in outstanding.drain(..passed) {
-                let outcome = if first.id == reply.id {
-                    outcome(&reply)
-                } else {
-                    // Answers come in the order of requests: this one was passed over.
-                    Outcome::Failed {
-                        code: INTERNAL_ERROR,
-                    }
-                };
-                answers.push((first.token, first.request, outcome));
-            }
-        })?;
-        Ok(answers)
-    }
-}
-
-fn outcome(reply: &Reply) -> Outcome {
-    if reply.status == 0 {
-        return Outcome::Published {
-            epoch: reply.epoch,
-            offset: reply.offset,
-        };
-    }
-    Outcome::Failed {
-        code: u16::try_from(reply.status).unwrap_or(INTERNAL_ERROR),
-    }
+pub(super) enum Gate {
+    Open,
+    /// The application is to be asked.
+    Hook,
 }
 
 impl Sessions {
@@ -140,10 +63,102 @@ impl Sessions {
     /// # Errors
     /// The uplink is damaged: this worker cannot go on.
     pub fn take_replies(&mut self) -> Result<(), UplinkError> {
-        for (token, request, outcome) in self.uplink.answers()? {
-            self.tcp_published(token, request, outcome);
+        self.uplink.tell_waiting();
+        for (token, origin, outcome) in self.uplink.answers()? {
+            match origin {
+                Origin::Frame(request) => self.tcp_published(token, request, outcome),
+                Origin::Command(id) => self.command_published(token, id, outcome),
+                Origin::Emulation => self.emulation_taken(token, outcome),
+            }
         }
         Ok(())
+    }
+
+    /// Whether a client may publish to a channel.
+    pub(super) fn may_publish(&mut self, token: Token, channel: &str) -> Result<Gate, Fault> {
+        let is_subscribed = self.is_subscribed_to(token, channel);
+        let namespace = self.names.namespace(&self.settings, channel)?;
+        if namespace.publish_hook && self.asks.is_on(AskKind::Publish) {
+            return Ok(Gate::Hook);
+        }
+        let user = self
+            .connections
+            .get_mut(token)
+            .map_or("", |each| each.user());
+        permission::may(Act::Publish, namespace, user, is_subscribed)
+            .map(|()| Gate::Open)
+            .map_err(|closed| {
+                self.notice_refusal(token, "publish", channel, closed);
+                DENIED
+            })
+    }
+
+    /// Hands over what a client may publish; `origin` will get the answer.
+    pub(super) fn publish(
+        &mut self,
+        token: Token,
+        origin: Origin,
+        message: &Message,
+    ) -> Result<(), Fault> {
+        let namespace = self.names.namespace(&self.settings, &message.channel)?;
+        let (data, is_json) = checked_data(message, self.settings.message_bytes_max)?;
+        let mut tags = Vec::new();
+        if !message.tags.is_empty() {
+            json::compact_object(&message.tags, &mut tags).map_err(|_| BAD_REQUEST)?;
+        }
+        // Hashed otherwise than back ends' keys are: no client can use up a key of theirs.
+        let idempotency = match message.idempotency_key.as_str() {
+            "" => 0,
+            key => {
+                let parts = [message.channel.as_bytes(), key.as_bytes()];
+                self.table.hash(&parts).max(1)
+            }
+        };
+        let except_sender = message
+            .except_sender
+            .unwrap_or(namespace.publish_except_sender);
+        let delta = namespace.delta_publish;
+        let id = self.hub.find(&self.table.key(&message.channel));
+        let Some(connection) = self.connections.get_mut(token) else {
+            return Ok(());
+        };
+        let outstanding = connection.unanswered();
+        if outstanding >= PUBLISHES_PER_CONNECTION_MAX {
+            return Err(BUSY);
+        }
+        let place = id.and_then(|id| place_of(connection, id));
+        let info = match connection.identity {
+            Some(_) => client_info(connection, place),
+            None => Vec::new(),
+        };
+        let request = Request {
+            json: is_json,
+            skip_history: message.skip_history,
+            delta,
+            idempotency,
+            client: except_sender.then_some(connection.client),
+            channel: &message.channel,
+            tags: &tags,
+            info: &info,
+            data: &data,
+            ..Request::default()
+        };
+        self.uplink.ask(token, origin, request)?;
+        connection.answer_awaited();
+        Ok(())
+    }
+
+    /// Counts what became of a publish before the publisher saw it.
+    pub(super) fn count_publish(&mut self, result: &Result<(), Fault>) {
+        let count = match result {
+            Ok(()) => Count::PublishesAccepted,
+            Err(fault) => match fault.code {
+                102 | 103 => Count::PublishesDenied,
+                111 => Count::PublishesDeferred,
+                _ => Count::PublishesRejected,
+            },
+        };
+        self.metrics.add(count, 1);
     }
 
     /// A PUBLISH frame: a message, or a piece of one.
@@ -159,82 +174,31 @@ impl Sessions {
             return Ok(());
         };
         let publish = Publish::parse(&message)?;
-        match self.tcp_publish(token, &publish) {
-            Ok(()) => self.metrics.add(Count::PublishesAccepted, 1),
-            Err(fault) => {
-                let count = match fault.code {
-                    102 | 103 => Count::PublishesDenied,
-                    111 => Count::PublishesDeferred,
-                    _ => Count::PublishesRejected,
-                };
-                self.metrics.add(count, 1);
-                self.tcp_fail(token, publish.request, fault);
-            }
+        let result = self.tcp_publish(token, &publish);
+        self.count_publish(&result);
+        if let Err(fault) = result {
+            self.tcp_fail(token, publish.request, fault);
         }
         Ok(())
     }
 
     fn tcp_publish(&mut self, token: Token, publish: &Publish<'_>) -> Result<(), Fault> {
-        let Publish {
-            channel,
-            binary,
-            tags,
-            idempotency_key,
-            data,
-            ..
-        } = *publish;
-        if !is_channel_name(channel) || data.is_empty() {
-            return Err(BAD_REQUEST);
-        }
-        let namespace = self.settings.namespace(channel).ok_or(UNKNOWN_CHANNEL)?;
-        if !namespace.allow_publish_for_client {
-            return Err(DENIED);
-        }
-        if data.len() > self.settings.message_bytes_max {
-            return Err(LIMIT);
-        }
-        let (mut compact_data, mut compact_tags) = (Vec::new(), Vec::new());
-        if !binary {
-            json::compact(data, &mut compact_data).map_err(|_| BAD_REQUEST)?;
-        }
-        if !tags.is_empty() {
-            json::compact_object(tags.as_bytes(), &mut compact_tags).map_err(|_| BAD_REQUEST)?;
-        }
-        // Hashed otherwise than backends' keys are: no client can use up a key of theirs.
-        let idempotency = match idempotency_key {
-            "" => 0,
-            key => self
-                .table
-                .hash(&[channel.as_bytes(), key.as_bytes()])
-                .max(1),
+        let message = Message {
+            channel: publish.channel.to_string(),
+            form: match publish.binary {
+                true => Form::Binary,
+                false => Form::Json,
+            },
+            data: publish.data.to_vec(),
+            tags: publish.tags.as_bytes().to_vec(),
+            idempotency_key: publish.idempotency_key.to_string(),
+            ..Message::default()
         };
-        let Some(connection) = self.connections.get_mut(token) else {
-            return Ok(());
-        };
-        let Dialect::Tcp(tcp) = &mut connection.dialect else {
-            return Ok(());
-        };
-        if tcp.publishes >= PUBLISHES_PER_CONNECTION_MAX {
-            return Err(BUSY);
+        let origin = Origin::Frame(publish.request);
+        match self.may_publish(token, publish.channel)? {
+            Gate::Open => self.publish(token, origin, &message),
+            Gate::Hook => self.ask_to_publish(token, origin, message),
         }
-        let request = Request {
-            id: 0,
-            want_reply: true,
-            json: !binary,
-            idempotency,
-            channel,
-            tags: &compact_tags,
-            data: if binary { data } else { &compact_data },
-        };
-        self.uplink
-            .publish(token, publish.request, request)
-            .map_err(|error| match error {
-                UplinkError::Full => BUSY,
-                UplinkError::TooLarge { .. } => LIMIT,
-                UplinkError::Corrupt { .. } => INTERNAL,
-            })?;
-        tcp.publishes += 1;
-        Ok(())
     }
 
     /// The publisher's answer to a client's publish; the client may be gone.
@@ -242,12 +206,9 @@ impl Sessions {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        let Dialect::Tcp(tcp) = &mut connection.dialect else {
-            return;
-        };
-        tcp.publishes -= 1;
+        connection.answer_came();
         match outcome {
-            Outcome::Published { epoch, offset } => {
+            Outcome::Done { epoch, offset } => {
                 let epoch = epoch_text(epoch);
                 let published = Published {
                     request,
@@ -262,6 +223,104 @@ impl Sessions {
                 self.metrics.add(Count::PublishesRejected, 1);
                 self.tcp_fail(token, request, Fault::of_code(code));
             }
+        }
+    }
+
+    /// Tells the publisher that a client is in a channel, where its namespace wants to know.
+    /// `quiet`: it was there before, on another worker.
+    pub(super) fn announce(&mut self, token: Token, id: ChannelId, quiet: bool) {
+        let place = self.place_of(token, id);
+        let Some((channel, place)) = self.hub.channel(id).zip(place) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let Some(standing) = connection.standing(place) else {
+            return;
+        };
+        let traits = standing.traits;
+        if traits.has(Traits::PRESENT | Traits::ANNOUNCED) {
+            self.uplink.tell(Passage {
+                kind: RequestKind::Join,
+                channel: channel.name.clone(),
+                client: connection.client,
+                info: client_info(connection, Some(place)),
+                presence: traits.has(Traits::PRESENT),
+                announce: traits.has(Traits::ANNOUNCED),
+                quiet,
+            });
+        }
+    }
+
+    /// Tells the publisher that a client leaves a channel, where it was told that it is in it.
+    pub(super) fn retract(&mut self, token: Token, id: ChannelId) {
+        let place = self.place_of(token, id);
+        let Some((channel, place)) = self.hub.channel(id).zip(place) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        let traits = connection.standing(place).map(|standing| standing.traits);
+        if traits.is_some_and(|traits| traits.has(Traits::PRESENT | Traits::ANNOUNCED)) {
+            self.uplink.tell(Passage {
+                kind: RequestKind::Leave,
+                channel: channel.name.clone(),
+                client: connection.client,
+                info: Vec::new(),
+                presence: false,
+                announce: false,
+                quiet: false,
+            });
+        }
+    }
+}
+
+/// Data as it goes into the log, and whether it is JSON. JSON is made compact: no line break of it
+/// may end a line of ours.
+fn checked_data(message: &Message, bytes_max: usize) -> Result<(Vec<u8>, bool), Fault> {
+    if message.data.is_empty() {
+        return Err(BAD_REQUEST);
+    }
+    if message.data.len() > bytes_max {
+        return Err(LIMIT);
+    }
+    if message.form == Form::Binary {
+        return Ok((message.data.clone(), false));
+    }
+    let mut compact = Vec::with_capacity(message.data.len());
+    match json::compact(&message.data, &mut compact) {
+        Ok(()) => Ok((compact, true)),
+        Err(_) if message.form == Form::Json => Err(BAD_REQUEST),
+        Err(_) => Ok((message.data.clone(), false)),
+    }
+}
+
+fn place_of(connection: &Connection, id: ChannelId) -> Option<usize> {
+    let held = connection.subscriptions.as_slice();
+    held.iter().position(|each| each.channel == id)
+}
+
+/// A client as others see it, in the channel at `place` of its subscriptions.
+pub(super) fn client_info(connection: &Connection, place: Option<usize>) -> Vec<u8> {
+    let identity = connection.identity.as_deref();
+    let standing = place.and_then(|place| connection.standing(place));
+    ClientInfo {
+        user: connection.user(),
+        client: &uuid_text(&connection.client),
+        conn_info: identity.map_or(&[], |client| &client.info),
+        chan_info: standing.map_or(&[], |standing| &standing.info),
+    }
+    .encode()
+}
+
+impl From<UplinkError> for Fault {
+    fn from(error: UplinkError) -> Self {
+        match error {
+            UplinkError::Full => BUSY,
+            UplinkError::TooLarge { .. } => LIMIT,
+            UplinkError::Corrupt { .. } => INTERNAL,
         }
     }
 }

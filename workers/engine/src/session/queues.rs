@@ -74,6 +74,10 @@ impl Sessions {
         if connection.flags.raise(Flags::TO_FLUSH) {
             self.to_flush.push(index);
         }
+        // What is said to a client of which more is known tends to be about that.
+        if connection.identity.is_some() {
+            connection.flags.set(Flags::CHANGED, true);
+        }
         if connection.flags.raise(Flags::UNKEPT) {
             self.keep.behind.push(index);
         }
@@ -170,7 +174,7 @@ impl Sessions {
             return;
         };
         if let Some(connection) = self.connections.get_mut(token)
-            && connection.flags.raise(Flags::WAITING)
+            && connection.flags.raise(Flags::LINGERING)
         {
             self.keep.waits(token);
         }

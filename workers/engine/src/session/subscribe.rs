@@ -1,13 +1,17 @@
 //! Joining a channel, with or without what was missed, and leaving it.
 
-use tidegate_ring::channels::Top;
-use tidegate_ring::history::history;
-use tidegate_ring::publication::is_channel_name;
+use tidegate_ring::channels::{ChannelKey, Top};
+use tidegate_ring::history::recover;
+use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
+use super::permission::{self, Act, Closed, Entrance, NameError};
+use crate::auth::Overrides;
+use crate::client::{Client, Expiry, Standing, Traits};
 use crate::connection::Subscriptions;
-use crate::hub::{ChannelId, Format, Subscriber, Subscription};
+use crate::hub::{ChannelId, Subscriber, Subscription, Wants};
 use crate::metrics::Count;
+use crate::settings::{DeltaType, Namespace, RecoveryMode};
 use crate::slab::Token;
 
 /// How often a history is looked for again while its newest record is written but not committed:
@@ -22,35 +26,70 @@ pub(super) struct Bounds {
     pub looks_max: u32,
 }
 
+/// What a client asks for with a subscription, beside the channel.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Asked {
+    pub positioned: bool,
+    pub recoverable: bool,
+    pub join_leave: bool,
+    pub delta: bool,
+}
+
+/// A subscription that may be made.
+pub(super) struct Terms {
+    pub standing: Standing,
+    pub mode: RecoveryMode,
+    /// In cache mode: the newest publication comes unasked.
+    pub auto_recover: bool,
+}
+
+/// What came before a subscription.
+pub(super) struct Past {
+    top: Top,
+    /// `None`: not asked for, or not possible.
+    recovered: Option<Recovered>,
+}
+
+impl Past {
+    pub fn is_recovered(&self) -> bool {
+        self.recovered.is_some()
+    }
+}
+
 /// What a subscription got.
 pub(super) struct Granted {
     pub channel: ChannelId,
     pub epoch: u32,
     /// Newest offset at this moment.
     pub top_offset: u64,
-    /// Whether a position in this channel is worth asking for.
-    pub recoverable: bool,
+    pub traits: Traits,
+    pub expiry: Expiry,
     /// `None`: not asked for, or not possible.
     pub recovered: Option<Recovered>,
 }
 
 pub(super) struct Recovered {
-    /// Where the client said that it left off.
+    /// What the client is told that it has: the publications come on top of it.
     since_offset: u64,
     /// Payloads of the publications after it, in order, through the top.
     missed: Vec<Vec<u8>>,
 }
 
 impl Granted {
-    pub fn missed(&self) -> impl Iterator<Item = &[u8]> {
-        self.recovered
-            .iter()
-            .flat_map(|each| each.missed.iter().map(Vec::as_slice))
+    /// Whether a position in this channel is worth asking for.
+    pub fn recoverable(&self) -> bool {
+        self.traits.has(Traits::RECOVERABLE)
+    }
+
+    pub fn missed(&self) -> impl Iterator<Item = PublicationView<'_>> {
+        let payloads = self.recovered.iter().flat_map(|each| each.missed.iter());
+        payloads.filter_map(|payload| PublicationView::parse(payload))
     }
 
     /// What was missed, in bytes of the log.
     pub fn missed_bytes(&self) -> usize {
-        self.missed().map(<[u8]>::len).sum()
+        let recovered = self.recovered.as_ref();
+        recovered.map_or(0, |each| each.missed.iter().map(Vec::len).sum())
     }
 
     /// As the client protocol has it: where a recovered client left off, else the top.
@@ -66,10 +105,21 @@ pub(super) enum SubscribeError {
     BadName,
     /// No such namespace.
     Unknown,
-    /// The namespace does not allow it.
-    Denied,
+    /// The namespace does not allow it, or the token does not.
+    Denied(Closed),
     Already,
     Limit,
+    /// What was missed is lost, and the client wants all or nothing.
+    Unrecoverable,
+}
+
+impl From<NameError> for SubscribeError {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::Bad => Self::BadName,
+            NameError::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// An epoch as clients see it.
@@ -78,9 +128,9 @@ pub(super) fn epoch_text(epoch: u32) -> String {
 }
 
 impl Sessions {
-    /// Subscribes a connection to `name`, recovering what came after `since` (epoch, offset) if
-    /// that is asked for, possible, and at most `bytes_max`. Live publications follow from this
-    /// turn's fan-out on.
+    /// Subscribes a connection without a token to `name`, if its namespace lets it in, recovering
+    /// what came after `since` (epoch, offset) if that is asked for, possible, and at most
+    /// `bytes_max`. Live publications follow from this turn's fan-out on.
     pub(super) fn subscribe(
         &mut self,
         token: Token,
@@ -88,77 +138,64 @@ impl Sessions {
         since: Option<(&str, u64)>,
         bytes_max: usize,
     ) -> Result<Granted, SubscribeError> {
-        let recoverable = self.may_subscribe(token, name).inspect_err(|error| {
-            self.metrics.add(
-                match error {
-                    SubscribeError::Unknown => Count::SubscribesUnknown,
-                    SubscribeError::Denied => Count::SubscribesDenied,
-                    SubscribeError::Limit => Count::SubscribesLimited,
-                    SubscribeError::BadName | SubscribeError::Already => Count::SubscribesBad,
-                },
-                1,
-            );
-        })?;
-        let key = self.table.key(name);
-        let found = self.hub.find(&key);
-        if let Some(id) = found
-            && self.is_subscribed(token, id)
-        {
-            self.metrics.add(Count::SubscribesBad, 1);
-            return Err(SubscribeError::Already);
-        }
-        let top = self.top(key);
-        let id = match found.filter(|id| self.continues(*id, top)) {
-            Some(id) => id,
-            None => self.hub.insert(key, name, top.epoch, top.offset),
-        };
-        self.join(token, id, top.offset);
-        let recovered = since
-            .filter(|_| recoverable)
-            .and_then(|(epoch, since_offset)| {
-                let is_same = epoch.is_empty() || epoch == epoch_text(top.epoch);
-                let missed = if is_same {
-                    self.missed(id, since_offset, top, bytes_max)
-                } else {
-                    None
-                };
-                missed.map(|missed| Recovered {
-                    since_offset,
-                    missed,
-                })
-            });
-        if since.is_some() {
-            let is_recovered = recovered.is_some();
-            let count = if is_recovered {
-                Count::Recovered
-            } else {
-                Count::Unrecoverable
-            };
-            self.metrics.add(count, 1);
-        }
-        Ok(Granted {
-            channel: id,
-            epoch: top.epoch,
-            top_offset: top.offset,
-            recoverable,
-            recovered,
-        })
+        let granted = self
+            .may_subscribe(token, name)
+            .map(|terms| self.enter(token, name, terms, since, bytes_max));
+        granted.inspect_err(|error| self.subscribe_refused(token, name, *error))
     }
 
-    /// Checks what can be checked without the channel; returns whether it can be recovered.
-    fn may_subscribe(&mut self, token: Token, name: &str) -> Result<bool, SubscribeError> {
-        if !is_channel_name(name) {
-            return Err(SubscribeError::BadName);
+    fn may_subscribe(&mut self, token: Token, name: &str) -> Result<Terms, SubscribeError> {
+        let namespace = self.names.namespace(&self.settings, name)?;
+        let user = self
+            .connections
+            .get_mut(token)
+            .map_or("", |each| each.user());
+        match permission::entrance(namespace, name, user, false) {
+            Entrance::Open => {}
+            Entrance::Closed(closed) => return Err(SubscribeError::Denied(closed)),
+            // These dialects have no way to wait for an answer.
+            Entrance::Hook => {
+                let option = Closed::Option("allow_subscribe_for_client");
+                return Err(SubscribeError::Denied(option));
+            }
         }
-        let namespace = self
-            .settings
-            .namespace(name)
-            .ok_or(SubscribeError::Unknown)?;
-        // A private channel (`$`) wants a token, which nobody can show yet.
-        if !namespace.allow_subscribe_for_client || name.starts_with('$') {
-            return Err(SubscribeError::Denied);
+        let asked = Asked {
+            recoverable: true,
+            ..Asked::default()
+        };
+        let mut terms = terms(namespace, user, asked, &Overrides::default());
+        terms.standing.traits.set(Traits::SERVER_SIDE, true);
+        self.admissible(token, name)?;
+        Ok(terms)
+    }
+
+    /// Counts a refusal, and says in the log what would open the channel.
+    pub(super) fn subscribe_refused(&mut self, token: Token, name: &str, error: SubscribeError) {
+        let count = match error {
+            SubscribeError::Unknown => Count::SubscribesUnknown,
+            SubscribeError::Denied(_) => Count::SubscribesDenied,
+            SubscribeError::Limit => Count::SubscribesLimited,
+            SubscribeError::BadName | SubscribeError::Already => Count::SubscribesBad,
+            SubscribeError::Unrecoverable => Count::SubscribesUnrecoverable,
+        };
+        self.metrics.add(count, 1);
+        match error {
+            SubscribeError::Denied(closed) => self.notice_refusal(token, "subscribe", name, closed),
+            SubscribeError::Unknown => {
+                self.notice(|| {
+                    format!("channel {name:?} is of no namespace: configure one for it")
+                });
+            }
+            _ => {}
         }
-        let recoverable = namespace.recovery;
+    }
+
+    /// Checks what does not depend on who asks.
+    pub(super) fn admissible(&mut self, token: Token, name: &str) -> Result<(), SubscribeError> {
+        self.names.namespace(&self.settings, name)?;
+        if self.is_subscribed_to(token, name) {
+            return Err(SubscribeError::Already);
+        }
         let held = self
             .connections
             .get_mut(token)
@@ -166,15 +203,112 @@ impl Sessions {
         if held >= self.settings.channels_per_connection_max {
             return Err(SubscribeError::Limit);
         }
-        Ok(recoverable)
+        Ok(())
     }
 
-    fn is_subscribed(&mut self, token: Token, id: ChannelId) -> bool {
-        self.connections.get_mut(token).is_some_and(|each| {
-            each.subscriptions
-                .as_slice()
-                .iter()
-                .any(|s| s.channel == id)
+    /// The place of a channel in a connection's list.
+    pub(super) fn place_of(&mut self, token: Token, id: ChannelId) -> Option<usize> {
+        let held = self.connections.get_mut(token)?.subscriptions.as_slice();
+        held.iter().position(|each| each.channel == id)
+    }
+
+    pub(super) fn is_subscribed_to(&mut self, token: Token, name: &str) -> bool {
+        let id = self.hub.find(&self.table.key(name));
+        id.is_some_and(|id| self.place_of(token, id).is_some())
+    }
+
+    /// Makes a subscription that may be made. Recovers what came after `since` (epoch, offset), if
+    /// the terms allow it and it is at most `bytes_max`.
+    pub(super) fn enter(
+        &mut self,
+        token: Token,
+        name: &str,
+        terms: Terms,
+        since: Option<(&str, u64)>,
+        bytes_max: usize,
+    ) -> Granted {
+        let past = self.look_back(name, &terms, since, bytes_max);
+        self.settle(token, name, terms, past)
+    }
+
+    /// Finds out what a subscription on these terms has missed.
+    pub(super) fn look_back(
+        &mut self,
+        name: &str,
+        terms: &Terms,
+        since: Option<(&str, u64)>,
+        bytes_max: usize,
+    ) -> Past {
+        let key = self.table.key(name);
+        let top = self.top(key);
+        let recovered = match (terms.mode, since) {
+            (RecoveryMode::Cache, None) if !terms.auto_recover => None,
+            (RecoveryMode::Cache, since) => self.newest(key, top, since, bytes_max),
+            (RecoveryMode::Stream, None) => None,
+            (RecoveryMode::Stream, Some((epoch, since_offset))) => {
+                let is_same = epoch.is_empty() || epoch == epoch_text(top.epoch);
+                let recovers = is_same && terms.standing.traits.has(Traits::RECOVERABLE);
+                recovers
+                    .then(|| self.missed(key, since_offset, top, bytes_max))
+                    .flatten()
+                    .map(|missed| Recovered {
+                        since_offset,
+                        missed,
+                    })
+            }
+        };
+        if since.is_some() {
+            let count = match recovered {
+                Some(_) => Count::Recovered,
+                None => Count::Unrecoverable,
+            };
+            self.metrics.add(count, 1);
+        }
+        Past { top, recovered }
+    }
+
+    /// Makes a subscription that begins where `past` ends.
+    pub(super) fn settle(&mut self, token: Token, name: &str, terms: Terms, past: Past) -> Granted {
+        let Past { top, recovered } = past;
+        let key = self.table.key(name);
+        let found = self.hub.find(&key).filter(|id| self.continues(*id, top));
+        let id = found.unwrap_or_else(|| self.hub.insert(key, name, top.epoch, top.offset));
+        let mut standing = terms.standing;
+        // Who has the newest publication takes the next one as a difference to it.
+        standing.traits.set(Traits::BASED, recovered.is_some());
+        let (traits, expiry) = (standing.traits, standing.expiry);
+        self.join(token, id, top.offset, standing);
+        self.announce(token, id, false);
+        if expiry != Expiry::NEVER {
+            self.schedule_next(token);
+        }
+        Granted {
+            channel: id,
+            epoch: top.epoch,
+            top_offset: top.offset,
+            traits,
+            expiry,
+            recovered,
+        }
+    }
+
+    /// The newest publication alone, unless the client has it.
+    fn newest(
+        &mut self,
+        key: ChannelKey,
+        top: Top,
+        since: Option<(&str, u64)>,
+        bytes_max: usize,
+    ) -> Option<Recovered> {
+        let before = top.offset.checked_sub(1)?;
+        let has_it = since.is_some_and(|(epoch, offset)| {
+            offset == top.offset && (epoch.is_empty() || epoch == epoch_text(top.epoch))
+        });
+        let since_offset = if has_it { top.offset } else { before };
+        let missed = self.missed(key, since_offset, top, bytes_max)?;
+        Some(Recovered {
+            since_offset,
+            missed,
         })
     }
 
@@ -194,7 +328,13 @@ impl Sessions {
         false
     }
 
-    pub(super) fn join(&mut self, token: Token, id: ChannelId, after_offset: u64) {
+    pub(super) fn join(
+        &mut self,
+        token: Token,
+        id: ChannelId,
+        after_offset: u64,
+        standing: Standing,
+    ) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -204,11 +344,29 @@ impl Sessions {
             subscription,
             after_offset,
         };
-        let place = self.hub.subscribe(id, subscriber, connection.format());
+        let traits = standing.traits;
+        let mut wants = Wants::from(connection.format);
+        if traits.has(Traits::DELTA) {
+            wants.add(Wants::DELTA);
+        }
+        if traits.has(Traits::JOIN_LEAVE) {
+            wants.add(Wants::EVENTS);
+        }
+        let place = self.hub.subscribe(id, subscriber, wants);
         connection.subscriptions.push(Subscription {
             channel: id,
             subscriber: place,
         });
+        // Most anonymous ones have nothing that needs remembering.
+        if connection.identity.is_none() && standing.is_particular() {
+            connection.identity = Some(Box::new(Client {
+                standings: vec![Standing::anonymous(); subscription as usize],
+                ..Client::default()
+            }));
+        }
+        if let Some(client) = &mut connection.identity {
+            client.standings.push(standing);
+        }
     }
 
     /// How much may be recovered for a connection: more than its queue may hold for a while would
@@ -225,7 +383,7 @@ impl Sessions {
     /// within the bounds.
     pub(super) fn missed(
         &mut self,
-        id: ChannelId,
+        key: ChannelKey,
         since_offset: u64,
         top: Top,
         bytes_max: usize,
@@ -235,13 +393,13 @@ impl Sessions {
             bytes_max,
             looks_max: HISTORY_LOOKS_MAX,
         };
-        self.missed_within(id, since_offset, top, &bounds)
+        self.missed_within(key, since_offset, top, &bounds)
     }
 
     /// As [`Sessions::missed`] with other bounds.
     pub(super) fn missed_within(
         &mut self,
-        id: ChannelId,
+        key: ChannelKey,
         since_offset: u64,
         top: Top,
         bounds: &Bounds,
@@ -253,14 +411,14 @@ impl Sessions {
         if count > bounds.publications_max as u64 {
             return None;
         }
-        let key = self.hub.channel(id)?.key;
         for _ in 0..bounds.looks_max {
             // Asked before the look: what is committed during it deserves another one.
             let behind_tail = self.reader.tail().wrapping_sub(top.last_position);
             let is_committed = behind_tail.cast_signed() > 0;
             let view = self.reader.view();
             let (count_max, bytes_max) = (bounds.publications_max, bounds.bytes_max);
-            let found = history(view, key, since_offset, top, count_max, bytes_max);
+            let store = &self.history;
+            let found = recover(view, store, key, since_offset, top, count_max, bytes_max);
             if found.is_some() || is_committed {
                 return found;
             }
@@ -269,14 +427,13 @@ impl Sessions {
         None
     }
 
-    /// Takes a connection out of one channel.
+    /// Takes a connection out of one channel, and tells those who want to know.
     pub(super) fn unsubscribe(&mut self, token: Token, id: ChannelId) {
-        let Some(connection) = self.connections.get_mut(token) else {
+        self.retract(token, id);
+        let Some(place) = self.place_of(token, id) else {
             return;
         };
-        let format = connection.format();
-        let held = connection.subscriptions.as_slice();
-        let Some(place) = held.iter().position(|each| each.channel == id) else {
+        let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
         let removed = connection.subscriptions.swap_remove(place);
@@ -287,28 +444,85 @@ impl Sessions {
         {
             channel.subscribers[moved.subscriber as usize].subscription = place as u32;
         }
-        self.leave(removed, format);
+        if let Some(client) = &mut connection.identity {
+            client.standings.swap_remove(place);
+        }
+        self.leave(removed);
     }
 
-    /// Takes a connection out of all its channels.
+    /// Takes a connection out of all its channels, and tells those who want to know.
     pub(super) fn leave_channels(&mut self, token: Token) {
+        for id in self.channels_of(token) {
+            self.retract(token, id);
+        }
+        self.drop_channels(token);
+    }
+
+    pub(super) fn channels_of(&mut self, token: Token) -> Vec<ChannelId> {
+        let connection = self.connections.get_mut(token);
+        let held = connection.map_or(&[][..], |each| each.subscriptions.as_slice());
+        held.iter().map(|each| each.channel).collect()
+    }
+
+    /// Takes a connection out of all its channels; nobody is told.
+    pub(super) fn drop_channels(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        let format = connection.format();
         let subscriptions: Subscriptions = std::mem::take(&mut connection.subscriptions);
+        if let Some(client) = &mut connection.identity {
+            client.standings.clear();
+        }
         for subscription in subscriptions.as_slice() {
-            self.leave(*subscription, format);
+            self.leave(*subscription);
         }
     }
 
-    fn leave(&mut self, subscription: Subscription, format: Format) {
-        let Some(moved) = self.hub.unsubscribe(subscription, format) else {
+    fn leave(&mut self, subscription: Subscription) {
+        let Some(moved) = self.hub.unsubscribe(subscription) else {
             return;
         };
         if let Some(connection) = self.connections.at_mut(moved.connection) {
             let held = connection.subscriptions.as_mut_slice();
             held[moved.subscription as usize].subscriber = moved.subscriber;
         }
+    }
+}
+
+/// What a subscription of `user` to a channel of `namespace` may have of what is asked for.
+pub(super) fn terms(
+    namespace: &Namespace,
+    user: &str,
+    asked: Asked,
+    overrides: &Overrides,
+) -> Terms {
+    let reads_history = permission::may(Act::History, namespace, user, true).is_ok();
+    let sees_presence = permission::may(Act::Presence, namespace, user, true).is_ok();
+    let or = |option: Option<bool>, namespace: bool| option.unwrap_or(namespace);
+    let recoverable = or(overrides.force_recovery, namespace.force_recovery)
+        || asked.recoverable && (namespace.recovery || reads_history);
+    let positioned = recoverable
+        || or(overrides.force_positioning, namespace.force_positioning)
+        || asked.positioned && (namespace.allow_positioning || reads_history);
+    let announced = or(overrides.join_leave, namespace.join_leave);
+    let hears = or(
+        overrides.force_push_join_leave,
+        namespace.force_push_join_leave,
+    ) || asked.join_leave && sees_presence;
+    let takes_delta = asked.delta && namespace.allowed_delta_types.contains(&DeltaType::Fossil);
+    let traits = Traits::default()
+        .with(Traits::RECOVERABLE, recoverable)
+        .with(Traits::POSITIONED, positioned)
+        .with(Traits::PRESENT, or(overrides.presence, namespace.presence))
+        .with(Traits::ANNOUNCED, announced)
+        .with(Traits::JOIN_LEAVE, announced && hears)
+        .with(Traits::DELTA, takes_delta);
+    Terms {
+        standing: Standing {
+            traits,
+            ..Standing::default()
+        },
+        mode: namespace.recovery_mode,
+        auto_recover: namespace.auto_cache_recover,
     }
 }

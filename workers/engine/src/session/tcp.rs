@@ -8,6 +8,7 @@ use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
+use super::connect::{Connecting, How};
 use super::fault::{BAD_REQUEST, Fault, NOT_AVAILABLE};
 use super::subscribe::epoch_text;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
@@ -15,7 +16,8 @@ use crate::hub::ChannelId;
 use crate::metrics::Count;
 use crate::outbox::{Flush, Frame, Outbox};
 use crate::protocol::Parsed;
-use crate::protocol::close::Close;
+use crate::protocol::centrifuge::ConnectRequest;
+use crate::protocol::close::{Close, Farewell};
 use crate::protocol::tcp::payload::{
     Connect, Connected, Failure, Goodbye, Message, Position, Subscribe, Subscribed, Unsubscribe,
     Unsubscribed,
@@ -53,9 +55,13 @@ impl Tcp {
         self.flow.frame(kind, payload, &mut self.wire);
     }
 
-    pub(crate) fn say_goodbye(&mut self, close: Close) {
+    pub(crate) fn say_goodbye(&mut self, farewell: &Farewell) {
         let mut payload = Vec::new();
-        Goodbye::from(close).encode(&mut payload);
+        Goodbye {
+            code: farewell.code,
+            reason: &farewell.reason,
+        }
+        .encode(&mut payload);
         self.say(Kind::Close, &payload);
     }
 
@@ -206,11 +212,23 @@ impl Sessions {
     }
 
     fn tcp_connect(&mut self, token: Token, connect: &Connect<'_>) {
-        // There is no key to verify tokens with, and who shows one wants to be more than anonymous.
-        if !connect.token.is_empty() {
-            return self.condemn(token, Close::InvalidToken);
-        }
-        self.opened(token);
+        self.connect(Connecting {
+            token,
+            how: How::Frame {
+                crc: connect.crc,
+                window_scale: connect.window_scale,
+            },
+            request: ConnectRequest {
+                token: connect.token.to_string(),
+                name: connect.name.to_string(),
+                ..ConnectRequest::default()
+            },
+            has_new_keys: false,
+        });
+    }
+
+    /// Tells a client that its connection is open.
+    pub(super) fn tcp_welcome(&mut self, token: Token, crc: bool, window_scale: u8) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -218,11 +236,16 @@ impl Sessions {
         let Dialect::Tcp(tcp) = &mut connection.dialect else {
             return;
         };
-        tcp.flow.agree(connect);
+        tcp.flow.agree(&Connect {
+            crc,
+            window_scale,
+            name: "",
+            token: "",
+        });
         let settings = &self.settings;
         let version = settings.version.clone();
         let connected = Connected {
-            crc: connect.crc,
+            crc,
             window_scale: SERVER_WINDOW.scale,
             heartbeat_interval_ms: settings.tcp_heartbeat_interval.as_millis() as u64,
             heartbeat_timeout_ms: settings.tcp_heartbeat_timeout.as_millis() as u64,
@@ -241,9 +264,9 @@ impl Sessions {
         } = fault;
         let failure = Failure {
             request,
-            code,
+            code: u16::try_from(code).unwrap_or(u16::MAX),
             temporary,
-            message,
+            message: &message,
         };
         self.tcp_say(token, Kind::Error, |payload| failure.encode(payload));
     }
@@ -265,7 +288,7 @@ impl Sessions {
         let subscribed = Subscribed {
             request: subscribe.request,
             alias: alias(key),
-            recoverable: granted.recoverable,
+            recoverable: granted.recoverable(),
             recovered: granted.recovered.is_some(),
             top: Position {
                 epoch: &epoch,
@@ -275,7 +298,7 @@ impl Sessions {
         self.tcp_say(token, Kind::Subscribed, |payload| {
             subscribed.encode(payload)
         });
-        for view in granted.missed().filter_map(PublicationView::parse) {
+        for view in granted.missed() {
             self.enqueue(token, publication_frame(granted.channel, &view));
         }
     }
@@ -340,7 +363,7 @@ impl Sessions {
             return self.forget(token);
         }
         self.metrics.close(Close::Normal);
-        self.leave_channels(token);
+        self.part(token, &Close::Normal.into());
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };

@@ -19,7 +19,7 @@ use tidegate_ring::sequencer::{self, Sequencer};
 use tidegate_ring::stats::{SchemaLine, Stats, Value};
 use tidegate_ring::uplink::{Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log, stats, uplink};
+use tidegate_ring::{channels, history, log, presence, stats, uplink};
 
 /// No wait of a test is longer: what should happen in milliseconds has failed by then.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +31,7 @@ const OWNER: Owner = Owner {
 };
 const LOG_BYTES: u64 = 1 << 23;
 const UPLINK_BYTES: u64 = 1 << 20;
+const STORE_BYTES: u64 = 1 << 20;
 /// Names of the hand-offs of a test.
 const ID: u64 = 7;
 
@@ -64,8 +65,11 @@ pub fn settings(slot: u32) -> Settings {
     let namespace = |name: &str| Namespace {
         name: name.to_string(),
         allow_subscribe_for_client: true,
+        allow_subscribe_for_anonymous: true,
         allow_publish_for_client: true,
+        allow_publish_for_anonymous: true,
         recovery: true,
+        ..Namespace::default()
     };
     // Longer than the slowest host takes for a test: no ping comes between.
     let long = Duration::from_secs(600);
@@ -91,8 +95,8 @@ pub fn settings(slot: u32) -> Settings {
         websocket_pong_timeout: Duration::from_secs(8),
         tcp_heartbeat_interval: long,
         tcp_heartbeat_timeout: long * 3,
-        allowed_origins: Vec::new(),
         namespaces: vec![namespace("public")],
+        ..Settings::default()
     }
 }
 
@@ -108,6 +112,10 @@ fn segments() -> Segments {
     log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
+    let history = region(history::segment_bytes(STORE_BYTES).unwrap());
+    history::format(&history, STORE_BYTES, OWNER).unwrap();
+    let presence = region(presence::segment_bytes(STORE_BYTES).unwrap());
+    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
     let schema: Vec<SchemaLine> = sequencer::METRICS
         .iter()
         .map(SchemaLine::from)
@@ -124,6 +132,8 @@ fn segments() -> Segments {
         shared: sequencer::Segments {
             log,
             channels,
+            history,
+            presence,
             stats,
         },
         own_uplink: uplink(),
@@ -154,6 +164,7 @@ fn sequence(
     wake: Bell,
     bells: &[Bell; 2],
     link: UnixStream,
+    rules: Vec<history::HistoryRule>,
 ) -> JoinHandle<()> {
     let shared = segments.shared.clone();
     let ours = segments.own_uplink.clone();
@@ -165,6 +176,8 @@ fn sequence(
             stats_row: 0,
             generation: 1,
             lag_budget: Duration::from_secs(10),
+            history: rules,
+            ..sequencer::Settings::default()
         };
         let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
         for (seat, bell) in readers.into_iter().enumerate() {
@@ -193,7 +206,20 @@ impl Pair {
         let bells = [Bell::new().unwrap(), Bell::new().unwrap()];
         let publisher = duplicate(&publisher_bell);
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
-        let sequencing = sequence(&segments, publisher_bell, &bells, their_link);
+        let namespaces = settings(0).namespaces;
+        let kept = namespaces.iter().filter(|each| each.history_size > 0);
+        let rules = kept.map(|each| history::HistoryRule {
+            namespace: each.name.clone(),
+            size: each.history_size as u64,
+            ttl: each.history_ttl,
+        });
+        let sequencing = sequence(
+            &segments,
+            publisher_bell,
+            &bells,
+            their_link,
+            rules.collect(),
+        );
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, tcp] = listeners.each_ref().map(|each| each.local_addr().unwrap());
         let mut links = Vec::new();
@@ -216,6 +242,8 @@ impl Pair {
             let regions = Regions {
                 log: segments.shared.log.clone(),
                 channels: segments.shared.channels.clone(),
+                history: segments.shared.history.clone(),
+                presence: segments.shared.presence.clone(),
                 stats: segments.shared.stats.clone(),
                 uplink: segments.worker_uplinks[slot as usize].clone(),
             };
@@ -360,20 +388,27 @@ impl Pair {
     pub fn publish(&mut self, channel: &str, data: &str) -> u64 {
         self.source.as_mut().unwrap().publish(channel, data)
     }
+
 }
 
 impl Source {
     /// Publishes JSON, waits for the answer, and returns the offset.
     pub fn publish(&mut self, channel: &str, data: &str) -> u64 {
+        self.request(Request {
+            json: true,
+            channel,
+            data: data.as_bytes(),
+            ..Request::default()
+        })
+    }
+
+    /// Has the publisher do something, waits for the answer, and returns its offset.
+    pub fn request(&mut self, request: Request<'_>) -> u64 {
         self.last_id += 1;
         let request = Request {
             id: self.last_id,
             want_reply: true,
-            json: true,
-            idempotency: 0,
-            channel,
-            tags: b"",
-            data: data.as_bytes(),
+            ..request
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();

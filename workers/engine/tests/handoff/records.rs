@@ -3,18 +3,34 @@
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use tidegate_engine::client::{Expiry, Standing, Traits};
 use tidegate_engine::connection::Phase;
 use tidegate_engine::handoff::record::{
-    Position, Queued, Record, RecordError, Speech, Timers, VERSION, Writer, read,
+    Identity, Position, Queued, Record, RecordError, Speech, Timers, VERSION, Writer, read,
 };
+use tidegate_engine::protocol::format::{self, Format};
 use tidegate_engine::protocol::tcp::{FlowState, Window};
 use tidegate_engine::protocol::websocket::Fragments;
 
-const SAMPLE: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v1.bin");
+const SAMPLE_1: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v1.bin");
+const SAMPLE_2: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v2.bin");
 
-/// What the sample was written from.
-fn sample() -> Vec<Record> {
+/// What the sample of version 1 was written from.
+fn sample_1() -> Vec<Record> {
     vec![idle(), busy(), binary(), request()]
+}
+
+/// What the sample of version 2 was written from.
+fn sample_2() -> Vec<Record> {
+    vec![
+        idle(),
+        busy(),
+        binary(),
+        request(),
+        known(),
+        streaming(),
+        turned_away(),
+    ]
 }
 
 fn idle() -> Record {
@@ -23,6 +39,8 @@ fn idle() -> Record {
         pinged: true,
         deaf: false,
         hang_up: false,
+        turned_away: false,
+        native_pings: false,
         client: *b"0123456789abcdef",
         connected_ms: 1_795_000_000_000,
         detached_ns: 123_456_789_000,
@@ -43,6 +61,74 @@ fn idle() -> Record {
         head_sent_bytes: 0,
         input: Vec::new(),
         speech: Speech::WebSocket(None),
+        format: Format::UniWebSocket,
+        log_position: None,
+        identity: None,
+    }
+}
+
+/// A client that is known, with a private channel and one that it takes differences of.
+fn known() -> Record {
+    let standing = |traits, at_s, info: &[u8]| Standing {
+        traits: Traits::default().with(traits, true),
+        expiry: Expiry {
+            at_s,
+            by_hook: at_s > 0,
+        },
+        info: info.into(),
+    };
+    Record {
+        subscriptions: vec![
+            idle().subscriptions.remove(0),
+            Position {
+                channel: "$chat:a#42".to_string(),
+                epoch: 7,
+                offset: 0,
+            },
+        ],
+        native_pings: true,
+        format: Format::ProtobufWebSocketDeflate,
+        log_position: Some(u64::MAX - 4095),
+        identity: Some(Identity {
+            user: "42".to_string(),
+            info: b"{\"name\":\"Ann\"}".to_vec(),
+            meta: b"[1]".to_vec(),
+            headers: b"{\"x-real-ip\":\"192.0.2.7\"}".to_vec(),
+            session: *b"fedcba9876543210",
+            expiry: Expiry {
+                at_s: 1_795_003_600,
+                by_hook: false,
+            },
+            standings: vec![
+                standing(Traits::DELTA | Traits::BASED | Traits::POSITIONED, 0, b""),
+                standing(
+                    Traits::PRESENT | Traits::ANNOUNCED | Traits::JOIN_LEAVE,
+                    1_795_000_060,
+                    b"{}",
+                ),
+            ],
+        }),
+        ..idle()
+    }
+}
+
+fn streaming() -> Record {
+    Record {
+        deaf: true,
+        speech: Speech::Stream,
+        format: Format::JsonSse,
+        native_pings: false,
+        ..known()
+    }
+}
+
+fn turned_away() -> Record {
+    Record {
+        phase: Phase::Connecting,
+        turned_away: true,
+        subscriptions: Vec::new(),
+        format: Format::JsonWebSocket,
+        ..idle()
     }
 }
 
@@ -67,6 +153,7 @@ fn busy() -> Record {
         input: b"half a fr".to_vec(),
         speech: Speech::WebSocket(Some(Fragments {
             is_text: true,
+            is_compressed: false,
             payload: b"half a m\xC3".to_vec(),
             valid_bytes: 8,
         })),
@@ -104,6 +191,7 @@ fn binary() -> Record {
             pieces: b"piece".to_vec(),
             wire: b"wire".to_vec(),
         },
+        format: Format::Tcp,
         ..busy()
     }
 }
@@ -130,18 +218,19 @@ fn written(records: &[Record]) -> Vec<u8> {
 }
 
 #[test]
-fn records_of_version_1_are_read_for_ever() {
-    assert_eq!(read(SAMPLE), Ok(sample()));
+fn records_of_the_version_before_are_read_too() {
+    assert_eq!(read(SAMPLE_1), Ok(sample_1()));
+    assert_eq!(read(SAMPLE_2), Ok(sample_2()));
 }
 
 #[test]
-fn the_sample_is_what_version_1_writes() {
-    if VERSION == 1 {
-        let bytes = written(&sample());
+fn the_sample_is_what_this_version_writes() {
+    if VERSION == 2 {
+        let bytes = written(&sample_2());
         if let Some(path) = std::env::var_os("WRITE_HANDOFF_SAMPLE") {
             std::fs::write(path, &bytes).unwrap();
         }
-        assert_eq!(bytes, SAMPLE);
+        assert_eq!(bytes, SAMPLE_2);
     }
 }
 
@@ -149,14 +238,16 @@ fn the_sample_is_what_version_1_writes() {
 fn what_is_no_record_is_refused_by_name() {
     assert_eq!(read(b"").unwrap_err(), RecordError::CutOff);
     assert_eq!(read(b"no record").unwrap_err(), RecordError::Magic);
-    assert_eq!(read(b"TGHR\x02\0").unwrap_err(), RecordError::Version(2));
+    assert_eq!(read(b"TGHR\x03\0").unwrap_err(), RecordError::Version(3));
     assert_eq!(
         read(b"TGHR\x01\0\x01\0\0\0\x03").unwrap_err(),
         RecordError::Value("phase")
     );
-    for cut in 7..SAMPLE.len() {
-        let whole = read(&SAMPLE[..cut]);
-        assert!(whole.map_or(true, |records| records.len() < 4));
+    for (sample, count) in [(SAMPLE_1, 4), (SAMPLE_2, 7)] {
+        for cut in 7..sample.len() {
+            let whole = read(&sample[..cut]);
+            assert!(whole.map_or(true, |records| records.len() < count));
+        }
     }
     let impossible = [
         ("head_sent_bytes", {
@@ -188,6 +279,16 @@ fn what_is_no_record_is_refused_by_name() {
             }
             record
         }),
+        ("format", {
+            let mut record = known();
+            record.format = Format::JsonSse;
+            record
+        }),
+        ("standings", {
+            let mut record = known();
+            record.subscriptions.pop();
+            record
+        }),
         ("scale", {
             let mut record = binary();
             if let Speech::Tcp { flow, .. } = &mut record.speech {
@@ -214,10 +315,12 @@ fn window() -> impl Strategy<Value = Window> {
 
 fn speech() -> impl Strategy<Value = Speech> {
     let fragments =
-        (any::<bool>(), bytes(), any::<usize>()).prop_map(|(is_text, payload, valid)| {
+        (any::<[bool; 2]>(), bytes(), any::<usize>()).prop_map(|(kind, payload, valid)| {
             let valid_bytes = valid % (payload.len() + 1);
+            let [is_text, is_compressed] = kind;
             Fragments {
                 is_text,
+                is_compressed,
                 payload,
                 valid_bytes,
             }
@@ -243,6 +346,7 @@ fn speech() -> impl Strategy<Value = Speech> {
     prop_oneof![
         Just(Speech::Http),
         option::of(fragments).prop_map(Speech::WebSocket),
+        Just(Speech::Stream),
         (flow, bytes(), bytes()).prop_map(|(flow, pieces, wire)| Speech::Tcp {
             flow,
             pieces,
@@ -251,10 +355,48 @@ fn speech() -> impl Strategy<Value = Speech> {
     ]
 }
 
+/// One of the formats that go with a way of speaking.
+fn format(speech: &Speech, number: usize) -> Format {
+    let fits = |format: &Format| match speech {
+        Speech::Http => true,
+        Speech::WebSocket(_) => format.is_websocket(),
+        Speech::Stream => !format.is_websocket() && *format != Format::Tcp,
+        Speech::Tcp { .. } => *format == Format::Tcp,
+    };
+    let fitting: Vec<Format> = format::ALL.into_iter().filter(fits).collect();
+    fitting[number % fitting.len()]
+}
+
+fn expiry() -> impl Strategy<Value = Expiry> {
+    any::<(u64, bool)>().prop_map(|(at_s, by_hook)| Expiry { at_s, by_hook })
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    (0..256u16, expiry(), bytes()).prop_map(|(traits, expiry, info)| Standing {
+        traits: Traits::from_bits(traits).unwrap(),
+        expiry,
+        info: info.into(),
+    })
+}
+
+prop_compose! {
+    fn identity()(
+        user in "[a-zäß]{0,20}",
+        info in bytes(),
+        meta in bytes(),
+        headers in bytes(),
+        session in any::<[u8; 16]>(),
+        expiry in expiry(),
+        standings in vec(standing(), 5),
+    ) -> Identity {
+        Identity { user, info, meta, headers, session, expiry, standings }
+    }
+}
+
 prop_compose! {
     fn record()(
         phase in prop_oneof![Just(Phase::Connecting), Just(Phase::Open), Just(Phase::Closing)],
-        flags in any::<[bool; 3]>(),
+        flags in any::<[bool; 5]>(),
         client in any::<[u8; 16]>(),
         times in any::<[u64; 2]>(),
         timers in any::<[u32; 5]>(),
@@ -264,7 +406,14 @@ prop_compose! {
         sent in any::<u32>(),
         input in bytes(),
         speech in speech(),
+        number in any::<usize>(),
+        log_position in option::of(any::<u64>()),
+        identity in option::of(identity()),
     ) -> Record {
+        let identity = identity.map(|identity| Identity {
+            standings: identity.standings[..subscriptions.len()].to_vec(),
+            ..identity
+        });
         let places = subscriptions.len() as u32;
         let queue: Vec<Queued> = queue
             .into_iter()
@@ -278,6 +427,8 @@ prop_compose! {
             pinged: flags[0],
             deaf: flags[1],
             hang_up: flags[2],
+            turned_away: flags[3],
+            native_pings: flags[4],
             client,
             connected_ms: times[0],
             detached_ns: times[1],
@@ -296,7 +447,10 @@ prop_compose! {
             head_sent_bytes: queue.first().map_or(0, |head| sent % head.bytes.len() as u32),
             queue,
             input,
+            format: format(&speech, number),
             speech,
+            log_position,
+            identity,
         }
     }
 }
@@ -311,6 +465,7 @@ proptest! {
     fn no_bytes_make_the_reader_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = read(&bytes);
         let _ = read(&[b"TGHR\x01\0", &bytes[..]].concat());
+        let _ = read(&[b"TGHR\x02\0", &bytes[..]].concat());
     }
 
     #[test]

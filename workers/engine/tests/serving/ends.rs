@@ -145,7 +145,9 @@ fn draining_closes_everyone_within_the_spread_and_reports_it() {
                 last = remaining;
             }
             Report::Drained { closed } => break assert_eq!(closed, 31),
-            Report::Link | Report::Handoff(_) => unreachable!("not passed on, not asked for"),
+            Report::Link | Report::Handoff(_) | Report::Notices => {
+                unreachable!("not passed on, not asked for")
+            }
         }
     }
     house.wait_for_count(r#"closes_total{reason="force_reconnect"}"#, 31);

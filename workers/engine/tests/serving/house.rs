@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use tidegate_ring::sequencer::{self, Sequencer};
 use tidegate_ring::stats::{SchemaLine, Stats, Value};
 use tidegate_ring::uplink::{Reply, Request, UplinkProducer};
 use tidegate_ring::wake::Bell;
-use tidegate_ring::{channels, log, stats, uplink};
+use tidegate_ring::{channels, history, log, presence, stats, uplink};
 
 /// No wait of a test is longer: what should happen in milliseconds has failed by then.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +30,7 @@ const OWNER: Owner = Owner {
 };
 const LOG_BYTES: u64 = 1 << 18;
 const UPLINK_BYTES: u64 = 1 << 18;
+const STORE_BYTES: u64 = 1 << 20;
 
 type Order = Box<dyn FnOnce(&mut Reactor) + Send>;
 
@@ -38,6 +40,7 @@ pub struct House {
     orders: Sender<Order>,
     link: UnixStream,
     reports: Receiver<Report>,
+    notices: Arc<Mutex<Vec<String>>>,
     publisher_link: UnixStream,
     threads: Vec<JoinHandle<()>>,
     stats: Stats,
@@ -51,8 +54,11 @@ pub fn settings() -> Settings {
     let namespace = |name: &str, allow, recovery| Namespace {
         name: name.to_string(),
         allow_subscribe_for_client: allow,
+        allow_subscribe_for_anonymous: allow,
         allow_publish_for_client: allow,
+        allow_publish_for_anonymous: allow,
         recovery,
+        ..Namespace::default()
     };
     let long = Duration::from_secs(60);
     Settings {
@@ -77,12 +83,12 @@ pub fn settings() -> Settings {
         websocket_pong_timeout: Duration::from_secs(8),
         tcp_heartbeat_interval: long,
         tcp_heartbeat_timeout: long * 3,
-        allowed_origins: Vec::new(),
         namespaces: vec![
             namespace("public", true, true),
             namespace("live", true, false),
             namespace("", false, true),
         ],
+        ..Settings::default()
     }
 }
 
@@ -92,6 +98,10 @@ fn segments() -> (sequencer::Segments, Region, Region) {
     log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
+    let history = region(history::segment_bytes(STORE_BYTES).unwrap());
+    history::format(&history, STORE_BYTES, OWNER).unwrap();
+    let presence = region(presence::segment_bytes(STORE_BYTES).unwrap());
+    presence::format(&presence, STORE_BYTES, OWNER).unwrap();
     let schema: Vec<SchemaLine> = sequencer::METRICS
         .iter()
         .map(SchemaLine::from)
@@ -108,11 +118,27 @@ fn segments() -> (sequencer::Segments, Region, Region) {
         sequencer::Segments {
             log,
             channels,
+            history,
+            presence,
             stats,
         },
         uplink(),
         uplink(),
     )
+}
+
+/// What the publisher is told of namespaces that keep a history.
+fn history_rules(settings: &Settings) -> Vec<history::HistoryRule> {
+    let kept = settings
+        .namespaces
+        .iter()
+        .filter(|each| each.history_size > 0);
+    kept.map(|each| history::HistoryRule {
+        namespace: each.name.clone(),
+        size: each.history_size as u64,
+        ttl: each.history_ttl,
+    })
+    .collect()
 }
 
 fn bell() -> (Bell, OwnedFd) {
@@ -143,11 +169,14 @@ impl House {
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
         let (regions, ours) = (segments.clone(), own_uplink.clone());
         let (worker_reply_bell, theirs) = (worker_bell.try_clone().unwrap(), worker_uplink.clone());
+        let rules = history_rules(&settings);
         let sequencing = std::thread::spawn(move || {
             let settings = sequencer::Settings {
                 stats_row: 0,
                 generation: 1,
                 lag_budget: Duration::from_millis(50),
+                history: rules,
+                ..sequencer::Settings::default()
             };
             let wake = Bell::from(publisher_bell);
             let mut sequencer = Sequencer::open(regions, wake, settings, []).unwrap();
@@ -166,6 +195,8 @@ impl House {
         let (link, their_link) = UnixStream::pair().unwrap();
         let ((orders, taken), (told, reports)) = (channel(), channel());
         let stats = Stats::attach(segments.stats.clone()).unwrap();
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let noticed = notices.clone();
         let serving = std::thread::spawn(move || {
             let mut link = their_link.try_clone().unwrap();
             let wake = duplicate(&worker_wake);
@@ -179,16 +210,20 @@ impl House {
             let sequencer::Segments {
                 log,
                 channels,
+                history,
+                presence,
                 stats,
             } = segments;
             let regions = Regions {
                 log,
                 channels,
+                history,
+                presence,
                 stats,
                 uplink: worker_uplink,
             };
             let mut reactor = Reactor::new(settings, regions, descriptors).unwrap();
-            serve(&mut reactor, &mut link, &taken, &told);
+            serve(&mut reactor, &mut link, &taken, &told, &noticed);
         });
         House {
             http: addresses.0,
@@ -196,6 +231,7 @@ impl House {
             orders,
             link,
             reports,
+            notices,
             publisher_link,
             threads: vec![serving, sequencing],
             stats,
@@ -216,6 +252,16 @@ impl House {
         self.reports.recv_timeout(PATIENCE).unwrap()
     }
 
+    /// Waits for a line in the worker's log that has all of these words.
+    pub fn wait_for_notice(&self, words: &[&str]) {
+        wait_for(&format!("a line with {words:?}"), || {
+            let lines = self.notices.lock().unwrap();
+            lines
+                .iter()
+                .any(|line| words.iter().all(|word| line.contains(word)))
+        });
+    }
+
     /// Publishes JSON, waits for the answer, and returns epoch and offset.
     pub fn publish(&mut self, channel: &str, data: &str) -> (String, u64) {
         let reply = self.publish_request(channel, data.as_bytes(), true);
@@ -224,15 +270,21 @@ impl House {
     }
 
     pub fn publish_request(&mut self, channel: &str, data: &[u8], json: bool) -> Reply {
+        self.request(Request {
+            json,
+            channel,
+            data,
+            ..Request::default()
+        })
+    }
+
+    /// Has the publisher do something, and waits for its answer.
+    pub fn request(&mut self, request: Request<'_>) -> Reply {
         self.last_id += 1;
         let request = Request {
             id: self.last_id,
             want_reply: true,
-            json,
-            idempotency: 0,
-            channel,
-            tags: b"",
-            data,
+            ..request
         };
         if self.producer.publish(&request).unwrap() {
             self.publisher.ring();
@@ -300,6 +352,7 @@ fn serve(
     link: &mut UnixStream,
     orders: &Receiver<Order>,
     reports: &Sender<Report>,
+    notices: &Mutex<Vec<String>>,
 ) {
     loop {
         match reactor.run().unwrap() {
@@ -309,6 +362,7 @@ fn serve(
                 }
                 orders.recv().unwrap()(reactor);
             }
+            Report::Notices => notices.lock().unwrap().extend(reactor.take_notices()),
             report => drop(reports.send(report)),
         }
     }

@@ -108,6 +108,7 @@ fn a_channel_that_clients_may_not_have_is_left_out() {
     let (_client, reply) = Uni::connect(&house, r#"{"secret":{},"public:a":{}}"#);
     let subs = reply["subs"].as_object().unwrap();
     assert_eq!(subs.keys().collect::<Vec<_>>(), ["public:a"]);
+    house.wait_for_notice(&["secret", "allow_subscribe_for_client"]);
     house.wait_for_count(r#"subscribe_errors_total{reason="denied"}"#, 1);
 }
 

@@ -2,10 +2,10 @@
 
 use std::io::{self, Cursor, Read, Write};
 
-use crate::peer::{Reader, Seen, seen_in};
+use crate::peer::{RULES, Reader, Seen, seen_in};
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::{ALL, Close};
-use tidegate_engine::protocol::http::{HttpLimits, parse_request, websocket_accept};
+use tidegate_engine::protocol::http::{Opening, parse_opening};
 use tidegate_engine::protocol::websocket::{Opcode, encode_close, encode_frame};
 use tungstenite::handshake::client::generate_key;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -105,7 +105,7 @@ fn the_client_answers_our_ping_and_our_close() {
     {
         let mut stream = Vec::new();
         encode_frame(&mut stream, Opcode::Ping, b"tide");
-        encode_close(&mut stream, close);
+        encode_close(&mut stream, &close.into());
         let mut client = client(stream);
         assert_eq!(client.read().unwrap(), Message::Ping("tide".into()));
         let Message::Close(Some(frame)) = client.read().unwrap() else {
@@ -143,19 +143,20 @@ fn the_client_takes_our_handshake() {
         panic!("the client must wait for an answer");
     };
     let pipe = waiting.get_mut().get_mut();
-    let limits = HttpLimits {
-        header_bytes_max: 8192,
-        headers_max: 64,
-    };
-    let Ok(Parsed::Complete { value, consumed }) = parse_request(&pipe.to_server, &limits) else {
+    let Ok(Parsed::Complete {
+        value:
+            Opening::WebSocket {
+                response: mut answer,
+                connect,
+                ..
+            },
+        consumed,
+    }) = parse_opening(&pipe.to_server, &RULES)
+    else {
         panic!("the request must be whole");
     };
     assert_eq!(consumed, pipe.to_server.len());
-    assert_eq!(
-        value.query_parameter("cf_connect"),
-        Ok(Some("{}".to_owned()))
-    );
-    let mut answer = websocket_accept(&value, &[]).unwrap();
+    assert_eq!(connect.as_deref(), Some("{}"));
     encode_frame(&mut answer, Opcode::Text, b"first");
     pipe.from_server = Cursor::new(answer);
     let (mut client, _) = waiting.handshake().expect("the client accepts");

@@ -1,7 +1,8 @@
 //! RFC 6455 frame by frame: its own examples, and each of its prohibitions.
 
 use crate::peer::{
-    BINARY, CLOSE, CONTINUATION, FIN, MESSAGE_BYTES_MAX, PING, PONG, Seen, TEXT, frame, seen_in,
+    BINARY, CLOSE, CONTINUATION, FIN, LIMITS, MESSAGE_BYTES_MAX, PING, PONG, Seen, TEXT, frame,
+    seen_in,
 };
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::{self, Close};
@@ -268,7 +269,7 @@ fn a_close_frame_with_a_wrong_code_or_reason_is_refused() {
 fn every_close_of_the_table_fits_a_frame() {
     for &close in close::ALL {
         let mut out = Vec::new();
-        encode_close(&mut out, close);
+        encode_close(&mut out, &close.into());
         let (header, payload) = out.split_at(2);
         assert_eq!(header, [FIN | CLOSE, payload.len() as u8]);
         assert!(payload.len() <= 125);
@@ -287,10 +288,7 @@ fn an_incomplete_frame_is_left_as_it_came() {
     let mut inbound = Inbound::default();
     for length in 0..whole.len() {
         let mut part = whole[..length].to_vec();
-        assert_eq!(
-            inbound.decode(&mut part, MESSAGE_BYTES_MAX),
-            Ok(Parsed::Incomplete)
-        );
+        assert_eq!(inbound.decode(&mut part, &LIMITS), Ok(Parsed::Incomplete));
         assert_eq!(part, whole[..length]);
     }
 }
@@ -298,4 +296,78 @@ fn an_incomplete_frame_is_left_as_it_came() {
 #[test]
 fn an_idle_reader_is_one_word() {
     assert_eq!(size_of::<Inbound>(), size_of::<usize>());
+}
+
+mod compressed {
+    use super::*;
+    use crate::peer::Reader;
+    use tidegate_engine::protocol::deflate::compress;
+
+    const RSV1: u8 = 0x40;
+
+    fn seen(frames: &[Vec<u8>]) -> Vec<Seen> {
+        let mut reader = Reader::of_compressed();
+        reader.feed(&joined(frames));
+        reader.seen
+    }
+
+    fn fails_with(frames: &[Vec<u8>], close: Close) {
+        assert_eq!(seen(frames).last(), Some(&Seen::Failed(close)));
+    }
+
+    #[test]
+    fn messages_are_expanded_alone_and_in_fragments_and_others_are_left() {
+        let long = "tide ".repeat(100);
+        let payload = compress(long.as_bytes()).unwrap();
+        let (one, two) = payload.split_at(payload.len() / 2);
+        let frames = [
+            frame(FIN | RSV1 | TEXT, &payload),
+            frame(FIN | TEXT, b"plain"),
+            frame(RSV1 | TEXT, one),
+            frame(FIN | PING, b"between"),
+            frame(FIN | CONTINUATION, two),
+            frame(FIN | RSV1 | BINARY, &payload),
+        ];
+        let expected = [
+            text(&long),
+            text("plain"),
+            Seen::Fragment,
+            Seen::Ping(b"between".to_vec()),
+            text(&long),
+            Seen::Binary(long.into_bytes()),
+        ];
+        assert_eq!(seen(&frames), expected);
+    }
+
+    #[test]
+    fn the_bit_is_wrong_without_agreement_and_anywhere_but_at_a_messages_beginning() {
+        fails(&frame(FIN | RSV1 | TEXT, &[0]), Close::ProtocolError);
+        fails_with(&[frame(FIN | RSV1 | PING, b"")], Close::ProtocolError);
+        fails_with(&[frame(FIN | RSV1 | CLOSE, b"")], Close::ProtocolError);
+        let continued = [
+            frame(RSV1 | TEXT, &[0]),
+            frame(FIN | RSV1 | CONTINUATION, &[]),
+        ];
+        fails_with(&continued, Close::ProtocolError);
+        for reserved in [0x20, 0x10, RSV1 | 0x20] {
+            fails_with(&[frame(FIN | reserved | TEXT, b"")], Close::ProtocolError);
+        }
+    }
+
+    #[test]
+    fn what_is_expanded_keeps_to_the_rules_of_any_message() {
+        let bomb = compress(&vec![b'x'; MESSAGE_BYTES_MAX + 1]).unwrap();
+        fails_with(&[frame(FIN | RSV1 | TEXT, &bomb)], Close::MessageTooBig);
+        let most = compress(&vec![b'x'; MESSAGE_BYTES_MAX]).unwrap();
+        assert!(matches!(
+            seen(&[frame(FIN | RSV1 | TEXT, &most)])[..],
+            [Seen::Text(_)]
+        ));
+        let not_text = compress(&[0xFF; 100]).unwrap();
+        fails_with(&[frame(FIN | RSV1 | TEXT, &not_text)], Close::InvalidText);
+        fails_with(
+            &[frame(FIN | RSV1 | TEXT, b"\xFF\xFF\xFF")],
+            Close::ProtocolError,
+        );
+    }
 }

@@ -4,13 +4,10 @@ use std::collections::HashSet;
 
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::http::{
-    HttpLimits, HttpReject, REJECTS, Request, UNI_WEBSOCKET_PATH, parse_request, websocket_accept,
+    HttpReject, Opening, REJECTS, Request, Rules, parse_opening, parse_request,
 };
 
-const LIMITS: HttpLimits = HttpLimits {
-    header_bytes_max: 8192,
-    headers_max: 64,
-};
+use crate::peer::{HTTP_LIMITS as LIMITS, RULES};
 
 const LINE: &str = "GET /connection/uni_websocket HTTP/1.1";
 const HEADERS: [&str; 5] = [
@@ -51,8 +48,17 @@ fn accepted(head: &str, origins_allowed: &[&str]) -> Result<String, HttpReject> 
         .iter()
         .map(|&pattern| pattern.into())
         .collect();
-    let response = websocket_accept(&parsed(head)?, &origins)?;
-    Ok(String::from_utf8(response).unwrap())
+    let rules = Rules {
+        origins_allowed: &origins,
+        ..RULES
+    };
+    match parse_opening(head.as_bytes(), &rules)? {
+        Parsed::Complete {
+            value: Opening::WebSocket { response, .. },
+            ..
+        } => Ok(String::from_utf8(response).unwrap()),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[track_caller]
@@ -94,19 +100,18 @@ fn header_names_and_tokens_are_read_in_any_case_and_as_lists() {
 }
 
 #[test]
-fn neither_extension_nor_subprotocol_is_agreed_to() {
+fn a_unidirectional_client_is_promised_no_subprotocol() {
     let asking = [
         &HEADERS[..],
-        &[
-            "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
-            "Sec-WebSocket-Protocol: centrifuge-json, chat",
-        ],
+        &["Sec-WebSocket-Protocol: centrifuge-json, chat"],
     ]
     .concat();
-    let response = accepted(&head(LINE, &asking), &[])
-        .unwrap()
-        .to_ascii_lowercase();
-    assert!(!response.contains("extensions") && !response.contains("sec-websocket-protocol"));
+    let response = accepted(&head(LINE, &asking), &[]).unwrap();
+    assert!(
+        !response
+            .to_ascii_lowercase()
+            .contains("sec-websocket-protocol")
+    );
 }
 
 #[test]
@@ -301,7 +306,7 @@ fn who_asks_for_nothing_that_is_here_is_told_what_is() {
     assert!(
         response
             .trim_end()
-            .ends_with(&format!("connect to {UNI_WEBSOCKET_PATH}"))
+            .ends_with("connect to /connection/websocket")
     );
 }
 

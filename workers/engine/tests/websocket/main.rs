@@ -1,8 +1,8 @@
-//! The WebSocket side of the client port, from the HTTP upgrade to the JSON in its frames.
+//! The client port: HTTP requests and what they open, and the frames of WebSockets.
 
 mod client;
 mod frames;
 mod handshake;
+mod openings;
 mod peer;
 mod properties;
-mod uni;

@@ -3,7 +3,9 @@
 
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::close::Close;
-use tidegate_engine::protocol::websocket::{Event, Inbound};
+use tidegate_engine::protocol::http::{HttpLimits, Rules};
+use tidegate_engine::protocol::websocket::{Event, Inbound, Limits};
+use tidegate_engine::settings::Transport;
 
 pub const FIN: u8 = 0x80;
 pub const CONTINUATION: u8 = 0x0;
@@ -15,6 +17,31 @@ pub const PONG: u8 = 0xA;
 
 pub const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 pub const MESSAGE_BYTES_MAX: usize = 65536;
+pub const LIMITS: Limits = Limits {
+    message_bytes_max: MESSAGE_BYTES_MAX,
+    deflate: false,
+};
+
+pub const HTTP_LIMITS: HttpLimits = HttpLimits {
+    header_bytes_max: 8192,
+    headers_max: 64,
+};
+
+/// All that there is, for clients that name no origin.
+pub const RULES: Rules<'_> = Rules {
+    limits: HTTP_LIMITS,
+    body_bytes_max: MESSAGE_BYTES_MAX,
+    origins_allowed: &[],
+    transports: &[
+        Transport::Websocket,
+        Transport::Sse,
+        Transport::HttpStream,
+        Transport::UniWebsocket,
+        Transport::UniSse,
+        Transport::UniHttpStream,
+    ],
+    compression: true,
+};
 
 /// A masked frame with its first byte as given and the shortest length.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -72,17 +99,27 @@ pub struct Reader {
     input: Vec<u8>,
     pub seen: Vec<Seen>,
     has_failed: bool,
+    deflate: bool,
 }
 
 impl Reader {
+    /// One that has agreed to permessage-deflate.
+    pub fn of_compressed() -> Self {
+        Self {
+            deflate: true,
+            ..Self::default()
+        }
+    }
+
     pub fn feed(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
+        let limits = Limits {
+            deflate: self.deflate,
+            ..LIMITS
+        };
         let mut at = 0;
         while !self.has_failed {
-            match self
-                .inbound
-                .decode(&mut self.input[at..], MESSAGE_BYTES_MAX)
-            {
+            match self.inbound.decode(&mut self.input[at..], &limits) {
                 Ok(Parsed::Incomplete) => break,
                 Ok(Parsed::Complete { value, consumed }) => {
                     self.seen.push(value.into());

@@ -9,6 +9,7 @@ use tidegate_ring::{channels, log};
 
 use super::*;
 use crate::handoff::record;
+use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, FlowState, SERVER_WINDOW, Window};
 
 const OWNER: Owner = Owner {
@@ -32,11 +33,17 @@ fn places() -> Places {
 }
 
 fn record(speech: Speech) -> Record {
+    let format = match speech {
+        Speech::Tcp { .. } => Format::Tcp,
+        _ => Format::UniWebSocket,
+    };
     Record {
         phase: Phase::Open,
         pinged: false,
         deaf: false,
         hang_up: false,
+        turned_away: false,
+        native_pings: false,
         client: [7; 16],
         connected_ms: 1,
         detached_ns: SECOND_NS,
@@ -53,6 +60,9 @@ fn record(speech: Speech) -> Record {
         head_sent_bytes: 0,
         input: b"beginning".to_vec(),
         speech,
+        format,
+        log_position: None,
+        identity: None,
     }
 }
 
@@ -204,7 +214,7 @@ fn whoever_was_read_from_without_effect_is_told_to_come_back_after_the_frame_beg
     assert_eq!((record.queue.len(), record.head_sent_bytes), (2, 2));
     assert_eq!(
         record.queue[1].bytes,
-        goodbye_frame(Close::Shutdown).bytes.to_vec()
+        Format::UniWebSocket.goodbye(&Close::Shutdown.into())
     );
     assert!(record.deaf && record.input.is_empty());
     let counted = Counted {
@@ -262,9 +272,14 @@ fn published(count: u64) -> (Places, Vec<u64>) {
                 position: 0,
             },
             idempotency: None,
+            version: 0,
+            except: None,
             channel: "public:a",
             json: true,
+            delta: false,
+            kept: false,
             tags: b"",
+            info: b"",
             data: b"1",
         };
         let mut batch = log.batch().unwrap();

@@ -1,0 +1,468 @@
+"""Every scenario with every official client that can run here, unmodified, on every transport."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cent
+import pytest
+
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.relay import relay_to
+from tests.support.sdk import KINDS, SdkClient, SdkError, sdk_clients
+from tests.support.tokens import SECRET, connection_token, signed, subscription_token
+from tests.support.waiting import wait_for
+
+Clients = Callable[..., SdkClient]
+
+ROOM = {
+    "allow_subscribe_for_client": True,
+    "allow_publish_for_subscriber": True,
+    "allow_presence_for_subscriber": True,
+    "allow_history_for_subscriber": True,
+    "presence": True,
+    "join_leave": True,
+    "history_size": 50,
+    "history_ttl_s": 300,
+}
+CONFIG: dict[str, dict[str, Any]] = {
+    "client": {"personal_channel": True, "personal_channel_namespace": "personal"},
+    "tokens": {"hmac_secret": SECRET},
+    "hooks": {"app": "tests.support.sdk.app:App"},
+    "channel": {
+        "namespaces": [
+            {"name": "room", **ROOM},
+            {"name": "open", "allow_subscribe_for_client": True},
+            {"name": "closed", "history_size": 10, "history_ttl_s": 300},
+            {"name": "dialog", "allow_user_limited_channels": True},
+            {"name": "personal"},
+            {"name": "latest", **ROOM, "recovery_mode": "cache", "auto_cache_recover": True}
+            | {"force_recovery": True},
+            {"name": "delta", **ROOM, "allowed_delta_types": ["fossil"], "delta_publish": True},
+            {"name": "asked", "subscribe_hook": True, "publish_hook": True},
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    root = str(Path(__file__).resolve().parents[2])
+    with running_gateway(CONFIG, environment={"PYTHONPATH": root}) as running:
+        yield running
+
+
+@pytest.fixture(params=KINDS)
+def clients(request: pytest.FixtureRequest) -> Iterator[Clients]:
+    with sdk_clients(request.param) as make:
+        yield make
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> cent.Client:
+    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+def user() -> str:
+    """A user of this test alone: the gateway is shared."""
+    return f"user{next(numbers)}"
+
+
+@pytest.fixture
+def room() -> str:
+    return f"room:{next(numbers)}"
+
+
+def publish(api: cent.Client, channel: str, *data: Any) -> list[cent.PublishResult]:
+    return [api.publish(cent.PublishRequest(channel=channel, data=each)) for each in data]
+
+
+# ---- connecting
+
+
+def test_a_client_with_a_token_connects_subscribes_and_hears(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    assert len(client.connect()["client"]) == 36
+    client.subscribe(room)
+    publish(api, room, {"n": 1}, "two", [3])
+    assert client.data(room, 3) == [{"n": 1}, "two", [3]]
+
+
+def test_a_token_with_a_wrong_signature_ends_the_client_for_good(
+    gateway: Gateway, clients: Clients, user: str
+) -> None:
+    client = clients(gateway.http_port, token=signed({"sub": user}, key="x" * 40))
+    client.call("connect")
+    assert client.wait("disconnected")["code"] == 3500
+
+
+def test_a_client_without_a_token_is_refused(gateway: Gateway, clients: Clients) -> None:
+    client = clients(gateway.http_port)
+    client.call("connect")
+    assert client.wait("disconnected")["code"] == 3501
+
+
+def test_an_expired_token_is_renewed_and_the_client_connects(
+    gateway: Gateway, clients: Clients, user: str
+) -> None:
+    client = clients(
+        gateway.http_port,
+        token=connection_token(user, expires_s=-10),
+        tokens=lambda channel: connection_token(user),
+    )
+    client.connect()
+
+
+def test_a_connection_is_refreshed_before_its_token_expires(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    asked = []
+
+    def tokens(channel: str) -> str:
+        asked.append(channel)
+        return connection_token(user, expires_s=3 if len(asked) < 3 else 600)
+
+    client = clients(gateway.http_port, token=connection_token(user, expires_s=3), tokens=tokens)
+    client.connect()
+    client.subscribe(room)
+    wait_for(lambda: len(asked) >= 3, "three refreshes")
+    publish(api, room, "still here")
+    assert client.data(room, 1) == ["still here"]
+    assert not client.seen("disconnected") and len(client.seen("connecting")) == 1
+
+
+# ---- subscribing
+
+
+@pytest.mark.parametrize(
+    ("channel", "code"), [("closed:a", 103), ("nowhere:a", 102), ("$room:a", 103)]
+)
+def test_what_is_not_allowed_is_refused_by_number(
+    gateway: Gateway, clients: Clients, user: str, channel: str, code: int
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.call("subscribe", channel=channel, options={})
+    assert client.wait("unsubscribed", channel=channel)["code"] == code
+
+
+def test_a_subscription_token_opens_a_private_channel(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    channel = f"$closed:{user}"
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(channel, token=subscription_token(user, channel))
+    publish(api, channel, "secret")
+    assert client.data(channel, 1) == ["secret"]
+
+
+def test_a_subscription_is_refreshed_before_its_token_expires(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    channel, asked = f"$closed:{user}", []
+
+    def tokens(wanted: str) -> str:
+        asked.append(wanted)
+        expires_s = 3 if len(asked) < 3 else 600
+        return subscription_token(user, channel, expires_s=expires_s)
+
+    client = clients(gateway.http_port, tokens=lambda c: tokens(c) if c else connection_token(user))
+    client.connect()
+    client.subscribe(channel, asks=True)
+    wait_for(lambda: len(asked) >= 3, "three tokens")
+    publish(api, channel, "on")
+    assert client.data(channel, 1) == ["on"]
+    assert not client.seen("unsubscribed") and len(client.seen("subscribing")) == 1
+
+
+def test_the_users_in_a_channels_name_may_subscribe_and_no_others(
+    gateway: Gateway, clients: Clients, user: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(f"dialog:talk#someone,{user}")
+    other = f"dialog:talk#someone,{user}0"
+    client.call("subscribe", channel=other, options={})
+    assert client.wait("unsubscribed", channel=other)["code"] == 103
+
+
+def test_each_user_has_a_channel_of_its_own(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    channel = f"personal:#{user}"
+    client.wait("server_subscribed", channel=channel)
+    publish(api, channel, "for you")
+    assert client.wait("server_publication", channel=channel)["data"] == "for you"
+
+
+def test_channels_of_a_token_are_subscribed_at_connecting(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user, channels=[room]))
+    client.connect()
+    client.wait("server_subscribed", channel=room)
+    publish(api, room, 1)
+    assert client.wait("server_publication", channel=room)["data"] == 1
+
+
+# ---- recovery
+
+
+def test_a_client_that_was_cut_off_gets_what_it_missed_once_and_in_order(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    with relay_to(gateway.http_port) as relay:
+        client = clients(relay.port, token=connection_token(user))
+        client.connect()
+        first = client.subscribe(room, recoverable=True)
+        assert first["recoverable"] and first["positioned"] and not first["was_recovering"]
+        publish(api, room, 1, 2)
+        assert client.data(room, 2) == [1, 2]
+        relay.down()
+        publish(api, room, 3, 4, 5)
+        relay.up()
+        again = client.wait("subscribed", channel=room)
+        assert again["was_recovering"] and again["recovered"]
+        publish(api, room, 6)
+        assert client.data(room, 4) == [3, 4, 5, 6]
+        assert not client.seen("publication")
+
+
+def test_a_client_that_missed_more_than_history_has_is_told(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    with relay_to(gateway.http_port) as relay:
+        client = clients(relay.port, token=connection_token(user))
+        client.connect()
+        client.subscribe(room, recoverable=True)
+        publish(api, room, 0)
+        assert client.data(room, 1) == [0]
+        relay.down()
+        publish(api, room, *range(ROOM["history_size"] + 5))
+        relay.up()
+        again = client.wait("subscribed", channel=room)
+        assert again["was_recovering"] and not again["recovered"]
+        publish(api, room, "after")
+        assert client.data(room, 1) == ["after"]
+
+
+def test_the_newest_publication_greets_a_subscriber_of_a_cache(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    channel = f"latest:{user}"
+    publish(api, channel, "old", "new")
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(channel)
+    assert client.data(channel, 1) == ["new"]
+    assert not client.seen("publication")
+
+
+def test_deltas_come_to_the_same_data(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    channel = f"delta:{user}"
+    text = "a text that is long enough for a difference to be worth its while, number "
+    sent = [{"text": f"{text}{number}", "more": list(range(30))} for number in range(6)]
+    with relay_to(gateway.http_port) as relay:
+        client = clients(relay.port, token=connection_token(user))
+        client.connect()
+        client.subscribe(channel, recoverable=True, delta="fossil")
+        publish(api, channel, *sent[:3])
+        assert client.data(channel, 3) == sent[:3]
+        relay.down()
+        publish(api, channel, *sent[3:5])
+        relay.up()
+        publish(api, channel, sent[5])
+        assert client.data(channel, 3) == sent[3:]
+
+
+# ---- what clients do
+
+
+def test_publications_of_a_client_tell_who_published(
+    gateway: Gateway, clients: Clients, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user, info={"name": "Ann"}))
+    connected = client.connect()
+    with pytest.raises(SdkError) as refused:
+        client.call("publish", channel=room, data=1)
+    assert refused.value.code == 103
+    client.subscribe(room)
+    client.call("publish", channel=room, data={"text": "hello"})
+    heard = client.wait("publication", channel=room)
+    assert heard["data"] == {"text": "hello"}
+    assert (heard["info"]["user"], heard["info"]["client"]) == (user, connected["client"])
+    assert heard["info"]["conn_info"] == {"name": "Ann"}
+
+
+def test_clients_see_who_is_there_who_comes_and_who_goes(
+    gateway: Gateway, clients: Clients, user: str, room: str
+) -> None:
+    first = clients(gateway.http_port, token=connection_token(user))
+    identity = first.connect()["client"]
+    first.subscribe(room, join_leave=True)
+    assert first.wait("join", channel=room)["info"]["client"] == identity
+    second = clients(gateway.http_port, token=connection_token(f"{user}b", info={"n": 2}))
+    other = second.connect()["client"]
+    second.subscribe(room)
+    joined = first.wait("join", channel=room)["info"]
+    assert (joined["client"], joined["user"], joined["conn_info"]) == (other, f"{user}b", {"n": 2})
+    present = first.call("presence", channel=room)
+    assert {each["user"] for each in present.values()} == {user, f"{user}b"}
+    assert present.keys() == {identity, other}
+    assert first.call("presence_stats", channel=room) == {"num_clients": 2, "num_users": 2}
+    second.call("disconnect")
+    assert first.wait("leave", channel=room)["info"]["client"] == other
+    assert first.call("presence_stats", channel=room) == {"num_clients": 1, "num_users": 1}
+
+
+def test_history_is_read_forwards_and_backwards(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    published = publish(api, room, *range(1, 6))
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(room)
+
+    def history(**options: Any) -> list[Any]:
+        return [
+            each["data"] for each in client.call("history", channel=room, **options)["publications"]
+        ]
+
+    top = client.call("history", channel=room, limit=0)
+    assert (top["offset"], top["epoch"], top["publications"]) == (5, published[0].epoch, [])
+    assert history(limit=-1) == [1, 2, 3, 4, 5]
+    assert history(limit=2) == [1, 2]
+    assert history(limit=2, reverse=True) == [5, 4]
+    since = {"offset": 2, "epoch": published[0].epoch}
+    assert history(limit=10, since=since) == [3, 4, 5]
+    with pytest.raises(SdkError) as refused:
+        history(limit=10, since={"offset": 2, "epoch": "other"})
+    assert refused.value.code == 112
+
+
+def test_calls_reach_the_application(gateway: Gateway, clients: Clients, user: str) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    assert client.call("rpc", method="add", data=[1, 2, 3]) == {"sum": 6}
+    assert client.call("rpc", method="who", data={}) == {"user": user}
+    with pytest.raises(SdkError) as refused:
+        client.call("rpc", method="none", data={})
+    assert refused.value.code == 404
+
+
+def test_the_application_decides_where_it_is_asked(
+    gateway: Gateway, clients: Clients, user: str
+) -> None:
+    channel = f"asked:{user}"
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(channel)
+    client.call("publish", channel=channel, data="nice")
+    assert client.data(channel, 1) == [{"said": "nice"}]
+    with pytest.raises(SdkError) as refused:
+        client.call("publish", channel=channel, data="rude")
+    assert refused.value.code == 451
+
+
+# ---- what back ends do to clients
+
+
+def test_a_backend_subscribes_and_unsubscribes_a_user(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    api.subscribe(cent.SubscribeRequest(user=user, channel=room, data={"why": "because"}))
+    told = client.wait("server_subscribed", channel=room)
+    assert told["data"] == {"why": "because"}
+    publish(api, room, 1)
+    assert client.wait("server_publication", channel=room)["data"] == 1
+    api.unsubscribe(cent.UnsubscribeRequest(user=user, channel=room))
+    client.wait("server_unsubscribed", channel=room)
+
+
+def test_a_backend_ends_a_subscription_for_good(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(room)
+    api.unsubscribe(cent.UnsubscribeRequest(user=user, channel=room))
+    assert client.wait("unsubscribed", channel=room)["code"] == 2000
+
+
+def test_a_backend_disconnects_a_user_for_good(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    api.disconnect(cent.DisconnectRequest(user=user))
+    ended = client.wait("disconnected")
+    assert (ended["code"], ended["reason"]) == (3503, "force disconnect")
+
+
+def test_a_backend_sends_a_client_away_for_a_moment(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(room, recoverable=True)
+    client.wait("connecting")
+    ending = cent.Disconnect(code=4000, reason="come back")
+    api.disconnect(cent.DisconnectRequest(user=user, disconnect=ending))
+    assert client.wait("connecting")["code"] == 4000
+    client.wait("connected")
+    assert client.wait("subscribed", channel=room)["recovered"]
+
+
+# ---- what happens to the gateway
+
+
+def test_a_reload_is_nothing_that_a_client_could_see(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    identity = client.connect()["client"]
+    client.subscribe(room, recoverable=True, join_leave=True)
+    publish(api, room, 1)
+    gateway.control("reload")
+    publish(api, room, 2)
+    assert client.data(room, 2) == [1, 2]
+    client.call("publish", channel=room, data=3)
+    assert client.wait("publication", channel=room)["info"]["client"] == identity
+    assert client.call("presence", channel=room).keys() == {identity}
+    assert len(client.seen("connecting")) == 1 and not client.seen("leave")
+
+
+def test_a_client_of_a_killed_worker_comes_back_and_misses_nothing(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(room, recoverable=True)
+    publish(api, room, 1)
+    assert client.data(room, 1) == [1]
+    for pid in gateway.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    publish(api, room, 2, 3)
+    assert client.wait("subscribed", channel=room)["recovered"]
+    publish(api, room, 4)
+    assert client.data(room, 3) == [2, 3, 4]
+    [present] = client.call("presence", channel=room).values()
+    assert present["user"] == user
