@@ -2,7 +2,7 @@
 
 What is counted, for each side and over a sliding window: unclean closes and failures
 (`figures.py`), for each connection that the side served. A worker that dies has failed once, and
-once more for each connection lost with it.
+once more for each connection that it had, saved or not.
 """
 
 from __future__ import annotations

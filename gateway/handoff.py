@@ -48,6 +48,8 @@ class Handoff:
         """They are still the giver's, and wanted elsewhere."""
         self.adopted: dict[str, Any] | None = None
         """What the receiver said at its end."""
+        self.over = False
+        """Nobody waits for it any more, and what is said of it is not heard."""
         self._given: dict[str, Any] | None = None
         self._timeout_s = runtime.config.reload.handoff_timeout_s
         self._progressed()
@@ -174,6 +176,7 @@ class Handoffs:
     def end(self, handoff: Handoff) -> None:
         """Forgets it, and logs how it went."""
         del self._under_way[handoff.number]
+        handoff.over = True
         figures = {
             "handoff": handoff.number,
             "moved": handoff.moved,

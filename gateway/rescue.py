@@ -158,7 +158,7 @@ class Rescue:
         found, moving = keeper.found, self._moving
         if moving is None or found is None:
             return
-        yield lambda: moving.adopted is not None or not moving.receiver.alive
+        yield lambda: moving.adopted is not None or not moving.receiver.alive or moving.over
         arrived = int((moving.adopted or {}).get("count", 0))
         self._losses["in_message"] += max(0, found.acknowledged + found.given - arrived)
 

@@ -152,16 +152,16 @@ def test_one_death_with_many_clients_ends_the_canary_of_all_slots(start_gateway:
     with Crowd(gateway, CHANNEL, each=20, makers=("raw",)) as crowd:
         gateway.control("reload", canary=2, guard=True)
         slots = gateway.status()["workers"]
-        fuller, other = sorted(slots, key=lambda slot: -int(slot["connections"]))
+        fuller = max(slots, key=lambda slot: int(slot["connections"]))
         os.kill(fuller["pid"], signal.SIGKILL)
         wait_for(lambda: gateway.status()["canary"] is None, "the end of the canary")
         found = gateway.status()
         assert f"{fuller['connections'] + 1} failures" in found["rolled_back"]["reason"]
         assert found["rolled_back"]["slots"] == [0, 1]
         assert gateway.worker_pids() == before
-        crowd.wait_for_offset(gateway.publish(CHANNEL, 1)["offset"])
-        assert crowd.ended() == fuller["connections"]
-        assert sum(gateway.connections()) == other["connections"]
+        # Its clients were saved; it had to go all the same.
+        crowd.assert_undisturbed(gateway.publish(CHANNEL, 1)["offset"])
+        assert sum(gateway.connections()) == len(crowd.members)
 
 
 def test_a_guard_whose_way_back_is_dead_says_so_and_serves_on(

@@ -208,5 +208,5 @@ fn whatever_is_written_is_read_back_or_known_to_be_overwritten() {
             }
         }
     }
-    assert!(read > 1000 && overwritten > 1000, "{read} {overwritten}");
+    assert!(read > 1000 && overwritten > 100, "{read} {overwritten}");
 }
