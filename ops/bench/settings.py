@@ -19,8 +19,8 @@ def raised(
 ) -> Iterator[None]:
     """Raises what the findings want, and sets it back at the end, however the block ends.
 
-    Also by a signal, if signals are exceptions (`endings.py`): only SIGKILL leaves them raised, and a
-    restart of the machine undoes that. Raises TidegateError where one cannot be raised; nothing
+    Also by a signal, if signals are exceptions (`endings.py`): only SIGKILL leaves them raised, and
+    a restart of the machine undoes that. Raises TidegateError where one cannot be raised; nothing
     stays changed then.
     """
     with contextlib.ExitStack() as undo:
