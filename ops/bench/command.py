@@ -61,6 +61,7 @@ def bench(
     """
     from ops.bench import plot as plots
     from ops.bench import report
+    from ops.bench.endings import endings_raised
     from ops.bench.result import RESULTS
 
     if quick and save:
@@ -72,13 +73,14 @@ def bench(
     results = []
     for name in BENCHMARKS if benchmark == "all" else (benchmark,):
         output.note(name)
-        result = measure(
-            name,
-            quick=quick,
-            connections=connections or 0,
-            workers=workers or 0,
-            say=lambda text: output.note(f"  {text}"),
-        )
+        with endings_raised():
+            result = measure(
+                name,
+                quick=quick,
+                connections=connections or 0,
+                workers=workers or 0,
+                say=lambda text: output.note(f"  {text}"),
+            )
         results.append(result)
         if not output.as_json:
             output.show(report.terminal_table(result), *plots.bars(result.curves))

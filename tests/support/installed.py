@@ -18,7 +18,7 @@ def copy_packages(folder: Path) -> None:
                 name
                 for name in names
                 if (Path(directory) / name).is_dir()
-                and name in ("ring", "engine", "load", "target", "__pycache__")
+                and name in ("ring", "engine", "swarm", "target", "__pycache__")
             },
         )
 

@@ -12,8 +12,9 @@ from gateway.config.load import load as load_config
 from gateway.errors import TidegateError
 from gateway.host.examine import Finding, examine
 from gateway.host.load import Load
+from ops.bench.endings import Ended, endings_raised
 from ops.bench.million import SETTINGS, Size
-from ops.bench.settings import Ended, raised
+from ops.bench.settings import raised
 from tests.support.host import make_host
 
 POOR = {
@@ -59,7 +60,11 @@ def test_a_signal_that_would_end_the_process_sets_everything_back(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Ended), raised(findings(tmp_path), lambda _: None, tmp_path):
+    with (
+        pytest.raises(Ended),
+        endings_raised(),
+        raised(findings(tmp_path), lambda _: None, tmp_path),
+    ):
         os.kill(os.getpid(), number)
         signal.sigtimedwait([], 5)  # A place where the interpreter looks for signals.
     assert now(tmp_path) == BEFORE
