@@ -112,11 +112,9 @@ impl Ground<'_> {
     /// Serves connections from now on, and does for them what the log has brought while they were
     /// on their way. Of each that can be watched: its token, and its pause in microseconds.
     fn attach_all(&mut self, connections: Vec<(OwnedFd, Record)>) -> Vec<(Token, u64)> {
-        let positions = connections
-            .iter()
-            .filter_map(|(_, record)| record.log_position);
         // Those of one batch were let go of in one turn, and so have one position.
-        let position = positions.last();
+        let first = connections.first();
+        let position = first.and_then(|(_, record)| record.log_position);
         if let Some(position) = position {
             self.sessions.read_up_to(position);
         }
