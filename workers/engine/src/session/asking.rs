@@ -197,6 +197,9 @@ impl Sessions {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
+        if !then.is_waited_for() {
+            connection.answer_came();
+        }
         if connection.phase == Phase::Closing {
             return;
         }

@@ -94,9 +94,6 @@ impl Sessions {
         token: Token,
         answer: Result<Verdict<RefreshResult>, Fallback>,
     ) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            connection.answer_came();
-        }
         let expiry = match self.decided(token, answer) {
             Ok(None) => return,
             Ok(Some(result)) if !result.expired => {
@@ -129,9 +126,6 @@ impl Sessions {
         channel: ChannelId,
         answer: Result<Verdict<RefreshResult>, Fallback>,
     ) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            connection.answer_came();
-        }
         let expiry = match self.decided(token, answer) {
             Ok(None) => return,
             Ok(Some(result)) if !result.expired => Expiry {

@@ -174,6 +174,10 @@ impl Sessions {
             return;
         };
         connection.flags.set(Flags::WAITING, false);
+        if connection.phase == Phase::Closing {
+            // It took too long, and was answered so.
+            return;
+        }
         match (outcome, self.emulations.remove(&token)) {
             (Outcome::Done { .. }, Some(response)) => self.answer(token, response),
             _ => self.reject(token, HttpReject::Full),

@@ -262,6 +262,8 @@ impl Sessions {
         // Most anonymous ones have nothing that needs remembering.
         if connection.identity.is_none() && standing.is_particular() {
             connection.identity = Some(Box::new(Client {
+                // What it was, or will be, told that its session is.
+                session: connection.client,
                 standings: vec![Standing::anonymous(); subscription as usize],
                 ..Client::default()
             }));
