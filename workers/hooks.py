@@ -93,6 +93,9 @@ class Application:
             answer = await method(request)
         else:
             answer = await self._threads.run(lambda: method(request))
+            if inspect.isawaitable(answer):
+                # A decorator may hide that there is a coroutine behind it.
+                answer = await answer
         return json.dumps({"result": {}} if answer is None else answer).encode()
 
     async def close(self) -> None:
@@ -209,7 +212,9 @@ class _Desk:
         return len(self._calls)
 
     def _take(self) -> None:
-        for number, kind, body in self._questions.take(self._calls_max - len(self._calls)):
+        # For a moment, a call that is given up counts twice.
+        room = max(0, self._calls_max - len(self._calls))
+        for number, kind, body in self._questions.take(room):
             if kind in ("opened", "closed", "log"):
                 _log(kind, body.decode())
             else:

@@ -31,6 +31,8 @@ class AskingEngine:
         return self._bell
 
     def take(self, count_max: int) -> list[tuple[int, str, bytes]]:
+        if count_max < 0:
+            raise OverflowError("can't convert negative int to unsigned")
         with self._lock:
             if self._asked:
                 # Only then it has been rung.

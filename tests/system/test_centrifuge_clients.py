@@ -31,9 +31,13 @@ ROOM = {
     "history_ttl_s": 300,
 }
 CONFIG: dict[str, dict[str, Any]] = {
+    # The tests kill workers faster than anything that a gateway should go on with.
+    "workers": {"crash_loop_deaths": 1000, "restart_delay_max_s": 0.2},
     "client": {"personal_channel": True, "personal_channel_namespace": "personal"},
     "tokens": {"hmac_secret": SECRET},
     "hooks": {"app": "tests.support.sdk.app:App"},
+    # All workers are killed once for each kind of client: the brake is not what is tried here.
+    "workers": {"restart_delay_max_s": 0.2, "crash_loop_deaths": 1000},
     "channel": {
         "namespaces": [
             {"name": "room", **ROOM},

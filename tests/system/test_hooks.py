@@ -102,6 +102,12 @@ def test_the_application_is_told_how_a_client_connects(connect: Connect, diary: 
     assert len(question["client"]) == 36
 
 
+def test_somebody_anonymous_has_an_empty_name(gateway: Gateway) -> None:
+    with CommandClient(gateway.http_port) as client:
+        client.call("connect")
+        assert client.call("rpc", method="who")["data"] == {"user": "", "meta": None}
+
+
 def test_the_application_turns_clients_away(gateway: Gateway) -> None:
     with CommandClient(gateway.http_port) as client:
         assert client.error("connect", data={"refuse": 444}) == {"code": 444, "message": "not you"}

@@ -118,6 +118,48 @@ def test_an_event_source_that_saw_nothing_but_the_beginning_goes_on_from_there(
     assert [publication["data"] for publication in sub["publications"]] == ["meanwhile"]
 
 
+def test_what_an_event_source_saw_last_counts_more_than_what_its_address_says(
+    gateway: Gateway,
+) -> None:
+    channel = "public:addressed"
+    epoch = gateway.publish(channel, 1)["epoch"]
+    since = {"recover": True, "offset": 0, "epoch": epoch}
+    target = with_query("/connection/uni_sse", {"subs": {channel: since}})
+    with EventSource(gateway.http_port, target) as source:
+        connected = source.read()
+    gateway.publish(channel, 2)
+    with EventSource(gateway.http_port, target, connected.last_event_id) as source:
+        again = source.read()
+    for event, missed in [(connected, [1]), (again, [2])]:
+        sub = event.data["connect"]["subs"][channel]
+        assert [publication["data"] for publication in sub["publications"]] == missed
+
+
+def test_an_event_source_of_very_many_channels_is_told_which_it_cannot_go_on_with(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    # Their names would not fit into an address: this is a POST, as no browser makes it.
+    gateway = start_gateway(SECTIONS | {"limits": {"header_bytes_max": 1024}})
+    channels = [f"public:many-{number}" for number in range(100)]
+    body = json.dumps({"subs": {channel: {} for channel in channels}}).encode()
+
+    def connect(headers: dict[str, str]) -> tuple[str, dict[str, Any]]:
+        with request(
+            gateway.http_port, "/connection/uni_sse", method="POST", headers=headers, body=body
+        ) as stream:
+            lines = [stream._file.readline().decode() for _ in range(3)]
+        last_event_id = lines[1].removeprefix("id: ").rstrip("\n")
+        subs: dict[str, Any] = json.loads(lines[2].removeprefix("data: "))["connect"]["subs"]
+        return last_event_id, subs
+
+    last_event_id, _ = connect({})
+    assert len(last_event_id) <= 512
+    _, subs = connect({"Last-Event-ID": last_event_id})
+    recovered = [channel for channel in channels if subs[channel].get("recovered")]
+    assert 20 < len(recovered) < 60
+    assert all(sub["was_recovering"] for sub in subs.values())
+
+
 def test_an_event_source_that_was_away_for_too_long_is_told_so(
     start_gateway: Callable[..., Gateway],
 ) -> None:

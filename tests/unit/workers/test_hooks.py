@@ -26,6 +26,10 @@ TIMEOUT_S = 0.3
 release = threading.Event()
 
 
+def hidden(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: method(*arguments)
+
+
 class App:
     """Whatever an application may do; `request["do"]` says what."""
 
@@ -48,6 +52,10 @@ class App:
             case "stop":
                 raise StopIteration
         return None
+
+    @hidden
+    async def subscribe(self, request: dict[str, Any]) -> Any:
+        return {"result": {"info": threading.current_thread().name}}
 
     async def rpc(self, request: dict[str, Any]) -> Any:
         match request["do"]:
@@ -126,13 +134,17 @@ def test_a_plain_method_answers_from_a_thread_of_its_own(start: Start) -> None:
     assert answer["result"]["data"].startswith("hooks-")
 
 
+def test_a_coroutine_behind_a_decorator_runs_in_the_loop(start: Start) -> None:
+    assert start().call("subscribe") == {"result": {"info": "hooks"}}
+
+
 def test_none_is_an_empty_result(start: Start) -> None:
     assert start().call("publish") == {"result": {}}
 
 
 def test_the_class_is_asked_what_it_has_methods_for() -> None:
     hooks = Hooks(replace(SETTINGS, hooks=HookSettings(app=f"{__name__}:App")))
-    assert set(hooks.kinds) == {"connect", "publish", "rpc", "disconnect"}
+    assert set(hooks.kinds) == {"connect", "subscribe", "publish", "rpc", "disconnect"}
 
 
 @pytest.mark.parametrize(

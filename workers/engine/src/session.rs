@@ -22,12 +22,14 @@ mod permission;
 mod publish;
 mod query;
 mod queues;
+mod recovery;
 mod replay;
 mod subscribe;
 mod subscriptions;
 mod tcp;
 mod uplink;
 mod websocket;
+mod welcome;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};

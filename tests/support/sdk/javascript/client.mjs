@@ -8,6 +8,7 @@ export function drive(Centrifuge, config, platform, emit) {
     protobuf && data !== undefined && data !== null ? new TextEncoder().encode(JSON.stringify(data)) : data;
   const plain = (value) => {
     if (value instanceof Uint8Array) return value.length ? JSON.parse(new TextDecoder().decode(value)) : null;
+    if (typeof value?.toNumber === "function") return value.toNumber(); // a 64-bit number of Protobuf
     if (Array.isArray(value)) return value.map(plain);
     if (value !== null && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([key, each]) => [snake(key), plain(each)]));

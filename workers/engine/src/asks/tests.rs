@@ -284,6 +284,18 @@ fn an_empty_answer_is_an_empty_result() {
 }
 
 #[test]
+fn an_answer_to_a_call_may_be_binary() {
+    let result = |body: &[u8]| match parse::<RpcResult>(body) {
+        Ok(Verdict::Result(result)) => result,
+        other => panic!("{other:?}"),
+    };
+    let binary = result(br#"{"result": {"b64data": "bm8ganNvbg=="}}"#);
+    assert_eq!((&*binary.data, binary.is_binary), (&b"no json"[..], true));
+    let json = result(br#"{"result": {"b64data": "eyJhIjogMX0="}}"#);
+    assert_eq!((&*json.data, json.is_binary), (&br#"{"a":1}"#[..], false));
+}
+
+#[test]
 fn errors_and_disconnects_are_answers_too() {
     let error = parse::<RpcResult>(br#"{"error": {"code": 400, "message": "no"}}"#);
     let expected = Verdict::Error {

@@ -63,6 +63,8 @@ pub struct PublishResult {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RpcResult {
     pub data: Vec<u8>,
+    /// Only a client with Protobuf can take it; else `data` is JSON.
+    pub is_binary: bool,
 }
 
 /// Of refresh and sub_refresh.
@@ -279,8 +281,9 @@ impl Answered for PublishResult {
 impl Answered for RpcResult {
     type Raw = RawResult;
 
-    fn from_raw(mut raw: RawResult) -> Result<Self, &'static str> {
-        Ok(Self { data: raw.data()? })
+    fn from_raw(raw: RawResult) -> Result<Self, &'static str> {
+        let (data, is_binary) = raw.data.or_any_base64(&raw.b64data)?;
+        Ok(Self { data, is_binary })
     }
 }
 

@@ -106,12 +106,22 @@ impl Bytes {
     /// What `base64` holds in place of this one, if it holds anything: JSON too, because
     /// connections with JSON see it whatever its owner speaks.
     pub fn or_base64(self, base64: &str) -> Result<Vec<u8>, &'static str> {
+        match self.or_any_base64(base64)? {
+            (json, false) => Ok(json),
+            (_, true) => Err("base64 of what is not JSON"),
+        }
+    }
+
+    /// The same of any bytes, with whether they are something else than JSON.
+    pub fn or_any_base64(self, base64: &str) -> Result<(Vec<u8>, bool), &'static str> {
         if base64.is_empty() {
-            return Ok(self.0);
+            return Ok((self.0, false));
         }
         let decoded = STANDARD.decode(base64).map_err(|_| "bad base64")?;
-        let compacted = Self::compact(&decoded).map_err(|_| "base64 of what is not JSON")?;
-        Ok(compacted.0)
+        match Self::compact(&decoded) {
+            Ok(json) => Ok((json.0, false)),
+            Err(_) => Ok((decoded, true)),
+        }
     }
 }
 

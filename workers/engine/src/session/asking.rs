@@ -4,7 +4,6 @@
 //! command waits as well: all is done in the order in which it was said.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -69,8 +68,9 @@ pub(super) struct Body<'a> {
     transport: &'static str,
     protocol: &'static str,
     encoding: &'static str,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    user: String,
+    /// `None`: that is what is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     meta: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -144,7 +144,7 @@ impl Sessions {
             transport: transport(connection.format),
             protocol,
             encoding,
-            user: connection.user().to_string(),
+            user: (connection.phase != Phase::Connecting).then(|| connection.user().to_string()),
             meta,
             headers,
             ..Body::default()
@@ -172,11 +172,6 @@ impl Sessions {
         self.ask(token, AskKind::Keys, b"{}".to_vec(), then);
     }
 
-    /// How long until a question is given up on.
-    pub fn answers_due(&self) -> Duration {
-        self.asks.sleep_max()
-    }
-
     /// Does what answers decide.
     pub fn take_answers(&mut self) {
         for Answer {
@@ -202,6 +197,9 @@ impl Sessions {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
+        if !then.is_waited_for() {
+            connection.answer_came();
+        }
         if connection.phase == Phase::Closing {
             return;
         }

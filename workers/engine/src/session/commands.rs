@@ -292,8 +292,11 @@ impl Sessions {
         id: u32,
         answer: Result<Verdict<RpcResult>, Fallback>,
     ) {
+        let connection = self.connections.get_mut(token);
+        let takes_json = connection.is_some_and(|each| each.format.encoding() == Encoding::Json);
         match self.decided(token, answer) {
-            Ok(Some(RpcResult { data })) => self.reply(token, id, &Reply::Rpc { data: &data }),
+            Ok(Some(result)) if result.is_binary && takes_json => self.fail(token, id, &INTERNAL),
+            Ok(Some(RpcResult { data, .. })) => self.reply(token, id, &Reply::Rpc { data: &data }),
             Ok(None) => {}
             Err(fault) => self.fail(token, id, &fault),
         }

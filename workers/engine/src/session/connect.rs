@@ -1,27 +1,22 @@
 //! From a connect request, of whatever dialect, to an open connection: who the client is, what it
 //! is subscribed to, and what it is told.
 
-use tidegate_ring::publication::PublicationView;
-
 use super::Sessions;
 use super::asking::Then;
 use super::clock::now_s;
-use super::commands::reply_frame;
 use super::fault::{Fault, INTERNAL, TOKEN_EXPIRED};
 use super::permission::{self, Entrance};
-use super::subscribe::{Asked, Granted, SubscribeError, Terms, epoch_text, terms};
+use super::recovery::epoch_text;
+use super::subscribe::{Asked, SubscribeError, Terms, terms};
+use super::welcome::Made;
 use crate::asks::AskKind;
 use crate::asks::verdict::ConnectResult as Admitted;
 use crate::asks::{Fallback, verdict::Verdict};
-use crate::auth::{SubOptions, TokenError};
+use crate::auth::{Overrides, SubOptions, TokenError};
 use crate::client::{Client, Expiry, Traits};
-use crate::connection::{Flags, uuid_text};
-use crate::outbox::Frame;
-use crate::protocol::centrifuge::{
-    ConnectRequest, ConnectResult, Publication, Push, Reply, Since, SubscribeResult,
-};
+use crate::connection::Flags;
+use crate::protocol::centrifuge::{ConnectRequest, Since};
 use crate::protocol::close::{Close, Farewell};
-use crate::protocol::format::Format;
 use crate::protocol::sse::LastEventId;
 use crate::slab::Token;
 
@@ -63,15 +58,6 @@ struct Wanted {
     terms: Terms,
     since: Option<Since>,
     data: Vec<u8>,
-}
-
-/// One that was made.
-struct Made {
-    channel: String,
-    granted: Granted,
-    was_recovering: bool,
-    data: Vec<u8>,
-    epoch: String,
 }
 
 impl Sessions {
@@ -347,17 +333,13 @@ impl Sessions {
                 return Err(Close::BadRequest.into());
             }
         };
-        let closed = match permission::entrance(namespace, channel, user, false) {
-            Entrance::Open => None,
-            Entrance::Closed(closed) => Some(closed),
-            Entrance::Hook => None,
-        };
         let asked = Asked {
             recoverable: true,
             ..Asked::default()
         };
-        let mut terms = terms(namespace, user, asked, &Default::default());
-        if let Some(closed) = closed {
+        let entrance = permission::entrance(namespace, channel, user, false);
+        let mut terms = terms(namespace, user, asked, &Overrides::default());
+        if let Entrance::Closed(closed) = entrance {
             self.subscribe_refused(token, channel, SubscribeError::Denied(closed));
             return Ok(None);
         }
@@ -389,102 +371,20 @@ impl Sessions {
         }
         Ok(made)
     }
-
-    /// Tells a client that its connection is open.
-    fn welcome(&mut self, connecting: &Connecting, made: &[Made], data: &[u8]) {
-        let token = connecting.token;
-        if let How::Frame { crc, window_scale } = connecting.how {
-            return self.tcp_welcome(token, crc, window_scale);
-        }
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        let format = connection.format;
-        let has_native_pings = connection.flags.has(Flags::NATIVE_PINGS);
-        let client = uuid_text(&connection.client);
-        let identity = connection.identity.as_deref();
-        let expiry = identity.map_or(Expiry::NEVER, |client| client.expiry);
-        let session = match (identity, format.is_uni() || !format.is_websocket()) {
-            (Some(identity), true) => uuid_text(&identity.session),
-            (None, true) => client.clone(),
-            (_, false) => String::new(),
-        };
-        // Whole seconds on the wire, and 0 means none: round up.
-        let ping_s = self.settings.websocket_ping_interval.as_secs_f64().ceil() as u32;
-        let is_emulated = !format.is_uni() && !format.is_websocket();
-        let missed: Vec<Vec<Publication<'_>>> = made.iter().map(publications).collect();
-        let subs: Vec<(&str, SubscribeResult<'_>)> = made
-            .iter()
-            .zip(&missed)
-            .map(|(made, missed)| (made.channel.as_str(), result(made, missed)))
-            .collect();
-        let ttl = expiry.ttl_s(now_s());
-        let connected = ConnectResult {
-            client: &client,
-            version: &self.settings.version,
-            expires: ttl > 0,
-            ttl,
-            data,
-            subs: &subs,
-            ping: if has_native_pings { 0 } else { ping_s },
-            pong: !format.is_uni() && !has_native_pings,
-            session: &session,
-            node: if is_emulated { &self.settings.node } else { "" },
-            time: 0,
-        };
-        match connecting.how {
-            How::Command(id) => {
-                let frame = reply_frame(format, id, &Reply::Connect(&connected));
-                self.say(token, frame);
-            }
-            _ => match format.push("", &Push::Connect(&connected)) {
-                Ok(bytes) if format == Format::UniSse => {
-                    let frame = self.with_positions(token, &bytes);
-                    self.enqueue(token, frame);
-                }
-                Ok(bytes) => self.enqueue(token, Frame::new(bytes)),
-                Err(close) => self.condemn(token, close),
-            },
-        }
-        self.schedule_next(token);
-    }
 }
 
 /// Where a client left off in a channel, by its own words or by the last event that it saw.
 fn since(connecting: &Connecting, channel: &str) -> Option<Since> {
+    // A browser that comes back asks with the same address as at first: what it saw last is newer.
+    if let How::Unidirectional(Some(last_event_id)) = &connecting.how
+        && let Some((epoch, offset)) = last_event_id.position(channel)
+    {
+        return Some(Since {
+            epoch: epoch_text(epoch),
+            offset,
+        });
+    }
     let mut subs = connecting.request.subs.iter();
     let named = subs.find(|each| each.channel == channel);
-    if let Some(since) = named.and_then(|each| each.recover.clone()) {
-        return Some(since);
-    }
-    let How::Unidirectional(Some(last_event_id)) = &connecting.how else {
-        return None;
-    };
-    let (epoch, offset) = last_event_id.position(channel)?;
-    Some(Since {
-        epoch: epoch_text(epoch),
-        offset,
-    })
-}
-
-fn publications(made: &Made) -> Vec<Publication<'_>> {
-    let views = made.granted.missed();
-    views
-        .map(|view: PublicationView<'_>| (&view).into())
-        .collect()
-}
-
-fn result<'a>(made: &'a Made, missed: &'a [Publication<'a>]) -> SubscribeResult<'a> {
-    let granted = &made.granted;
-    SubscribeResult {
-        recoverable: granted.recoverable(),
-        positioned: granted.traits.has(Traits::POSITIONED),
-        epoch: &made.epoch,
-        offset: granted.reported_offset(),
-        was_recovering: made.was_recovering,
-        recovered: granted.recovered.is_some(),
-        publications: missed,
-        data: &made.data,
-        ..SubscribeResult::default()
-    }
+    named.and_then(|each| each.recover.clone())
 }

@@ -90,8 +90,10 @@ impl Deliveries {
         }
         let delta = match &mut channel.newest {
             Some(newest) if channel.wants.has(Wants::DELTA) => {
-                let base = newest.data.replace(view.data.to_vec());
-                let base = base.filter(|_| view.delta);
+                // One without offset is no base: who comes back does not have it.
+                let next = is_positioned.then(|| view.data.to_vec());
+                let base = std::mem::replace(&mut newest.data, next);
+                let base = base.filter(|_| view.delta && is_positioned);
                 let (whole, difference) = forms::deltas(channel.wants, view, base.as_deref());
                 Some(DeltaForms { whole, difference })
             }

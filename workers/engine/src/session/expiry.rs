@@ -94,9 +94,6 @@ impl Sessions {
         token: Token,
         answer: Result<Verdict<RefreshResult>, Fallback>,
     ) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            connection.answer_came();
-        }
         let expiry = match self.decided(token, answer) {
             Ok(None) => return,
             Ok(Some(result)) if !result.expired => {
@@ -129,9 +126,6 @@ impl Sessions {
         channel: ChannelId,
         answer: Result<Verdict<RefreshResult>, Fallback>,
     ) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            connection.answer_came();
-        }
         let expiry = match self.decided(token, answer) {
             Ok(None) => return,
             Ok(Some(result)) if !result.expired => Expiry {
@@ -180,15 +174,21 @@ impl Sessions {
             Err(TokenError::Expired) => return self.condemn(token, Close::ConnectionExpired),
             Err(_) => return self.condemn(token, Close::InvalidToken),
         };
+        let user = self.connections.get_mut(token).map(|each| each.user());
+        if user != Some(&*claims.user) {
+            return self.condemn(token, Close::InvalidToken);
+        }
+        let mut channels = claims.subs.iter().map(|(channel, _)| channel);
+        if channels.any(|channel| !self.is_subscribed_to(token, channel)) {
+            // A channel that it did not have before comes with a connection, as the others did.
+            return self.condemn(token, Close::InsufficientState);
+        }
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
         let Some(client) = &mut connection.identity else {
             return;
         };
-        if *client.user != *claims.user {
-            return self.condemn(token, Close::InvalidToken);
-        }
         client.info = claims.info.into();
         replace_unless_empty(&mut client.meta, claims.meta);
         client.expiry = Expiry {

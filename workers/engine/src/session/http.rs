@@ -1,5 +1,6 @@
 //! Requests of the client port: what they open, and commands that come by a request of their own.
 
+use tidegate_ring::error::UplinkError;
 use tidegate_ring::uplink::{Request, RequestKind};
 
 use super::Sessions;
@@ -154,8 +155,14 @@ impl Sessions {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        if sent.is_err() {
-            return self.reject(token, HttpReject::Full);
+        match sent {
+            Ok(()) => {}
+            Err(UplinkError::TooLarge { .. }) => {
+                return self.reject(token, HttpReject::BodyTooLarge);
+            }
+            Err(UplinkError::Full | UplinkError::Corrupt { .. }) => {
+                return self.reject(token, HttpReject::Full);
+            }
         }
         connection.flags.set(Flags::WAITING, true);
         self.emulations.insert(token, response);
@@ -167,6 +174,10 @@ impl Sessions {
             return;
         };
         connection.flags.set(Flags::WAITING, false);
+        if connection.phase == Phase::Closing {
+            // It took too long, and was answered so.
+            return;
+        }
         match (outcome, self.emulations.remove(&token)) {
             (Outcome::Done { .. }, Some(response)) => self.answer(token, response),
             _ => self.reject(token, HttpReject::Full),

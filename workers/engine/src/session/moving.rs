@@ -12,7 +12,7 @@ use tidegate_ring::publication::PublicationView;
 use tidegate_ring::uplink::RequestKind;
 
 use super::clock::ticks;
-use super::subscribe::Bounds;
+use super::recovery::Bounds;
 use super::uplink::Passage;
 use super::{Sessions, forms, gauge};
 use crate::client::{Client, Standing, Traits};

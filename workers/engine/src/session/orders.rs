@@ -5,7 +5,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Sessions;
-use super::subscribe::{Asked, epoch_text, terms};
+use super::recovery::epoch_text;
+use super::subscribe::{Asked, terms};
 use crate::auth::Overrides;
 use crate::client::{Expiry, Traits};
 use crate::connection::{Phase, parse_uuid};

@@ -7,7 +7,7 @@ use tidegate_ring::uplink::{Request, RequestKind};
 use super::Sessions;
 use super::fault::{BAD_REQUEST, BUSY, DENIED, Fault, INTERNAL, LIMIT};
 use super::permission::{self, Act};
-use super::subscribe::epoch_text;
+use super::recovery::epoch_text;
 use super::uplink::{Origin, Outcome, Passage};
 use crate::asks::AskKind;
 use crate::client::Traits;

@@ -5,7 +5,7 @@ use tidegate_ring::publication::PublicationView;
 use super::Sessions;
 use super::fault::{BAD_REQUEST, DENIED, Fault, LIMIT, NOT_AVAILABLE, UNRECOVERABLE};
 use super::permission::{self, Act};
-use super::subscribe::epoch_text;
+use super::recovery::epoch_text;
 use crate::protocol::centrifuge::{HistoryRequest, Publication, Reply};
 use crate::settings::Namespace;
 use crate::slab::Token;

@@ -8,6 +8,7 @@ use tidegate_ring::publication::PublicationView;
 use super::Sessions;
 use super::forms;
 use crate::client::Traits;
+use crate::connection::Connection;
 use crate::hub::ChannelId;
 use crate::metrics::Count;
 use crate::outbox::Frame;
@@ -88,6 +89,8 @@ impl Sessions {
                 true => forms::whole_frame(connection.format, view),
                 false => forms::frame(connection.format, id, view),
             };
+            // It comes after others that were published later.
+            unbase(connection, id);
             self.metrics.add(Count::Deliveries, 1);
             self.say(token, frame);
         }
@@ -127,5 +130,14 @@ impl Sessions {
             }
         }
         subscribed
+    }
+}
+
+/// What a client has of a channel is not what the next publication can be a difference to.
+fn unbase(connection: &mut Connection, id: ChannelId) {
+    let held = connection.subscriptions.as_slice();
+    let place = held.iter().position(|each| each.channel == id);
+    if let Some(standing) = place.and_then(|place| connection.standing_mut(place)) {
+        standing.traits.set(Traits::BASED, false);
     }
 }

@@ -1,11 +1,11 @@
 //! Joining a channel, with or without what was missed, and leaving it.
 
-use tidegate_ring::channels::{ChannelKey, Top};
-use tidegate_ring::history::recover;
+use tidegate_ring::channels::Top;
 use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
 use super::permission::{self, Act, Closed, Entrance, NameError};
+use super::recovery::{Past, Recovered};
 use crate::auth::Overrides;
 use crate::client::{Client, Expiry, Standing, Traits};
 use crate::connection::Subscriptions;
@@ -13,18 +13,6 @@ use crate::hub::{ChannelId, Subscriber, Subscription, Wants};
 use crate::metrics::Count;
 use crate::settings::{DeltaType, Namespace, RecoveryMode};
 use crate::slab::Token;
-
-/// How often a history is looked for again while its newest record is written but not committed:
-/// the publisher is between two stores then, or was killed there. Each look gives the processor
-/// to others first, so this is some 100 µs.
-const HISTORY_LOOKS_MAX: u32 = 100;
-
-/// How much trouble is taken to find what was missed.
-pub(super) struct Bounds {
-    pub publications_max: usize,
-    pub bytes_max: usize,
-    pub looks_max: u32,
-}
 
 /// What a client asks for with a subscription, beside the channel.
 #[derive(Debug, Default, Clone, Copy)]
@@ -43,19 +31,6 @@ pub(super) struct Terms {
     pub auto_recover: bool,
 }
 
-/// What came before a subscription.
-pub(super) struct Past {
-    top: Top,
-    /// `None`: not asked for, or not possible.
-    recovered: Option<Recovered>,
-}
-
-impl Past {
-    pub fn is_recovered(&self) -> bool {
-        self.recovered.is_some()
-    }
-}
-
 /// What a subscription got.
 pub(super) struct Granted {
     pub channel: ChannelId,
@@ -66,13 +41,6 @@ pub(super) struct Granted {
     pub expiry: Expiry,
     /// `None`: not asked for, or not possible.
     pub recovered: Option<Recovered>,
-}
-
-pub(super) struct Recovered {
-    /// What the client is told that it has: the publications come on top of it.
-    since_offset: u64,
-    /// Payloads of the publications after it, in order, through the top.
-    missed: Vec<Vec<u8>>,
 }
 
 impl Granted {
@@ -122,11 +90,6 @@ impl From<NameError> for SubscribeError {
     }
 }
 
-/// An epoch as clients see it.
-pub(super) fn epoch_text(epoch: u32) -> String {
-    format!("{epoch:08x}")
-}
-
 impl Sessions {
     /// Subscribes a connection without a token to `name`, if its namespace lets it in, recovering
     /// what came after `since` (epoch, offset) if that is asked for, possible, and at most
@@ -150,14 +113,9 @@ impl Sessions {
             .connections
             .get_mut(token)
             .map_or("", |each| each.user());
-        match permission::entrance(namespace, name, user, false) {
-            Entrance::Open => {}
-            Entrance::Closed(closed) => return Err(SubscribeError::Denied(closed)),
-            // These dialects have no way to wait for an answer.
-            Entrance::Hook => {
-                let option = Closed::Option("allow_subscribe_for_client");
-                return Err(SubscribeError::Denied(option));
-            }
+        // This dialect has no way to wait for an answer: the application is not asked.
+        if let Entrance::Closed(closed) = permission::entrance(namespace, name, user, false) {
+            return Err(SubscribeError::Denied(closed));
         }
         let asked = Asked {
             recoverable: true,
@@ -231,42 +189,6 @@ impl Sessions {
         self.settle(token, name, terms, past)
     }
 
-    /// Finds out what a subscription on these terms has missed.
-    pub(super) fn look_back(
-        &mut self,
-        name: &str,
-        terms: &Terms,
-        since: Option<(&str, u64)>,
-        bytes_max: usize,
-    ) -> Past {
-        let key = self.table.key(name);
-        let top = self.top(key);
-        let recovered = match (terms.mode, since) {
-            (RecoveryMode::Cache, None) if !terms.auto_recover => None,
-            (RecoveryMode::Cache, since) => self.newest(key, top, since, bytes_max),
-            (RecoveryMode::Stream, None) => None,
-            (RecoveryMode::Stream, Some((epoch, since_offset))) => {
-                let is_same = epoch.is_empty() || epoch == epoch_text(top.epoch);
-                let recovers = is_same && terms.standing.traits.has(Traits::RECOVERABLE);
-                recovers
-                    .then(|| self.missed(key, since_offset, top, bytes_max))
-                    .flatten()
-                    .map(|missed| Recovered {
-                        since_offset,
-                        missed,
-                    })
-            }
-        };
-        if since.is_some() {
-            let count = match recovered {
-                Some(_) => Count::Recovered,
-                None => Count::Unrecoverable,
-            };
-            self.metrics.add(count, 1);
-        }
-        Past { top, recovered }
-    }
-
     /// Makes a subscription that begins where `past` ends.
     pub(super) fn settle(&mut self, token: Token, name: &str, terms: Terms, past: Past) -> Granted {
         let Past { top, recovered } = past;
@@ -290,26 +212,6 @@ impl Sessions {
             expiry,
             recovered,
         }
-    }
-
-    /// The newest publication alone, unless the client has it.
-    fn newest(
-        &mut self,
-        key: ChannelKey,
-        top: Top,
-        since: Option<(&str, u64)>,
-        bytes_max: usize,
-    ) -> Option<Recovered> {
-        let before = top.offset.checked_sub(1)?;
-        let has_it = since.is_some_and(|(epoch, offset)| {
-            offset == top.offset && (epoch.is_empty() || epoch == epoch_text(top.epoch))
-        });
-        let since_offset = if has_it { top.offset } else { before };
-        let missed = self.missed(key, since_offset, top, bytes_max)?;
-        Some(Recovered {
-            since_offset,
-            missed,
-        })
     }
 
     /// Whether a channel known here is still the one that the table speaks of. If the table has
@@ -360,6 +262,8 @@ impl Sessions {
         // Most anonymous ones have nothing that needs remembering.
         if connection.identity.is_none() && standing.is_particular() {
             connection.identity = Some(Box::new(Client {
+                // What it was, or will be, told that its session is.
+                session: connection.client,
                 standings: vec![Standing::anonymous(); subscription as usize],
                 ..Client::default()
             }));
@@ -367,64 +271,6 @@ impl Sessions {
         if let Some(client) = &mut connection.identity {
             client.standings.push(standing);
         }
-    }
-
-    /// How much may be recovered for a connection: more than its queue may hold for a while would
-    /// only get it closed as slow, and again when it comes back.
-    pub(super) fn recovery_bytes_max(&mut self, token: Token) -> usize {
-        let queued = self
-            .connections
-            .get_mut(token)
-            .map_or(0, |each| each.queued_bytes());
-        self.settings.queue_soft_bytes.saturating_sub(queued)
-    }
-
-    /// The publications of a channel after `since_offset` up to `top`, if all of them are there and
-    /// within the bounds.
-    pub(super) fn missed(
-        &mut self,
-        key: ChannelKey,
-        since_offset: u64,
-        top: Top,
-        bytes_max: usize,
-    ) -> Option<Vec<Vec<u8>>> {
-        let bounds = Bounds {
-            publications_max: self.settings.recovery_publications_max,
-            bytes_max,
-            looks_max: HISTORY_LOOKS_MAX,
-        };
-        self.missed_within(key, since_offset, top, &bounds)
-    }
-
-    /// As [`Sessions::missed`] with other bounds.
-    pub(super) fn missed_within(
-        &mut self,
-        key: ChannelKey,
-        since_offset: u64,
-        top: Top,
-        bounds: &Bounds,
-    ) -> Option<Vec<Vec<u8>>> {
-        let count = top.offset.checked_sub(since_offset)?;
-        if count == 0 {
-            return Some(Vec::new());
-        }
-        if count > bounds.publications_max as u64 {
-            return None;
-        }
-        for _ in 0..bounds.looks_max {
-            // Asked before the look: what is committed during it deserves another one.
-            let behind_tail = self.reader.tail().wrapping_sub(top.last_position);
-            let is_committed = behind_tail.cast_signed() > 0;
-            let view = self.reader.view();
-            let (count_max, bytes_max) = (bounds.publications_max, bounds.bytes_max);
-            let store = &self.history;
-            let found = recover(view, store, key, since_offset, top, count_max, bytes_max);
-            if found.is_some() || is_committed {
-                return found;
-            }
-            std::thread::yield_now();
-        }
-        None
     }
 
     /// Takes a connection out of one channel, and tells those who want to know.

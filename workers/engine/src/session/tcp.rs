@@ -10,7 +10,7 @@ use tidegate_ring::publication::PublicationView;
 use super::Sessions;
 use super::connect::{Connecting, How};
 use super::fault::{BAD_REQUEST, Fault, NOT_AVAILABLE};
-use super::subscribe::epoch_text;
+use super::recovery::epoch_text;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
 use crate::metrics::Count;

@@ -143,7 +143,7 @@ fn what_comes_by_the_log_while_a_client_is_away_is_done_when_it_is_back() {
         pair.serve(|_| {
             assert_eq!(ann.publication(), json!({"data": 1}));
             assert_eq!(ann.push().1["join"]["info"]["user"], "bob");
-            assert_eq!(bob.push().1.get("subscribe").is_some(), true);
+            assert!(bob.push().1.get("subscribe").is_some());
             bob.ask("unsubscribe", json!({"channel": "chat:a"}));
         });
     }

@@ -177,7 +177,6 @@ fn sequence(
             generation: 1,
             lag_budget: Duration::from_secs(10),
             history: rules,
-            ..sequencer::Settings::default()
         };
         let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
         for (seat, bell) in readers.into_iter().enumerate() {
@@ -388,7 +387,6 @@ impl Pair {
     pub fn publish(&mut self, channel: &str, data: &str) -> u64 {
         self.source.as_mut().unwrap().publish(channel, data)
     }
-
 }
 
 impl Source {

@@ -176,7 +176,6 @@ impl House {
                 generation: 1,
                 lag_budget: Duration::from_millis(50),
                 history: rules,
-                ..sequencer::Settings::default()
             };
             let wake = Bell::from(publisher_bell);
             let mut sequencer = Sequencer::open(regions, wake, settings, []).unwrap();
