@@ -268,7 +268,7 @@ impl<'a> Draft<'a> {
         if request.skip_history && request.version == 0 {
             return self.append(&publication, None, hash);
         }
-        let Some(mut place) = self.tables.channels.place(publication.key, self.horizon) else {
+        let Some(mut place) = self.tables.place(publication.key, self.horizon) else {
             self.outcome.no_channel += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         };
