@@ -267,8 +267,8 @@ class ChannelRules(Section, frozen=True, kw_only=True):
     publish_except_sender: bool = False
 
 
-class Namespace(ChannelRules, frozen=True, kw_only=True):
-    """The rules of the channels named `<name>:…`."""
+class Namespace(ChannelRules, frozen=True, kw_only=True, omit_defaults=True):
+    """The rules of the channels named `<name>:…`; only what is not as by default is shown."""
 
     name: NamespaceName
 

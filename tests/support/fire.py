@@ -22,6 +22,7 @@ from typing import Any
 from websockets.client import ClientProtocol
 from websockets.frames import Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from tests.support.tokens import connection_token
@@ -152,13 +153,14 @@ class Link(asyncio.Protocol):
             self.read(self.buffer + data if self.buffer else data)
             return
         self.websocket.receive_data(data)
-        if any(isinstance(event, Response) for event in self.websocket.events_received()):
-            self.is_open = self.websocket.handshake_exc is None
+        if not any(isinstance(event, Response) for event in self.websocket.events_received()):
+            return
+        self.is_open = self.websocket.state is State.OPEN
         if self.is_open:
             connect = {"id": 1, "connect": {"token": self.client.token}}
             self.send(connect, self.client.subscribe_command())
-        elif self.websocket.handshake_exc is not None:
-            self.transport.abort()
+        else:
+            self.transport.abort()  # refused, or given up for being slow
 
     def read(self, data: bytes) -> None:
         """Takes the whole frames (RFC 6455 §5.2) of `data`; keeps the rest."""

@@ -36,8 +36,6 @@ CONFIG: dict[str, dict[str, Any]] = {
     "client": {"personal_channel": True, "personal_channel_namespace": "personal"},
     "tokens": {"hmac_secret": SECRET},
     "hooks": {"app": "tests.support.sdk.app:App"},
-    # All workers are killed once for each kind of client: the brake is not what is tried here.
-    "workers": {"restart_delay_max_s": 0.2, "crash_loop_deaths": 1000},
     "channel": {
         "namespaces": [
             {"name": "room", **ROOM},

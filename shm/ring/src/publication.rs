@@ -196,8 +196,8 @@ impl<'a> PublicationView<'a> {
     /// Bytes of the payload that [`Self::header`] and the variable parts make.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
-        let parts = [self.channel.as_bytes(), self.tags, self.info, self.data];
-        self.header_bytes() + parts.map(<[u8]>::len).iter().sum::<usize>()
+        let rest = self.tags.len() + self.info.len() + self.data.len();
+        self.header_bytes() + self.channel.len() + rest
     }
 
     /// Encodes what comes before channel, tags, info and data.
@@ -205,6 +205,7 @@ impl<'a> PublicationView<'a> {
     /// # Panics
     /// Where channel, tags, info or data exceed their bounds: the caller has checked them.
     #[must_use]
+    #[inline]
     pub fn header(&self) -> Header {
         let mut header = Header {
             bytes: [0; HEADER_BYTES_MAX],
@@ -262,18 +263,14 @@ impl<'a> PublicationView<'a> {
     }
 
     fn flags(&self) -> u8 {
-        [
-            (self.json, FLAG_JSON),
-            (self.idempotency.is_some(), FLAG_IDEMPOTENCY),
-            (self.except.is_some(), FLAG_EXCEPT),
-            (self.version != 0, FLAG_VERSION),
-            (!self.info.is_empty(), FLAG_INFO),
-            (self.delta, FLAG_DELTA),
-            (self.kept, FLAG_KEPT),
-        ]
-        .into_iter()
-        .map(|(is_set, flag)| u8::from(is_set) * flag)
-        .sum()
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        flag(self.json, FLAG_JSON)
+            | flag(self.idempotency.is_some(), FLAG_IDEMPOTENCY)
+            | flag(self.except.is_some(), FLAG_EXCEPT)
+            | flag(self.version != 0, FLAG_VERSION)
+            | flag(!self.info.is_empty(), FLAG_INFO)
+            | flag(self.delta, FLAG_DELTA)
+            | flag(self.kept, FLAG_KEPT)
     }
 
     fn header_bytes(&self) -> usize {

@@ -122,19 +122,15 @@ pub struct Request<'a> {
 
 impl Request<'_> {
     fn flags(&self) -> u32 {
-        [
-            (self.want_reply, FLAG_WANT_REPLY),
-            (self.json, FLAG_JSON),
-            (self.skip_history, FLAG_SKIP_HISTORY),
-            (self.delta, FLAG_DELTA),
-            (self.presence, FLAG_PRESENCE),
-            (self.announce, FLAG_ANNOUNCE),
-            (self.quiet, FLAG_QUIET),
-            (self.client.is_some(), FLAG_UUID),
-        ]
-        .into_iter()
-        .map(|(is_set, flag)| u32::from(is_set) * flag)
-        .sum()
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        flag(self.want_reply, FLAG_WANT_REPLY)
+            | flag(self.json, FLAG_JSON)
+            | flag(self.skip_history, FLAG_SKIP_HISTORY)
+            | flag(self.delta, FLAG_DELTA)
+            | flag(self.presence, FLAG_PRESENCE)
+            | flag(self.announce, FLAG_ANNOUNCE)
+            | flag(self.quiet, FLAG_QUIET)
+            | flag(self.client.is_some(), FLAG_UUID)
     }
 
     fn head(&self) -> [u8; REQUEST_HEAD_BYTES] {
@@ -152,6 +148,7 @@ impl Request<'_> {
         head
     }
 
+    #[inline]
     fn parse(payload: &[u8]) -> Option<Request<'_>> {
         let (head, rest) = payload.split_first_chunk::<REQUEST_HEAD_BYTES>()?;
         let flags = u32_at(head, 24);

@@ -33,7 +33,7 @@ fn table(channels_max: u64) -> Region {
 
 fn publish(writer: &mut ChannelWriter, name: &str, position: u64, horizon: Horizon) -> Option<Top> {
     let key = writer.table().key(name);
-    let place = writer.place(key, horizon)?;
+    let place = writer.place(key, horizon, |_| false)?;
     writer.advance(place, position);
     Some(Top {
         epoch: place.epoch,
@@ -49,11 +49,11 @@ fn offsets_of_a_channel_are_contiguous_from_one() {
     let reader = ChannelTable::attach(region).unwrap();
     let (a, b) = (reader.key("a"), reader.key("b"));
     assert_eq!(reader.top(a), None);
-    let first = writer.place(a, YOUNG).unwrap();
+    let first = writer.place(a, YOUNG, |_| false).unwrap();
     assert_eq!((first.offset, first.previous), (1, NO_PREVIOUS));
     assert_eq!(first.epoch, reader.epoch_now());
     writer.advance(first, 160);
-    let second = writer.place(a, YOUNG).unwrap();
+    let second = writer.place(a, YOUNG, |_| false).unwrap();
     assert_eq!(
         (second.offset, second.previous, second.epoch),
         (2, 160, first.epoch)
@@ -248,7 +248,7 @@ proptest! {
         }
         let mut successor = ChannelWriter::open(torn).unwrap();
         for (key, top) in &planned {
-            prop_assert!(successor.restore(*key, *top, 0, horizon));
+            prop_assert!(successor.restore(*key, *top, 0, horizon, |_| false));
         }
         successor.store();
         for (key, top) in &last {
@@ -321,7 +321,7 @@ fn readers_never_see_a_torn_entry() {
             let key = writer
                 .table()
                 .key(&names[((batch * 2_654_435_761) >> 7) as usize % 150]);
-            let place = writer.place(key, horizon).unwrap();
+            let place = writer.place(key, horizon, |_| false).unwrap();
             writer.advance(place, place.offset << 32);
             writer.store();
         }

@@ -185,6 +185,22 @@ fn a_history_is_kept_whatever_other_channels_publish() {
 }
 
 #[test]
+fn a_channel_with_a_history_is_not_forgotten_for_another() {
+    let mut house = House::new();
+    let epoch = house.publish("kept:a", "1").epoch;
+    let mut refused = 0;
+    // Many more channels than the table holds, each of them soon out of the log.
+    let flood = format!("\"{}\"", "x".repeat(5_000));
+    for channel in 0..400 {
+        refused += house.publish(&format!("other:{channel}"), &flood).status;
+    }
+    assert!(counted(&house.segments, "channel_evictions_total") > 200);
+    let next = house.publish("kept:a", "2");
+    assert_eq!((refused, next.epoch, next.offset), (0, epoch, 2));
+    assert_eq!(house.kept("kept:a"), [1, 2]);
+}
+
+#[test]
 fn what_the_store_never_had_is_recovered_from_the_log() {
     let mut house = House::new();
     house.publish("free", "1");

@@ -19,7 +19,7 @@ const SEEDS: u64 = 100;
 
 fn key(random: &mut Random) -> ChannelKey {
     let number = random.below(6) as u64;
-    ChannelKey([number % 3 << 1 | 1, number << 1 | 1])
+    ChannelKey([(number % 3) << 1 | 1, number << 1 | 1])
 }
 
 fn history() -> Region {

@@ -52,7 +52,7 @@ fn explore(preemptions: usize, steps: &'static [usize], looks: &'static [usize])
 
 /// Publishes to a channel, at a position that tells of channel, epoch and offset.
 fn publish(writer: &mut ChannelWriter, channel: usize) {
-    let place = writer.place(CHANNELS[channel], EMPTY).unwrap();
+    let place = writer.place(CHANNELS[channel], EMPTY, |_| false).unwrap();
     writer.advance(place, position(channel, place.epoch, place.offset));
     writer.store();
 }

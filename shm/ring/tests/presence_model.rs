@@ -26,7 +26,7 @@ fn table(memory_bytes: u64) -> Region {
 
 fn key(channel: u64) -> ChannelKey {
     // All in two buckets: chains of four.
-    ChannelKey([channel % 2 << 1 | 1, channel << 1 | 1])
+    ChannelKey([(channel % 2) << 1 | 1, channel << 1 | 1])
 }
 
 fn uuid(client: usize) -> [u8; 16] {

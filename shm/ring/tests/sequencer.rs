@@ -27,7 +27,7 @@ fn half_a_batch(segments: &Segments, requests: &[(u64, &str)], stage: Stage) {
     let mut batch = log.batch().unwrap();
     for &(position, channel) in requests {
         let key = table.table().key(channel);
-        let place = table.place(key, horizon).unwrap();
+        let place = table.place(key, horizon, |_| false).unwrap();
         let source = Source {
             uplink: 1,
             generation: 7,

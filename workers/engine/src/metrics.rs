@@ -82,6 +82,8 @@ table! { Count, COUNTS:
         "subscriptions over limits.channels_per_connection_max";
     SubscribesBad = Counter, r#"subscribe_errors_total{reason="bad_request"}"#,
         "subscriptions with an impossible name, or made twice";
+    SubscribesDeferred = Counter, r#"subscribe_errors_total{reason="busy"}"#,
+        "subscriptions answered with 111 because the publisher is behind with who comes and goes";
     SubscribesUnrecoverable = Counter, r#"subscribe_errors_total{reason="unrecoverable"}"#,
         "subscriptions not made because their client wanted all that it missed";
     Recovered = Counter, r#"recoveries_total{result="recovered"}"#,

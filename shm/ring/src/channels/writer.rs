@@ -157,11 +157,17 @@ impl ChannelWriter {
     }
 
     /// Finds or makes the channel's entry. Channels whose newest record has left the log may be
-    /// forgotten for it. `None`: both buckets are full of channels that may not.
-    pub fn place(&mut self, key: ChannelKey, horizon: Horizon) -> Option<Place> {
+    /// forgotten for it, but for those that are `spared`. `None`: both buckets are full of channels
+    /// that may not.
+    pub fn place(
+        &mut self,
+        key: ChannelKey,
+        horizon: Horizon,
+        spared: impl Fn(ChannelKey) -> bool,
+    ) -> Option<Place> {
         let slot = match self.find(key) {
             Some(slot) => slot,
-            None => self.make(key, horizon)?,
+            None => self.make(key, horizon, spared)?,
         };
         let Entry { top, version, .. } = self.mirror[slot];
         Some(Place {
@@ -200,10 +206,17 @@ impl ChannelWriter {
         self.touch(place.slot);
     }
 
-    /// Takes over a publication that a killed publisher had prepared. False: it has no room, its
-    /// channel will begin a new epoch.
-    pub fn restore(&mut self, key: ChannelKey, top: Top, version: u64, horizon: Horizon) -> bool {
-        let Some(place) = self.place(key, horizon) else {
+    /// Takes over a publication that a killed publisher had prepared, as [`Self::place`] does.
+    /// False: it has no room, its channel will begin a new epoch.
+    pub fn restore(
+        &mut self,
+        key: ChannelKey,
+        top: Top,
+        version: u64,
+        horizon: Horizon,
+        spared: impl Fn(ChannelKey) -> bool,
+    ) -> bool {
+        let Some(place) = self.place(key, horizon, spared) else {
             self.epoch_now = self.epoch_now.wrapping_add(1);
             return false;
         };
@@ -231,7 +244,12 @@ impl ChannelWriter {
     }
 
     /// Gives a new channel a free entry of the emptier bucket, or the longest forgotten one.
-    fn make(&mut self, key: ChannelKey, horizon: Horizon) -> Option<usize> {
+    fn make(
+        &mut self,
+        key: ChannelKey,
+        horizon: Horizon,
+        spared: impl Fn(ChannelKey) -> bool,
+    ) -> Option<usize> {
         let [first, second] = key.0.map(|half| self.table.bucket(half));
         let free = |bucket: &std::ops::Range<usize>| {
             self.mirror[bucket.clone()]
@@ -250,7 +268,7 @@ impl ChannelWriter {
                 self.channels += 1;
                 slot
             }
-            None => self.evict(key, horizon)?,
+            None => self.evict(key, horizon, spared)?,
         };
         self.mirror[slot].key = key;
         self.mirror[slot].top = Top {
@@ -263,12 +281,17 @@ impl ChannelWriter {
         Some(slot)
     }
 
-    fn evict(&mut self, key: ChannelKey, horizon: Horizon) -> Option<usize> {
+    fn evict(
+        &mut self,
+        key: ChannelKey,
+        horizon: Horizon,
+        spared: impl Fn(ChannelKey) -> bool,
+    ) -> Option<usize> {
         let age = |slot: &usize| horizon.age(self.mirror[*slot].top.last_position);
         let victim = self
             .table
             .slots(key)
-            .filter(|&slot| !self.mirror[slot].touched)
+            .filter(|&slot| !self.mirror[slot].touched && !spared(self.mirror[slot].key))
             .max_by_key(age)
             .filter(|slot| age(slot) > horizon.capacity)?;
         self.evictions += 1;

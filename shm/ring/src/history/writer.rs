@@ -170,6 +170,12 @@ impl HistoryWriter {
         !self.rules.is_empty()
     }
 
+    /// Whether the store has anything of a channel.
+    #[must_use]
+    pub fn has(&self, key: ChannelKey) -> bool {
+        self.channels.contains_key(&key)
+    }
+
     /// Whether a publication to `channel` whose record has so many bytes is kept.
     pub fn keeps(&mut self, channel: &str, payload_bytes: usize) -> bool {
         if self.rules.is_empty() || self.rule_of(channel).is_none() {

@@ -232,6 +232,7 @@ impl<'a> Draft<'a> {
         }
     }
 
+    #[inline]
     fn publish(&mut self, request: &Request<'_>, source: Source) -> Option<Answer> {
         let hash = self.idempotency_hash(request);
         if let Some(answer) = hash.and_then(|hash| self.keys.get(hash, self.time_ms)) {
@@ -267,7 +268,7 @@ impl<'a> Draft<'a> {
         if request.skip_history && request.version == 0 {
             return self.append(&publication, None, hash);
         }
-        let Some(mut place) = self.tables.channels.place(publication.key, self.horizon) else {
+        let Some(mut place) = self.tables.place(publication.key, self.horizon) else {
             self.outcome.no_channel += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         };
@@ -280,13 +281,15 @@ impl<'a> Draft<'a> {
         if !request.skip_history {
             (publication.epoch, publication.offset) = (place.epoch, place.offset);
             publication.previous = place.previous;
-            let (history, bytes) = (&mut self.tables.history, publication.payload_bytes());
-            publication.kept = history.has_rules() && history.keeps(request.channel, bytes);
+            let history = &mut self.tables.history;
+            publication.kept =
+                history.has_rules() && history.keeps(request.channel, publication.payload_bytes());
         }
         self.append(&publication, Some(place), hash)
     }
 
     /// The last steps of a publish: nothing refuses it any more.
+    #[inline]
     fn append(
         &mut self,
         publication: &PublicationView<'_>,
@@ -319,6 +322,7 @@ impl<'a> Draft<'a> {
         Some(answer)
     }
 
+    #[cold]
     fn join(&mut self, request: &Request<'_>, source: Source) -> Option<Answer> {
         let event = self.event(request, source, true);
         if self.moved.contains(&(event.key, event.client)) {
@@ -404,6 +408,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Appends what is no publication. `None`: the batch is full.
+    #[cold]
     fn tell(&mut self, entry: &Entry<'_>) -> Option<Answer> {
         let payload = entry.encode();
         if self.has_no_room(payload.len())? {
@@ -424,6 +429,7 @@ impl<'a> Draft<'a> {
     }
 
     /// `None` cannot be: the batch's bounds leave the writer room. It is counted all the same.
+    #[inline]
     fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Option<u64> {
         let payload_bytes = parts.iter().map(|part| part.len()).sum();
         let position = self.batch.push(kind, parts).ok();
@@ -446,6 +452,7 @@ impl<'a> Draft<'a> {
 
 /// Whether a request may be shown to others: a producer's library sees to it, but any process may
 /// be at the other end.
+#[inline]
 fn is_sound(request: &Request<'_>) -> bool {
     let is_text = |bytes| std::str::from_utf8(bytes).is_ok();
     match request.kind {

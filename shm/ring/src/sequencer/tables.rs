@@ -4,7 +4,7 @@
 //! them or, if that was killed, by the next: to follow a record twice changes nothing.
 
 use super::Segments;
-use crate::channels::{ChannelWriter, Horizon, Top};
+use crate::channels::{ChannelKey, ChannelWriter, Horizon, Place, Top};
 use crate::entry::Entry;
 use crate::error::SegmentError;
 use crate::history::{HistoryRule, HistoryWriter};
@@ -63,6 +63,13 @@ impl Tables {
         (redone, senseless + u64::from(walked.is_err()))
     }
 
+    /// The place of a channel's next publication, see [`ChannelWriter::place`]. What the history
+    /// store holds would be lost with its channel's epoch: such a channel is never forgotten.
+    pub fn place(&mut self, key: ChannelKey, horizon: Horizon) -> Option<Place> {
+        let history = &self.history;
+        self.channels.place(key, horizon, |key| history.has(key))
+    }
+
     /// Brings the channel table up to date.
     fn restore(&mut self, entry: &Entry<'_>, position: u64, horizon: Horizon) {
         let Entry::Publication(publication) = entry else {
@@ -78,9 +85,10 @@ impl Tables {
                 offset: publication.offset,
                 last_position: position,
             };
-            self.channels.restore(key, top, version, horizon);
+            let spared = |key| self.history.has(key);
+            self.channels.restore(key, top, version, horizon, spared);
         } else if version > 0
-            && let Some(mut place) = self.channels.place(key, horizon)
+            && let Some(mut place) = self.place(key, horizon)
         {
             place.version = version;
             self.channels.note(place, position);

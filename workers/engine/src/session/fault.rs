@@ -54,6 +54,7 @@ impl From<SubscribeError> for Fault {
             SubscribeError::Already => ALREADY,
             SubscribeError::Limit => LIMIT,
             SubscribeError::Unrecoverable => UNRECOVERABLE,
+            SubscribeError::Busy => BUSY,
         }
     }
 }

@@ -79,6 +79,8 @@ pub(super) enum SubscribeError {
     Limit,
     /// What was missed is lost, and the client wants all or nothing.
     Unrecoverable,
+    /// The publisher is behind with who comes and goes.
+    Busy,
 }
 
 impl From<NameError> for SubscribeError {
@@ -135,6 +137,7 @@ impl Sessions {
             SubscribeError::Limit => Count::SubscribesLimited,
             SubscribeError::BadName | SubscribeError::Already => Count::SubscribesBad,
             SubscribeError::Unrecoverable => Count::SubscribesUnrecoverable,
+            SubscribeError::Busy => Count::SubscribesDeferred,
         };
         self.metrics.add(count, 1);
         match error {
@@ -160,6 +163,9 @@ impl Sessions {
             .map_or(0, |each| each.subscriptions.len());
         if held >= self.settings.channels_per_connection_max {
             return Err(SubscribeError::Limit);
+        }
+        if self.uplink.is_crowded() {
+            return Err(SubscribeError::Busy);
         }
         Ok(())
     }

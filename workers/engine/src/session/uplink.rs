@@ -39,14 +39,18 @@ pub(super) struct Passage {
     pub quiet: bool,
 }
 
+/// Comings and goings that may wait for room in the uplink: some seconds of a storm of clients
+/// without a publisher, a few MiB.
+const PASSAGES_MAX: usize = 16_384;
+
 pub struct Uplink {
     producer: UplinkProducer,
     publisher: Bell,
     /// In the order of their ids, which is that of the answers. No longer than what the uplink lets
     /// wait (half of its reply ring).
     outstanding: VecDeque<Outstanding>,
-    /// For which the uplink had no room yet. No more than one for each subscription that there is
-    /// or was: those cannot be refused.
+    /// For which the uplink had no room yet. While there are [`PASSAGES_MAX`] no new subscriptions
+    /// are made, so that what comes on top is only that those which there are end or move.
     passages: VecDeque<Passage>,
     last_id: u64,
     must_wake: bool,
@@ -129,6 +133,11 @@ impl Uplink {
             }
             self.passages.pop_front();
         }
+    }
+
+    /// Whether so many come and go that no more should.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.passages.len() >= PASSAGES_MAX
     }
 
     /// Whether the publisher can know of all that came and went.

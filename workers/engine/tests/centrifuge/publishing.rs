@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::client::{Client, settings};
 use crate::house::House;
+use crate::streams::Stream;
 
 #[test]
 fn a_publish_reaches_subscribers_with_who_made_it() {
@@ -96,6 +97,26 @@ fn who_is_there_comes_and_goes_is_told_to_those_who_may_know() {
     );
     let stats = ann.ask("presence_stats", json!({"channel": "chat:a"}));
     assert_eq!(stats["num_clients"], 1);
+}
+
+#[test]
+fn who_only_listens_is_there_as_well() {
+    let mut settings = settings();
+    let chat = &mut settings.namespaces[0];
+    chat.allow_subscribe_for_anonymous = true;
+    let house = House::with(settings);
+    let mut ann = Client::of(house.http, "ann");
+    ann.subscribe("chat:a");
+    let request = json!({"subs": {"chat:a": {}}});
+    let mut stream = Stream::lines(house.http, "/connection/uni_http_stream", &request);
+    let connected = stream.message()["connect"].take();
+    let presence = ann.ask("presence", json!({"channel": "chat:a"}));
+    let client = connected["client"].as_str().unwrap();
+    assert_eq!(presence["presence"][client]["user"], "", "{presence}");
+    assert_eq!(
+        connected["session"], connected["client"],
+        "it has no other name"
+    );
 }
 
 #[test]

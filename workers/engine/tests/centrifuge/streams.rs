@@ -163,6 +163,9 @@ fn a_request_for_a_session_of_nobody_is_taken_and_one_for_another_gateway_is_not
     let body = json!({"session": nobody, "node": "elsewhere", "data": "{}"});
     assert_eq!(post(&house, &body), "HTTP/1.1 404 Not Found");
     assert_eq!(post(&house, &json!([])), "HTTP/1.1 400 Bad Request");
+    let data = "x".repeat(settings().message_bytes_max);
+    let body = json!({"session": nobody, "node": node, "data": data});
+    assert_eq!(post(&house, &body), "HTTP/1.1 413 Content Too Large");
 }
 
 #[test]

@@ -237,3 +237,49 @@ fn differences_come_to_the_same_data() {
     publish(&mut house, &text(4));
     assert_eq!(plain.publication()["data"]["number"], 4);
 }
+
+#[test]
+fn who_recovers_takes_the_next_one_as_a_difference_and_one_without_offset_is_no_base() {
+    let mut house = House::with(settings());
+    let text = |number: u32| format!(r#"{{"long":"{}","number":{number}}}"#, "tide".repeat(50));
+    let publish = |house: &mut House, data: &str, skip_history: bool| {
+        let reply = house.request(Request {
+            json: true,
+            delta: true,
+            skip_history,
+            channel: "delta:a",
+            data: data.as_bytes(),
+            ..Request::default()
+        });
+        assert_eq!(reply.status, 0);
+    };
+    let mut first = Client::of(house.http, "ann");
+    let fresh = first.ask(
+        "subscribe",
+        json!({"channel": "delta:a", "delta": "fossil"}),
+    );
+    publish(&mut house, &text(1), false);
+    publish(&mut house, &text(2), false);
+    let mut second = Client::of(house.http, "bob");
+    let request = json!({
+        "channel": "delta:a", "delta": "fossil", "recoverable": true,
+        "recover": true, "offset": 0, "epoch": fresh["epoch"],
+    });
+    let recovered = second.ask("subscribe", request)["publications"].take();
+    assert_eq!(
+        (&recovered[0]["data"], recovered[0].get("delta")),
+        (&json!(text(1)), None)
+    );
+    assert_eq!(recovered[1]["delta"], true);
+    publish(&mut house, &text(3), false);
+    assert_eq!(second.publication()["delta"], true, "it has the one before");
+    publish(&mut house, &text(4), true);
+    publish(&mut house, &text(5), false);
+    for number in [4, 5] {
+        let publication = second.publication();
+        assert_eq!(
+            (&publication["data"], publication.get("delta")),
+            (&json!(text(number)), None)
+        );
+    }
+}

@@ -127,6 +127,25 @@ fn segments() -> (sequencer::Segments, Region, Region) {
     )
 }
 
+/// The memory of a worker.
+fn regions(segments: sequencer::Segments, uplink: Region) -> Regions {
+    let sequencer::Segments {
+        log,
+        channels,
+        history,
+        presence,
+        stats,
+    } = segments;
+    Regions {
+        log,
+        channels,
+        history,
+        presence,
+        stats,
+        uplink,
+    }
+}
+
 /// What the publisher is told of namespaces that keep a history.
 fn history_rules(settings: &Settings) -> Vec<history::HistoryRule> {
     let kept = settings
@@ -167,7 +186,7 @@ impl House {
         let publisher_for_worker = duplicate(&publisher_wake);
         let publisher = Bell::from(duplicate(&publisher_wake));
         let (publisher_link, their_link) = UnixStream::pair().unwrap();
-        let (regions, ours) = (segments.clone(), own_uplink.clone());
+        let (shared, ours) = (segments.clone(), own_uplink.clone());
         let (worker_reply_bell, theirs) = (worker_bell.try_clone().unwrap(), worker_uplink.clone());
         let rules = history_rules(&settings);
         let sequencing = std::thread::spawn(move || {
@@ -178,7 +197,7 @@ impl House {
                 history: rules,
             };
             let wake = Bell::from(publisher_bell);
-            let mut sequencer = Sequencer::open(regions, wake, settings, []).unwrap();
+            let mut sequencer = Sequencer::open(shared, wake, settings, []).unwrap();
             sequencer.attach_reader(0, Bell::from(worker_bell)).unwrap();
             sequencer
                 .attach_uplink(1, ours, Bell::new().unwrap())
@@ -206,21 +225,7 @@ impl House {
                 publisher_wake: publisher_for_worker,
                 link: their_link.into(),
             };
-            let sequencer::Segments {
-                log,
-                channels,
-                history,
-                presence,
-                stats,
-            } = segments;
-            let regions = Regions {
-                log,
-                channels,
-                history,
-                presence,
-                stats,
-                uplink: worker_uplink,
-            };
+            let regions = regions(segments, worker_uplink);
             let mut reactor = Reactor::new(settings, regions, descriptors).unwrap();
             serve(&mut reactor, &mut link, &taken, &told, &noticed);
         });
