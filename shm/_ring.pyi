@@ -51,6 +51,7 @@ def stats_size(metrics: list[Metric], rows: int) -> int: ...
 def uplink_size(capacity_bytes: int) -> int: ...
 def keep_size(slots_max: int, arena_bytes: int) -> tuple[int, int]:
     """Length of a keep's segment, and how much of it is to be reserved when it is made."""
+
 def heap_size(memory_bytes: int) -> int:
     """Bytes of a history or presence segment for `memory_bytes` of entries."""
 

@@ -420,7 +420,7 @@ fn a_worker_killed_anywhere_leaves_a_keep_of_which_nothing_torn_is_believed() {
         let (fd, region) = memory(bytes);
         keep::format(&region, KEEP_SLOTS, KEEP_ARENA, OWNER).unwrap();
         let view = KeepView::attach(region).unwrap();
-        let victim = Victim::start("worker", &fd, death as u64);
+        let victim = Victim::start("worker", &[&fd], death as u64);
         victim.await_ready();
         victim.live(&mut random, || view.settled());
         drop(victim);

@@ -259,7 +259,7 @@ fn published(count: u64) -> (Places, Vec<u64>) {
     let key = places.table.key("public:a");
     let mut positions = Vec::new();
     for _ in 0..count {
-        let place = channels.place(key, WHOLE).unwrap();
+        let place = channels.place(key, WHOLE, |_| false).unwrap();
         let publication = PublicationView {
             key,
             epoch: place.epoch,
