@@ -122,7 +122,7 @@ def test_an_upgrade_replaces_all_code_and_no_client_notices(
         reached = len(offsets)
         wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
 
-    wait_for(lambda: len(segments(gateway)) == 3 + 2 + 2, "the producer's uplink to be reclaimed")
+    wait_for(lambda: len(segments(gateway)) == 5 + 2 + 2, "the producer's uplink to be reclaimed")
     status = gateway.status()
     assert (status["version"], status["pid"], status["generation"]) == ("2", gateway.pid, 2)
     assert process_start(gateway.pid) == start
