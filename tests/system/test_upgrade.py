@@ -176,8 +176,8 @@ def test_ten_upgrades_in_a_row_leave_nothing_behind(start_gateway: Start) -> Non
             upgrade(gateway)
             # The old API's descriptors go when its workers have let go of their uplinks.
             wait_for(
-                lambda: len(segments(gateway)) == 3 + 1 + 2,
-                f"log, channels, stats, a worker's uplink and the API's, {number + 1}",
+                lambda: len(segments(gateway)) == 5 + 1 + 2,
+                f"log, its tables, stats, a worker's uplink and the API's, {number + 1}",
             )
             figures.append((supervisor.num_fds(), supervisor.memory_info().rss))
         assert gateway.status()["generation"] == 11
