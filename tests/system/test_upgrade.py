@@ -123,7 +123,7 @@ def test_an_upgrade_replaces_all_code_and_no_client_notices(
         wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
 
     wait_for(
-        lambda: len(segments(gateway)) == 3 + 2 * 2 + 2, "the producer's uplink to be reclaimed"
+        lambda: len(segments(gateway)) == 5 + 2 * 2 + 2, "the producer's uplink to be reclaimed"
     )
     status = gateway.status()
     assert (status["version"], status["pid"], status["generation"]) == ("2", gateway.pid, 2)
@@ -178,8 +178,8 @@ def test_ten_upgrades_in_a_row_leave_nothing_behind(start_gateway: Start) -> Non
             upgrade(gateway)
             # The old API's descriptors go when its workers have let go of their uplinks.
             wait_for(
-                lambda: len(segments(gateway)) == 3 + 2 + 2,
-                f"log, channels, stats, a worker's uplink and keep, the API's, {number + 1}",
+                lambda: len(segments(gateway)) == 5 + 2 + 2,
+                f"log, its tables, stats, a worker's uplink and keep, the API's, {number + 1}",
             )
             figures.append((supervisor.num_fds(), supervisor.memory_info().rss))
         assert gateway.status()["generation"] == 11

@@ -275,20 +275,3 @@ fn from_log(
     payloads.reverse();
     Some(payloads)
 }
-
-/// As [`recover`], of a gateway without a history store.
-#[must_use]
-pub fn history(
-    log: &LogView,
-    key: ChannelKey,
-    since_offset: u64,
-    top: Top,
-    count_max: usize,
-    bytes_max: usize,
-) -> Option<Vec<Vec<u8>>> {
-    let count = usize::try_from(top.offset.checked_sub(since_offset)?).ok()?;
-    if count > count_max {
-        return None;
-    }
-    from_log(log, key, since_offset, top, bytes_max)
-}

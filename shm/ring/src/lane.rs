@@ -237,6 +237,11 @@ impl LaneConsumer {
             .store(position, Ordering::Release);
     }
 
+    /// Position after the last record that is there now.
+    pub fn end(&self) -> u64 {
+        self.look()
+    }
+
     /// Whether nothing is there to read.
     pub fn is_idle(&self) -> bool {
         self.look() == self.walk.position

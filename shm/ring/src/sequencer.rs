@@ -296,13 +296,20 @@ impl Sequencer {
         Ok(())
     }
 
-    /// Takes what all uplinks hold now.
+    /// Takes what all uplinks hold now. What is handed over meanwhile may come later: under load
+    /// there is always more.
     ///
     /// # Errors
     /// [`LogError`] where the log's writer finds its own state contradicted.
     pub fn drain(&mut self) -> Result<(), LogError> {
+        let held = self.uplinks.iter();
+        let held: HashMap<u32, u64> = held.map(|each| (each.id, each.consumer.end())).collect();
         for _ in 0..DRAIN_BATCHES_MAX {
-            if self.turn()? == 0 {
+            let is_behind = self.uplinks.iter().any(|uplink| {
+                let end = held.get(&uplink.id);
+                end.is_some_and(|end| is_after(*end, uplink.consumer.position()))
+            });
+            if !is_behind || self.turn()? == 0 {
                 break;
             }
         }

@@ -443,6 +443,11 @@ impl UplinkConsumer {
         self.replies.publish()
     }
 
+    /// Position after the last request that is there now.
+    pub fn end(&self) -> u64 {
+        self.requests.end()
+    }
+
     /// Whether there are no requests to read.
     pub fn is_idle(&self) -> bool {
         self.requests.is_idle()

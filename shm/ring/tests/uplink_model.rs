@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use support::{Random, STARTS, heap_uplink};
 use tidegate_ring::error::UplinkError;
 use tidegate_ring::region::Region;
-use tidegate_ring::uplink::{Reply, Request, UplinkConsumer, UplinkProducer};
+use tidegate_ring::uplink::{Reply, Request, RequestKind, UplinkConsumer, UplinkProducer};
 
 const CAPACITY: u64 = 2048;
 const SEEDS: u64 = 40;
@@ -23,11 +23,17 @@ struct Sent {
     idempotency: u128,
     channel: String,
     tags: Vec<u8>,
+    info: Vec<u8>,
+    kind: RequestKind,
+    flags: [bool; 5],
+    version: u64,
+    client: Option<[u8; 16]>,
     data: Vec<u8>,
 }
 
 impl Sent {
     fn request(&self) -> Request<'_> {
+        let [skip_history, delta, presence, announce, quiet] = self.flags;
         Request {
             id: self.id,
             want_reply: self.want_reply,
@@ -35,8 +41,16 @@ impl Sent {
             idempotency: self.idempotency,
             channel: &self.channel,
             tags: &self.tags,
+            info: &self.info,
+            kind: self.kind,
+            skip_history,
+            delta,
+            presence,
+            announce,
+            quiet,
+            version: self.version,
+            client: self.client,
             data: &self.data,
-            ..Request::default()
         }
     }
 }
@@ -88,7 +102,14 @@ impl Model {
         let channel = "k".repeat(random.below(most / 4));
         let tags_bytes = random.below(most / 4);
         let tags = random.bytes(tags_bytes);
-        let data_bytes = random.below(most - channel.len() - tags.len() + 1);
+        let info_bytes = random.below(most / 4);
+        let info = random.bytes(info_bytes);
+        let data_bytes = random.below(most - channel.len() - tags.len() - info.len() + 1);
+        let kinds = [
+            RequestKind::Publish,
+            RequestKind::Join,
+            RequestKind::HistoryRemove,
+        ];
         let sent = Sent {
             id: self.sent,
             want_reply: random.below(2) == 0,
@@ -96,6 +117,11 @@ impl Model {
             idempotency: u128::from(random.word()) << 64 | u128::from(random.word()),
             channel,
             tags,
+            info,
+            kind: kinds[random.below(kinds.len())],
+            flags: std::array::from_fn(|_| random.below(2) == 0),
+            version: random.word(),
+            client: (random.below(2) == 0).then(|| [random.word() as u8; 16]),
             data: random.bytes(data_bytes),
         };
         match self.producer.publish(&sent.request()) {
