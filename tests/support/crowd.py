@@ -119,7 +119,7 @@ class Crowd:
     def assert_undisturbed(self, offset: int) -> None:
         """Everybody was sent all up to `offset`, once, in order, over one connection."""
         self.wait_for_offset(offset)
-        assert self.faults() == []
+        assert self.faults() == [], self.faults()[:3]
 
     # ---- in the loop
 

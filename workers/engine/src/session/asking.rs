@@ -206,8 +206,8 @@ impl Sessions {
         let was_waited_for = then.is_waited_for() && connection.flags.has(Flags::WAITING);
         if was_waited_for {
             connection.flags.set(Flags::WAITING, false);
-            self.changed(token.index);
         }
+        self.changed(token.index);
         match then {
             Then::Connect(connecting) => self.connect_answered(*connecting, parse(body)),
             Then::ConnectByToken(connecting) => self.connect(Connecting {

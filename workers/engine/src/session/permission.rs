@@ -30,6 +30,8 @@ pub(super) enum Closed {
     /// This option of the namespace is off.
     Option(&'static str),
     PrivateWithoutToken,
+    /// The application decides, and cannot be asked about this client.
+    Unasked,
     /// The channel's name lists the users that may have it, and this one is not among them.
     OtherUsers,
     /// The token is no good.
@@ -46,6 +48,11 @@ impl fmt::Display for Closed {
                     "a channel that begins with $ needs a subscription token"
                 )
             }
+            Self::Unasked => write!(
+                out,
+                "its namespace has subscribe_hook = true, which one-way clients, those of the \
+                 binary protocol and gateways without such a hook pass by a token only"
+            ),
             Self::OtherUsers => write!(out, "the name of the channel lists other users"),
             Self::Token(why) => write!(out, "the token is refused: {why}"),
         }
@@ -127,8 +134,11 @@ pub(super) fn entrance(namespace: &Namespace, channel: &str, user: &str, asks: b
             false => Entrance::Closed(Closed::OtherUsers),
         };
     }
-    if namespace.subscribe_hook && asks {
-        return Entrance::Hook;
+    if namespace.subscribe_hook {
+        return match asks {
+            true => Entrance::Hook,
+            false => Entrance::Closed(Closed::Unasked),
+        };
     }
     if !namespace.allow_subscribe_for_client {
         return Entrance::Closed(Closed::Option("allow_subscribe_for_client"));
@@ -258,16 +268,16 @@ mod tests {
     }
 
     #[test]
-    fn the_application_is_asked_before_the_options() {
+    fn the_application_is_asked_whatever_the_options_say_and_nobody_passes_unasked() {
         let namespace = Namespace {
             subscribe_hook: true,
-            ..Namespace::default()
+            ..open()
         };
         assert_eq!(entrance(&namespace, "a", "", true), Entrance::Hook);
-        assert!(matches!(
-            entrance(&namespace, "a", "", false),
-            Entrance::Closed(_)
-        ));
+        assert_eq!(
+            entrance(&namespace, "a", "ann", false),
+            Entrance::Closed(Closed::Unasked)
+        );
     }
 
     #[test]

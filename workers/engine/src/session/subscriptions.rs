@@ -8,6 +8,7 @@ use super::fault::{Fault, INTERNAL, NOT_AVAILABLE, TOKEN_EXPIRED};
 use super::permission::{self, Closed, Entrance};
 use super::recovery::epoch_text;
 use super::subscribe::{Asked, Granted, SubscribeError, terms};
+use super::tcp;
 use crate::asks::verdict::{SubscribeResult as Admitted, Verdict};
 use crate::asks::{AskKind, Fallback};
 use crate::auth::TokenError;
@@ -21,6 +22,7 @@ use crate::protocol::centrifuge::{
 };
 use crate::protocol::close::{Close, Unsubscribed};
 use crate::protocol::delta;
+use crate::protocol::tcp::payload;
 use crate::slab::Token;
 
 /// What clients call the only kind of difference that there is.
@@ -285,11 +287,22 @@ impl Sessions {
         code: u32,
         reason: &str,
     ) {
-        let Some(name) = self.hub.channel(id).map(|channel| channel.name.clone()) else {
+        let Some(channel) = self.hub.channel(id) else {
             return;
         };
+        let (name, alias) = (channel.name.clone(), tcp::alias(channel.key));
         self.unsubscribe(token, id);
         self.metrics.add(Count::Unsubscribed, 1);
+        let connection = self.connections.get_mut(token);
+        if connection.is_some_and(|each| each.is_tcp()) {
+            let news = payload::Unsubscribed {
+                request: 0,
+                alias,
+                code: code.try_into().unwrap_or(u16::MAX),
+                reason,
+            };
+            return self.tcp_unsubscribed(token, id, &news);
+        }
         self.push(token, &name, &Push::Unsubscribe { code, reason });
     }
 
@@ -298,7 +311,7 @@ impl Sessions {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        // The binary protocol has no words for it.
+        // The binary protocol has words for the end of a subscription only.
         if connection.is_tcp() {
             return;
         }

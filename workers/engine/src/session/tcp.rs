@@ -32,7 +32,7 @@ const WIRE_BYTES_PER_FLUSH: usize = 65_536;
 /// What stands for a channel in the frames of a connection. It is the same in every worker, as the
 /// table's key is, so that a connection that moves keeps it. Two channels have the same one in one
 /// case of 2^32: they cannot be on one connection, see [`NOT_AVAILABLE`].
-fn alias(key: ChannelKey) -> u32 {
+pub(super) fn alias(key: ChannelKey) -> u32 {
     (key.0[1] >> 32) as u32
 }
 
@@ -319,6 +319,22 @@ impl Sessions {
             return self.tcp_fail(token, request, BAD_REQUEST);
         };
         self.unsubscribe(token, id);
+        let unsubscribed = Unsubscribed {
+            request,
+            alias,
+            code: 0,
+            reason: "unsubscribed",
+        };
+        self.tcp_unsubscribed(token, id, &unsubscribed);
+    }
+
+    /// Tells a client that it is out of a channel: what waits for it of that is not sent any more.
+    pub(super) fn tcp_unsubscribed(
+        &mut self,
+        token: Token,
+        id: ChannelId,
+        unsubscribed: &Unsubscribed<'_>,
+    ) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -326,12 +342,6 @@ impl Sessions {
         let dropped = connection.outbox.drop_channel(id);
         self.queued_bytes = self.queued_bytes - before + connection.queued_bytes();
         self.metrics.add(Count::DeliveriesDropped, dropped);
-        let unsubscribed = Unsubscribed {
-            request,
-            alias,
-            code: 0,
-            reason: "unsubscribed",
-        };
         self.tcp_say(token, Kind::Unsubscribed, |payload| {
             unsubscribed.encode(payload)
         });

@@ -83,6 +83,8 @@ pub struct Binary {
     pub stream: TcpStream,
     pub received: Vec<u8>,
     pub agreed: Agreed,
+    /// The connection's name at the server.
+    pub client: String,
     crc: bool,
     sent_seq: u32,
     pub received_seq: u32,
@@ -99,6 +101,7 @@ impl Binary {
             stream: connect(house.tcp),
             received: Vec::new(),
             agreed: Agreed::BEFORE_CONNECT,
+            client: String::new(),
             crc: false,
             sent_seq: 0,
             received_seq: 0,
@@ -108,8 +111,11 @@ impl Binary {
             Kind::Connect,
             &[u8::from(crc), scale, 4, b't', b'e', b's', b't', 0],
         );
-        let (kind, _) = client.next();
+        let (kind, payload) = client.next();
         assert_eq!(kind, Kind::Connected);
+        let is_uuid = |bytes: &&[u8]| [8, 13, 18, 23].iter().all(|at| bytes[*at] == b'-');
+        let uuid = payload.windows(36).find(is_uuid).unwrap();
+        client.client = std::str::from_utf8(uuid).unwrap().to_string();
         (client.crc, client.agreed) = (crc, Agreed { crc });
         client
     }

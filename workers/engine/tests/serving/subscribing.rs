@@ -3,6 +3,7 @@
 use tidegate_engine::protocol::tcp::Kind;
 use tidegate_engine::reactor::Reactor;
 use tidegate_engine::settings::Settings;
+use tidegate_ring::uplink::{Request, RequestKind};
 
 use crate::clients::{Binary, Uni};
 use crate::house::{House, settings, wait_for};
@@ -165,6 +166,26 @@ fn after_unsubscribed_nothing_of_the_channel_comes() {
     client.send(Kind::Unsubscribe, &[&[3], &alias[..]].concat());
     let (kind, payload) = client.next();
     assert_eq!((kind, &payload[..2]), (Kind::Error, &[3, 107][..]));
+}
+
+#[test]
+fn a_binary_client_that_a_back_end_unsubscribes_is_told() {
+    let mut house = House::open();
+    let mut client = Binary::connect(&house, 60_000, false);
+    let (alias, _) = client.subscribe("public:a");
+    let order = serde_json::json!({
+        "op": "unsubscribe", "client": client.client, "channel": "public:a",
+    });
+    let reply = house.request(Request {
+        kind: RequestKind::Order,
+        json: true,
+        data: order.to_string().as_bytes(),
+        ..Request::default()
+    });
+    assert_eq!(reply.status, 0);
+    let (kind, payload) = client.next();
+    assert_eq!((kind, payload[0]), (Kind::Unsubscribed, 0));
+    assert_eq!(&payload[1..=alias.len()], alias);
 }
 
 #[test]
