@@ -149,8 +149,8 @@ class Handoffs:
         `drain_queue` it takes those that wait in its listeners first.
         """
         handoff = Handoff(self._runtime, next(self._numbers), giver, receiver)
-        self._under_way[handoff.number] = handoff
         theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._under_way[handoff.number] = handoff
         with theirs[0] as giving, theirs[1] as receiving:
             receiver.send("adopt", {"handoff": receiving.fileno()}, id=handoff.number)
             giver.send(

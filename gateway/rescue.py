@@ -99,7 +99,12 @@ class Rescue:
     ) -> Generator[Condition, None, None]:
         handoffs = self._fleet.handoffs
         before = keeper.connections()
-        handoff = handoffs.begin(keeper, receiver)
+        try:
+            handoff = handoffs.begin(keeper, receiver)
+        except OSError as error:
+            logger.error("the kernel refuses a socket pair", extra={"reason": error})
+            full.add(receiver.pid)
+            return
         keeper.on_given = handoffs.take
         try:
             yield handoff.settled

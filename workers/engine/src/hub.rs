@@ -103,8 +103,13 @@ impl Channel {
     pub fn correct(&mut self, mut seen: Wants) {
         seen.add(Wants::EVENTS);
         self.wants.keep(seen);
-        if self.newest.is_some() && !self.wants.needs_newest() {
+        if !self.wants.needs_newest() {
             self.newest = None;
+        } else if !self.wants.has(Wants::DELTA)
+            && let Some(newest) = &mut self.newest
+        {
+            // It is not kept up to date any more, and no base for whoever comes next.
+            newest.data = None;
         }
     }
 }
@@ -321,6 +326,18 @@ mod tests {
         channel.correct(Format::Tcp.into());
         assert!(channel.wants.has(Format::Tcp.into()) && channel.newest.is_none());
         assert!(!channel.wants.has(wants));
+    }
+
+    #[test]
+    fn what_is_not_kept_up_to_date_is_no_base_for_whoever_comes_next() {
+        let mut hub = Hub::default();
+        let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
+        hub.subscribe(id, subscriber(0, 0), Format::UniSse.into());
+        hub.subscribe(id, subscriber(1, 0), Wants::DELTA);
+        let channel = hub.channel_mut(id).unwrap();
+        channel.newest.as_mut().unwrap().data = Some(b"old".to_vec());
+        channel.correct(Format::UniSse.into());
+        assert_eq!(channel.newest.as_ref().unwrap().data, None);
     }
 
     #[test]

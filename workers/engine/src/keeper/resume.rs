@@ -152,8 +152,11 @@ pub fn resume(
         condemn(&mut record, &mut outbox);
     } else {
         let position = later(kept.position, settled);
-        for each in &mut record.subscriptions {
-            places.advance(each, position);
+        // What was put down at that very position says itself how far it had come.
+        if record.log_position != Some(position) {
+            for each in &mut record.subscriptions {
+                places.advance(each, position);
+            }
         }
         record.log_position = Some(position);
     }
@@ -199,6 +202,8 @@ fn condemn(record: &mut Record, outbox: &mut Outbox) {
     record.timers.due_ms = GOODBYE_MS;
     record.subscriptions.clear();
     record.identity = None;
+    // Whoever says goodbye misses nothing.
+    record.log_position = None;
     record.input.clear();
     match &mut record.speech {
         Speech::Http => {
@@ -298,6 +303,10 @@ impl Places {
             }
         };
         let Some((epoch, offset)) = found else {
+            // An epoch that is not the channel's, so that the client hears of a gap: to go on from
+            // where it was would repeat what it has.
+            subscription.epoch = subscription.epoch.wrapping_add(1);
+            subscription.offset = subscription.offset.max(1);
             return;
         };
         if epoch == subscription.epoch {
@@ -312,11 +321,15 @@ impl Places {
     /// Epoch, and offset of the last publication before `position`. `None`: nobody knows.
     fn find(&self, channel: &str, position: u64) -> Option<(u32, u64)> {
         let key = self.table.key(channel);
-        let Top {
+        let Some(Top {
             epoch,
             mut offset,
             last_position,
-        } = self.table.top(key)?;
+        }) = self.table.top(key)
+        else {
+            // Never published to, or forgotten since.
+            return Some((self.table.epoch_now(), 0));
+        };
         let mut at = last_position;
         for _ in 0..STEPS_MAX {
             if offset == 0 || is_before(at, position) {

@@ -95,5 +95,6 @@ impl Reactor {
                 None => self.mark_to_read(token),
             }
         }
+        self.read_resumed();
     }
 }

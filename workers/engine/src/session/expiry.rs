@@ -86,6 +86,7 @@ impl Sessions {
     fn await_answer(&mut self, token: Token) {
         if let Some(connection) = self.connections.get_mut(token) {
             connection.answer_awaited();
+            self.changed(token.index);
         }
     }
 
@@ -268,6 +269,7 @@ impl Sessions {
             replace_unless_empty(&mut client.info, info);
             client.expiry.at_s = expire_at;
             let ttl = client.expiry.ttl_s(now_s());
+            self.changed(token.index);
             self.schedule_next(token);
             let expires = ttl > 0;
             self.push(token, "", &Push::Refresh { expires, ttl });

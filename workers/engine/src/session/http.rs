@@ -192,6 +192,7 @@ impl Sessions {
         };
         connection.phase = Phase::Closing;
         connection.flags.set(Flags::DEAF, true);
+        self.changed(token.index);
         self.enqueue(token, Frame::new(response));
         self.schedule(token.index, self.settings.close_timeout);
     }
@@ -211,12 +212,19 @@ impl Sessions {
         connection.heard = self.now;
         let is_of_format = encoding == connection.format.encoding();
         self.metrics.add(Count::ReceivedEmulated, 1);
+        // If this process dies on the way, nobody shall do it once more.
+        connection.answer_awaited();
         self.changed(token.index);
+        self.put_down_one(token.index);
         match parse_commands(encoding, data) {
             Ok(commands) if is_of_format => {
                 self.commands(token, commands);
             }
             Ok(_) | Err(_) => self.condemn(token, Close::BadRequest),
         }
+        if let Some(connection) = self.connections.get_mut(token) {
+            connection.answer_came();
+        }
+        self.changed(token.index);
     }
 }

@@ -274,6 +274,13 @@ impl Sessions {
             self.metrics.add(gauge(connection), 1);
             self.queued_bytes += queued_bytes;
             // The limits of this process may be lower than those of the one before.
+            if queued_bytes <= self.settings.queue_soft_bytes {
+                connection.soft_since = None;
+            }
+            if input_bytes > 0 {
+                // Commands may be among it that only waited for an answer.
+                self.resumed.push(token);
+            }
             if input_bytes >= self.input_bytes_max() {
                 self.condemn(token, Close::MessageTooBig);
             }
@@ -282,10 +289,19 @@ impl Sessions {
             }
         }
         self.changed(token.index);
+        let mut has_missed = false;
         for lot in missed {
             if !is_closing && self.is_open(token) {
+                has_missed |= lot.1.as_ref().is_some_and(|lot| !lot.is_empty());
                 self.catch_up(token, lot);
             }
+        }
+        let format = self.connections.get_mut(token).map(|each| each.format);
+        if has_missed && format == Some(Format::UniSse) && self.is_open(token) {
+            // An id without data is remembered, and is no event. Not before all of it is queued: a
+            // client that came back with the id would miss the rest.
+            let frame = self.with_positions(token, b"\n");
+            self.enqueue(token, frame);
         }
         token
     }
@@ -314,12 +330,6 @@ impl Sessions {
             {
                 standing.traits.set(Traits::BASED, !is_sender);
             }
-        }
-        let format = self.connections.get_mut(token).map(|each| each.format);
-        if format == Some(Format::UniSse) && !lot.is_empty() {
-            // An id without data is remembered, and is no event.
-            let frame = self.with_positions(token, b"\n");
-            self.enqueue(token, frame);
         }
     }
 

@@ -37,6 +37,7 @@ impl Sessions {
             return;
         };
         let mut due = Vec::with_capacity(channel.subscribers.len());
+        let mut passed_over = Vec::new();
         let mut seen = Wants::default();
         for subscriber in &channel.subscribers {
             let Some(connection) = self.connections.at_mut(subscriber.connection) else {
@@ -51,6 +52,7 @@ impl Sessions {
                 continue;
             }
             let Some(frame) = frame_for(connection, subscriber, publication) else {
+                passed_over.push(subscriber.connection);
                 continue;
             };
             let frame = match connection.format {
@@ -66,6 +68,9 @@ impl Sessions {
         }
         self.metrics.add(Count::Deliveries, due.len());
         self.enqueue_all(due);
+        for place in passed_over {
+            self.changed(place);
+        }
     }
 
     /// Tells those who want to know that somebody has joined or left.

@@ -277,6 +277,7 @@ impl Sessions {
         if let Some(client) = &mut connection.identity {
             client.standings.push(standing);
         }
+        self.changed(token.index);
     }
 
     /// Takes a connection out of one channel, and tells those who want to know.
@@ -300,6 +301,7 @@ impl Sessions {
             client.standings.swap_remove(place);
         }
         self.leave(removed);
+        self.changed(token.index);
     }
 
     /// Takes a connection out of all its channels, and tells those who want to know.

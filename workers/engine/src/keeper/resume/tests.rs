@@ -316,6 +316,27 @@ fn a_subscription_has_what_lies_before_the_position_that_all_had_come_to() {
 }
 
 #[test]
+fn a_place_that_nobody_can_tell_any_more_is_a_gap_and_never_a_repetition() {
+    let (mut places, positions) = published(5000);
+    let epoch = places.table.epoch_now();
+    // Long overwritten.
+    let mut subscription = Position {
+        channel: "public:a".to_string(),
+        epoch,
+        offset: 0,
+    };
+    places.advance(&mut subscription, positions[3]);
+    assert!(subscription.epoch != epoch && subscription.offset > 0);
+    let mut untouched = Position {
+        channel: "public:never".to_string(),
+        epoch,
+        offset: 0,
+    };
+    places.advance(&mut untouched, positions[3]);
+    assert_eq!((untouched.epoch, untouched.offset), (epoch, 0));
+}
+
+#[test]
 fn the_later_of_two_positions_is_found_across_the_wrap() {
     assert_eq!(later(5, 9), 9);
     assert_eq!(later(u64::MAX - 15, 16), 16);
