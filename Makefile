@@ -64,8 +64,9 @@ loom:  ## Check the lock-free code against every interleaving
 fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 	fuzz/run $(FUZZ_SECONDS)
 
+# A file of tests stays in one process: its tests share a gateway.
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
-	$(BIN)/pytest -m 'not soak'
+	$(BIN)/pytest -m 'not soak' --numprocesses 2 --dist loadfile
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

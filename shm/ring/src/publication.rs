@@ -32,8 +32,8 @@ pub fn is_channel_name(name: &str) -> bool {
     (1..=CHANNEL_BYTES_MAX).contains(&name.len()) && name.is_ascii()
 }
 
-/// The namespace of a channel: the text before its first colon, or none. `$` marks a private channel
-/// and is no part of it.
+/// The namespace of a channel: the text before its first colon, or none. `$` marks a private
+/// channel and is no part of it.
 #[must_use]
 pub fn namespace_of(channel: &str) -> &str {
     let name = channel.strip_prefix('$').unwrap_or(channel);
