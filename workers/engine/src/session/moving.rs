@@ -212,23 +212,16 @@ impl Sessions {
     }
 
     /// Goes on with a connection from where its record stops.
-    pub fn adopt(&mut self, socket: OwnedFd, record: Record, catch_up: &mut CatchUp) -> Token {
-        let is_closing = record.phase == Phase::Closing;
-        let (positions, queue, sent) = (record.subscriptions, record.queue, record.head_sent_bytes);
+    pub fn adopt(&mut self, socket: OwnedFd, mut record: Record, catch_up: &mut CatchUp) -> Token {
+        let is_open = record.phase == Phase::Open;
+        let positions = std::mem::take(&mut record.subscriptions);
+        let (queue, sent) = (std::mem::take(&mut record.queue), record.head_sent_bytes);
         // Not in this turn: a sign of life may wait in the socket, to be read in the next one.
         let due = self.now + from_milliseconds(record.timers.due_ms).max(1);
-        let connection = self.revive(socket, record.speech, &record.timers, record.pinged);
         let standings = record.identity.as_ref().map(|each| each.standings.clone());
         let mut standings = standings.unwrap_or_default().into_iter();
-        let token = self.connections.insert(Connection {
-            phase: record.phase,
-            format: record.format,
-            identity: record.identity.map(|identity| Box::new(identity.into())),
-            client: record.client,
-            connected_ms: record.connected_ms,
-            input: (!record.input.is_empty()).then(|| Box::new(record.input)),
-            ..connection
-        });
+        let connection = self.revive(socket, record);
+        let token = self.connections.insert(connection);
         self.wheel.schedule(token.index, due);
         let mut missed = Vec::new();
         let rejoined: Vec<Option<ChannelId>> = positions
@@ -238,62 +231,67 @@ impl Sessions {
                 self.rejoin(token, position, standing, catch_up, &mut missed)
             })
             .collect();
-        if record.phase == Phase::Open {
+        if is_open {
             self.list(token);
         }
-        if let Some(connection) = self.connections.get_mut(token) {
-            if self.keep.is_on() {
-                let (sent_bytes, received_bytes) = sys::stream_position(connection.socket.as_fd());
-                connection.kept = Kept {
-                    slot: None,
-                    sent_bytes: sent_bytes as u32,
-                    received_bytes: received_bytes as u32,
-                };
-            }
-            connection.flags.set(Flags::DEAF, record.deaf);
-            connection.flags.set(Flags::HANG_UP, record.hang_up);
-            connection.flags.set(Flags::TURNED_AWAY, record.turned_away);
-            connection
-                .flags
-                .set(Flags::NATIVE_PINGS, record.native_pings);
-            for Queued {
-                subscription,
-                bytes,
-            } in queue
-            {
-                let channel = subscription.and_then(|place| *rejoined.get(place as usize)?);
-                connection.outbox.push(Rc::new(Frame {
-                    channel,
-                    bytes: bytes.into(),
-                    kept: Cell::default(),
-                }));
-            }
-            connection.outbox.advance(sent as usize);
-            let input_bytes = connection.input.as_ref().map_or(0, |input| input.len());
-            let queued_bytes = connection.queued_bytes();
-            self.metrics.add(gauge(connection), 1);
-            self.queued_bytes += queued_bytes;
-            // The limits of this process may be lower than those of the one before.
-            if queued_bytes <= self.settings.queue_soft_bytes {
-                connection.soft_since = None;
-            }
-            if input_bytes > 0 {
-                // Commands may be among it that only waited for an answer.
-                self.resumed.push(token);
-            }
-            if input_bytes >= self.input_bytes_max() {
-                self.condemn(token, Close::MessageTooBig);
-            }
-            if queued_bytes > 0 {
-                self.after_enqueue(token);
-            }
-        }
+        self.requeue(token, queue, sent as usize, &rejoined);
         self.changed(token.index);
+        self.catch_up(token, missed);
+        token
+    }
+
+    /// Puts what was on its way into the queue, and applies the limits of this process, which may
+    /// be lower than those of the one before.
+    fn requeue(
+        &mut self,
+        token: Token,
+        queue: Vec<Queued>,
+        sent: usize,
+        rejoined: &[Option<ChannelId>],
+    ) {
+        let input_bytes_max = self.input_bytes_max();
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        for Queued {
+            subscription,
+            bytes,
+        } in queue
+        {
+            let channel = subscription.and_then(|place| *rejoined.get(place as usize)?);
+            connection.outbox.push(Rc::new(Frame {
+                channel,
+                bytes: bytes.into(),
+                kept: Cell::default(),
+            }));
+        }
+        connection.outbox.advance(sent);
+        let input_bytes = connection.input.as_ref().map_or(0, |input| input.len());
+        let queued_bytes = connection.queued_bytes();
+        if queued_bytes <= self.settings.queue_soft_bytes {
+            connection.soft_since = None;
+        }
+        self.metrics.add(gauge(connection), 1);
+        self.queued_bytes += queued_bytes;
+        if input_bytes > 0 {
+            // Commands may be among it that only waited for an answer.
+            self.resumed.push(token);
+        }
+        if input_bytes >= input_bytes_max {
+            self.condemn(token, Close::MessageTooBig);
+        }
+        if queued_bytes > 0 {
+            self.after_enqueue(token);
+        }
+    }
+
+    /// Puts into the queue what a connection has missed of all its channels.
+    fn catch_up(&mut self, token: Token, missed: Vec<(ChannelId, Option<Lot>)>) {
         let mut has_missed = false;
-        for lot in missed {
-            if !is_closing && self.is_open(token) {
-                has_missed |= lot.1.as_ref().is_some_and(|lot| !lot.is_empty());
-                self.catch_up(token, lot);
+        for (id, lot) in missed {
+            if self.is_open(token) {
+                has_missed |= lot.as_ref().is_some_and(|lot| !lot.is_empty());
+                self.catch_up_with(token, id, lot);
             }
         }
         let format = self.connections.get_mut(token).map(|each| each.format);
@@ -303,12 +301,11 @@ impl Sessions {
             let frame = self.with_positions(token, b"\n");
             self.enqueue(token, frame);
         }
-        token
     }
 
     /// Puts into the queue what a connection has missed of a channel, or draws the consequences if
     /// that cannot be had.
-    fn catch_up(&mut self, token: Token, (id, lot): (ChannelId, Option<Lot>)) {
+    fn catch_up_with(&mut self, token: Token, id: ChannelId, lot: Option<Lot>) {
         let Some(lot) = lot else {
             let end = Unsubscribed::InsufficientState;
             return self.end_subscription(token, id, end, Close::InsufficientState);
@@ -338,9 +335,9 @@ impl Sessions {
         connection.is_some_and(|each| each.phase != Phase::Closing)
     }
 
-    /// A connection with the times and the parser that it had.
-    fn revive(&self, socket: OwnedFd, speech: Speech, timers: &Timers, pinged: bool) -> Connection {
-        let dialect = match speech {
+    /// A connection as it was, but for its channels and its queue.
+    fn revive(&self, socket: OwnedFd, record: Record) -> Connection {
+        let dialect = match record.speech {
             Speech::Http => Dialect::Http,
             Speech::WebSocket(fragments) => Dialect::WebSocket(fragments.into()),
             Speech::Stream => Dialect::Stream,
@@ -351,14 +348,35 @@ impl Sessions {
                 publishes: 0,
             })),
         };
+        let timers = record.timers;
         let ago = |ms| self.now.saturating_sub(from_milliseconds(ms));
-        let mut connection = Connection::new(socket, dialect, ago(timers.heard_ms));
-        connection.probe_due = self.now + from_milliseconds(timers.probe_ms);
-        connection.probe_interval = from_milliseconds(timers.probe_interval_ms);
-        connection.silence_max = from_milliseconds(timers.silence_max_ms);
-        connection.flags.set(Flags::PINGED, pinged);
-        connection.soft_since = timers.soft_ms.map(ago);
-        connection
+        let mut flags = Flags::default();
+        flags.set(Flags::PINGED, record.pinged);
+        flags.set(Flags::DEAF, record.deaf);
+        flags.set(Flags::HANG_UP, record.hang_up);
+        flags.set(Flags::TURNED_AWAY, record.turned_away);
+        flags.set(Flags::NATIVE_PINGS, record.native_pings);
+        let mut kept = Kept::default();
+        if self.keep.is_on() {
+            let (sent_bytes, received_bytes) = sys::stream_position(socket.as_fd());
+            kept.sent_bytes = sent_bytes as u32;
+            kept.received_bytes = received_bytes as u32;
+        }
+        Connection {
+            phase: record.phase,
+            format: record.format,
+            flags,
+            probe_due: self.now + from_milliseconds(timers.probe_ms),
+            probe_interval: from_milliseconds(timers.probe_interval_ms),
+            silence_max: from_milliseconds(timers.silence_max_ms),
+            soft_since: timers.soft_ms.map(ago),
+            identity: record.identity.map(|identity| Box::new(identity.into())),
+            client: record.client,
+            connected_ms: record.connected_ms,
+            input: (!record.input.is_empty()).then(|| Box::new(record.input)),
+            kept,
+            ..Connection::new(socket, dialect, ago(timers.heard_ms))
+        }
     }
 
     /// Subscribes a connection anew where it stands. What it has missed meanwhile is appended to
