@@ -111,3 +111,12 @@ def test_a_page_of_another_origin_is_refused(clients: Clients) -> None:
         page.wait("error", type="transport")
         assert not page.seen("connected")
         assert strict.totals()['http_rejects_total{reason="origin_refused"}'] >= 1
+
+
+def test_a_browser_that_cannot_start_skips_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHROMIUM", "/bin/false")
+    with (
+        sdk_clients("browser-websocket") as make,
+        pytest.raises(pytest.skip.Exception, match="Chromium does not start here"),
+    ):
+        make(1)

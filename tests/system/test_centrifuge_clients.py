@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -19,6 +20,8 @@ from tests.support.tokens import SECRET, connection_token, signed, subscription_
 from tests.support.waiting import wait_for
 
 Clients = Callable[..., SdkClient]
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 ROOM = {
     "allow_subscribe_for_client": True,
@@ -54,8 +57,16 @@ CONFIG: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    root = str(Path(__file__).resolve().parents[2])
-    with running_gateway(CONFIG, environment={"PYTHONPATH": root}) as running:
+    with running_gateway(CONFIG, environment={"PYTHONPATH": ROOT}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def frail_gateway() -> Iterator[Gateway]:
+    """One whose workers take their connections along when they die."""
+    workers = CONFIG["workers"] | {"survive_crashes": False}
+    sections = CONFIG | {"workers": workers}
+    with running_gateway(sections, environment={"PYTHONPATH": ROOT}) as running:
         yield running
 
 
@@ -452,19 +463,77 @@ def test_a_reload_is_nothing_that_a_client_could_see(
     assert len(client.seen("connecting")) == 1 and not client.seen("leave")
 
 
-def test_a_client_of_a_killed_worker_comes_back_and_misses_nothing(
+@contextlib.contextmanager
+def workers_killed(gateway: Gateway) -> Iterator[None]:
+    """Ends all of them before the block; after it, it is known what became of their clients."""
+    pids = gateway.worker_pids()
+    taken_back = gateway.totals()["uplinks_reclaimed_total"]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    yield
+    # The last that follows a death: whoever had to leave a channel for it has left.
+    wait_for(
+        lambda: gateway.totals()["uplinks_reclaimed_total"] >= taken_back + len(pids),
+        "the dead workers' clients to be accounted for",
+    )
+
+
+def losses(gateway: Gateway) -> dict[str, int]:
+    ends = gateway.ends().items()
+    return {name: count for name, count in ends if name.startswith("connections_lost_total")}
+
+
+def test_a_client_of_a_killed_worker_goes_on_and_nobody_notices(
     gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
 ) -> None:
-    client = clients(gateway.http_port, token=connection_token(user))
-    client.connect()
+    both = {}
+    for name in (user, f"{user}b"):
+        client = clients(gateway.http_port, token=connection_token(name))
+        both[client.connect()["client"]] = client
+        client.subscribe(room, recoverable=True, join_leave=True)
+        client.wait("join", channel=room)
+    first, second = both.values()
+    first.wait("join", channel=room)
+    publish(api, room, 1)
+    assert [each.data(room, 1) for each in both.values()] == [[1], [1]]
+    rescued, lost = gateway.totals()["connections_rescued_total"], losses(gateway)
+
+    with workers_killed(gateway):
+        publish(api, room, 2, 3)
+    publish(api, room, 4)
+    assert [each.data(room, 3) for each in both.values()] == [[2, 3, 4], [2, 3, 4]]
+    for identity, each in both.items():
+        each.call("publish", channel=room, data=identity)
+        for listener in (first, second):
+            heard = listener.wait("publication", channel=room)
+            assert (heard["data"], heard["info"]["client"]) == (identity, identity)
+        assert each.call("presence", channel=room).keys() == both.keys()
+    assert first.call("presence_stats", channel=room) == {"num_clients": 2, "num_users": 2}
+    assert gateway.totals()["connections_rescued_total"] >= rescued + 2
+    assert losses(gateway) == lost
+    for each in both.values():
+        assert len(each.seen("connecting")) == len(each.seen("subscribing")) == 1
+        for event in ("connected", "subscribed", "publication", "join", "leave", "disconnected"):
+            assert each.seen(event) == []
+
+    second.call("disconnect")
+    first.wait("leave", channel=room)
+    assert first.call("presence_stats", channel=room) == {"num_clients": 1, "num_users": 1}
+
+
+def test_a_client_that_ends_with_its_worker_comes_back_and_misses_nothing(
+    frail_gateway: Gateway, clients: Clients, user: str, room: str
+) -> None:
+    api = cent.Client(frail_gateway.api_url, api_key=frail_gateway.api_key, timeout=10)
+    client = clients(frail_gateway.http_port, token=connection_token(user))
+    before = client.connect()["client"]
     client.subscribe(room, recoverable=True)
     publish(api, room, 1)
     assert client.data(room, 1) == [1]
-    for pid in gateway.worker_pids():
-        os.kill(pid, signal.SIGKILL)
-    publish(api, room, 2, 3)
+    with workers_killed(frail_gateway):
+        publish(api, room, 2, 3)
     assert client.wait("subscribed", channel=room)["recovered"]
     publish(api, room, 4)
     assert client.data(room, 3) == [2, 3, 4]
-    [present] = client.call("presence", channel=room).values()
-    assert present["user"] == user
+    [(identity, present)] = client.call("presence", channel=room).items()
+    assert identity != before and present["user"] == user

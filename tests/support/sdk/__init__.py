@@ -6,6 +6,7 @@ happens, one JSON object a line:
     {"id": 1, "do": "subscribe", "channel": "a", "options": {"recoverable": true}}
     {"id": 1, "result": null}  or  {"id": 1, "error": {"code": 103, "message": "…"}}
     {"event": "subscribed", "channel": "a", "recovered": false, …}
+    {"event": "ready"}  or  {"event": "ready", "problem": "why this SDK cannot run here"}
     {"event": "token", "number": 3, "channel": ""}
     {"do": "token", "number": 3, "token": "…"}
 
@@ -50,7 +51,10 @@ class SdkError(Exception):
 
 
 class SdkClient:
-    """One client of one SDK. `port` is where it finds the gateway, `kind` one of `KINDS`."""
+    """One client of one SDK. `port` is where it finds the gateway, `kind` one of `KINDS`.
+
+    Skips the test where the machine lacks what the SDK runs in.
+    """
 
     def __init__(
         self,
@@ -77,7 +81,13 @@ class SdkClient:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.wait("ready")
+        try:
+            problem = self.wait("ready").get("problem")
+            if problem is not None:
+                pytest.skip(problem)
+        except BaseException:
+            self.close()
+            raise
 
     # ---- what it is told
 

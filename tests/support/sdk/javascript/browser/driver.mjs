@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 
+const LAUNCH_TIMEOUT_MS = 15_000; // less than what a test waits for a driver to be ready
 const here = dirname(fileURLToPath(import.meta.url));
 const centrifuge = join(dirname(createRequire(import.meta.url).resolve("centrifuge")), "..", "dist", "centrifuge.js");
 const page_html = `<!doctype html><script src="/centrifuge.js"></script><script type="module">
@@ -37,12 +38,20 @@ const server = createServer(async (request, response) => {
 });
 await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
 
-const browser = await puppeteer.launch({
-  executablePath: process.env.CHROMIUM || (await chromium.executablePath()),
-  args: chromium.args,
-  headless: "shell",
-});
-const page = await browser.newPage();
+let browser, page;
+try {
+  browser = await puppeteer.launch({
+    executablePath: process.env.CHROMIUM || (await chromium.executablePath()),
+    args: chromium.args,
+    headless: "shell",
+    timeout: LAUNCH_TIMEOUT_MS,
+  });
+  page = await browser.newPage();
+} catch (error) {
+  const problem = `Chromium does not start here: ${error.message.trim()}`;
+  process.stdout.write(`${JSON.stringify({ event: "ready", problem })}\n`, () => process.exit(0));
+  await new Promise(() => {});
+}
 page.on("pageerror", (error) => process.stderr.write(`page: ${error}\n`));
 await page.exposeFunction("emitLine", (line) => process.stdout.write(`${line}\n`));
 await page.goto(`http://127.0.0.1:${server.address().port}/`);
