@@ -232,9 +232,14 @@ def test_presence_tells_clients_and_their_users_over_all_workers(
     api: cent.Client, connect: Connect, user: str, room: str
 ) -> None:
     clients = [connect(f"{user}-{n % 3}", room, info={"n": n % 3}) for n in range(6)]
-    present = api.presence(cent.PresenceRequest(channel=room)).presence
-    assert present.keys() == {client.id for client in clients}
-    first = present[clients[0].id]
+    everybody = {client.id for client in clients}
+
+    def present() -> dict[str, cent.ClientInfo]:
+        return api.presence(cent.PresenceRequest(channel=room)).presence
+
+    # A subscription is answered before the publisher has heard who came.
+    wait_for(lambda: present().keys() == everybody, "six clients")
+    first = present()[clients[0].id]
     assert (first.user, first.client, first.conn_info) == (f"{user}-0", clients[0].id, {"n": 0})
     stats = api.presence_stats(cent.PresenceStatsRequest(channel=room))
     assert (stats.num_clients, stats.num_users) == (6, 3)
