@@ -7,7 +7,9 @@ operation under way takes its next steps. It never touches a client's bytes.
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
@@ -427,9 +429,11 @@ class Supervisor:
             f"  API key    {_key_place(config, self._runtime.instance)}",
             f"  control    {endpoints['control']}",
         ]
-        # Whoever reads it may be gone, or its disk full: no reason to end what serves now.
+        text = "\n".join([*where, ""]).encode()
+        # Whoever reads it may be gone, or its disk full: no reason to end what serves now. Past the
+        # buffer, in which it would wait for the end of this process and spoil its exit status.
         with suppress(OSError):
-            print("\n".join(where), flush=True)
+            os.write(sys.stdout.fileno(), text)
 
 
 def _key_place(config: Config, instance: Instance) -> str:
