@@ -7,7 +7,7 @@
 //! - [`plan`]: what a swarm is asked to do; [`role`]: who of it behaves badly; [`token`]: who they
 //!   say that they are; [`control`]: the lines in and out;
 //! - [`session`]: one client's conversation, bytes in and events out, no sockets: [`centrifuge`] or
-//!   [`uni`] messages in [`websocket`] frames, [`uni`] messages as [`sse`] events, or [`tcp`] frames;
+//!   [`uni`] messages in [`websocket`] frames, [`uni`] ones as [`sse`] events, or [`tcp`] frames;
 //! - [`client`]: one client's connection and what it remembers across reconnects;
 //! - [`swarm`]: the reactor that runs all clients, at a [`pace`]; [`tally`]: what they saw;
 //! - [`bare`]: the baseline server; [`sys`]: every system call of this crate.

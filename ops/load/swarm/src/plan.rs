@@ -280,7 +280,7 @@ mod tests {
                 "nchan",
             ),
             (
-                r#","connections":1,"transport":"nchan","tokens":{"secret":"s","user_claim":"sub"}"#,
+                r#","connections":1,"transport":"nchan","tokens":{"secret":"","user_claim":""}"#,
                 "tokens",
             ),
             (r#","connections":1,"conections":1"#, "conections"),
