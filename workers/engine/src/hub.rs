@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use tidegate_ring::channels::ChannelKey;
+use tidegate_ring::log::Interest;
 
 use crate::protocol::format::{FORMATS, Format};
 
@@ -122,8 +123,9 @@ pub struct Moved {
     pub subscriber: u32,
 }
 
-#[derive(Default)]
 pub struct Hub {
+    /// What this worker is woken for: its channels, and what else others add.
+    pub interest: Interest,
     by_key: HashMap<ChannelKey, ChannelId, BuildHasherDefault<KeyHasher>>,
     channels: HashMap<ChannelId, Channel, BuildHasherDefault<KeyHasher>>,
     last_id: ChannelId,
@@ -131,6 +133,16 @@ pub struct Hub {
 }
 
 impl Hub {
+    pub fn new(interest: Interest) -> Self {
+        Self {
+            interest,
+            by_key: HashMap::default(),
+            channels: HashMap::default(),
+            last_id: 0,
+            subscriptions: 0,
+        }
+    }
+
     pub fn channel_count(&self) -> usize {
         self.by_key.len()
     }
@@ -176,6 +188,7 @@ impl Hub {
         }
         self.channels.insert(self.last_id, channel);
         self.by_key.insert(key, self.last_id);
+        self.interest.add(key.into());
         self.last_id
     }
 
@@ -222,6 +235,7 @@ impl Hub {
         self.subscriptions -= 1;
         if is_empty && let Some(channel) = self.channels.remove(&id) {
             self.by_key.remove(&channel.key);
+            self.interest.remove(channel.key.into());
         }
         moved
     }
@@ -259,7 +273,22 @@ impl Hasher for KeyHasher {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_ring::layout::Owner;
+    use tidegate_ring::log::{self, LogReader};
+    use tidegate_ring::region::Region;
+
     use super::*;
+
+    fn hub() -> Hub {
+        let owner = Owner {
+            generation: 1,
+            pid: 1,
+            start: 1,
+        };
+        let log = Region::heap(log::segment_bytes(1024, 1, 1));
+        log::format(&log, 1024, 1, 1, 0, owner).unwrap();
+        Hub::new(LogReader::join(log, 0).unwrap().interest().unwrap())
+    }
 
     fn subscriber(connection: u32, subscription: u32) -> Subscriber {
         Subscriber {
@@ -271,7 +300,7 @@ mod tests {
 
     #[test]
     fn leaving_moves_the_last_subscriber_into_the_gap() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         for connection in 0..3 {
             let place = hub.subscribe(id, subscriber(connection, 9), Format::UniWebSocket.into());
@@ -300,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_channel_goes_with_its_last_subscriber_and_its_number_is_not_used_again() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let key = ChannelKey([1, 2]);
         let id = hub.insert(key, "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::Tcp.into());
@@ -315,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_nobody_was_seen_to_want_is_wanted_no_more() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         let mut wants = Wants::from(Format::JsonWebSocket);
         wants.add(Wants::DELTA);
@@ -330,7 +359,7 @@ mod tests {
 
     #[test]
     fn what_is_not_kept_up_to_date_is_no_base_for_whoever_comes_next() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::UniSse.into());
         hub.subscribe(id, subscriber(1, 0), Wants::DELTA);
