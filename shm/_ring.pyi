@@ -41,8 +41,12 @@ ROLE_API: int
 CHANNEL_BYTES_MAX: int
 """The longest channel name, in bytes of UTF-8."""
 
-def log_size(capacity_bytes: int, readers: int) -> int:
-    """Bytes of a log segment. Raises FormatError for a capacity that is no power of two."""
+def log_size(capacity_bytes: int, readers: int, topics: int) -> int:
+    """Bytes of a log segment. Raises FormatError for a capacity that is no power of two.
+
+    `topics`: rows of interest, as many as there are channels. With fewer, readers are woken for
+    what does not concern them more often.
+    """
 
 def channels_size(channels_max: int) -> int:
     """Bytes of a channel table that holds at least `channels_max` channels."""
@@ -57,7 +61,7 @@ def heap_size(memory_bytes: int) -> int:
 
 # `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
-    fd: int, capacity_bytes: int, readers: int, identity: tuple[int, int, int]
+    fd: int, capacity_bytes: int, readers: int, topics: int, identity: tuple[int, int, int]
 ) -> None: ...
 def format_channels(fd: int, channels_max: int, identity: tuple[int, int, int]) -> None: ...
 def format_stats(

@@ -158,7 +158,7 @@ def _log(config: Config, host: Host) -> Iterator[Problem]:
             f"limits.message_bytes_max = {config.limits.message_bytes_max} needs {message}",
             f"set at least {_power_of_two(8 * message)}, or lower the message limit",
         )
-    segments = log.capacity_bytes + 96 * log.channels_max + log.uplinks_max * log.uplink_bytes
+    segments = log.capacity_bytes + 128 * log.channels_max + log.uplinks_max * log.uplink_bytes
     segments += config.history.memory_bytes + config.presence.memory_bytes
     if segments > host.memory_bytes // 2:
         yield Problem(

@@ -274,12 +274,12 @@ impl Reactor {
         self.events.clear();
         let mut waited = self.epoll.wait(timeout, &mut self.events);
         if waited.is_ok() && may_sleep && self.events.is_empty() && self.has_records() {
-            // Records and no ring: its writer is about to, or has forgotten us.
+            // Records and no ring: they concern others, or it is about to come, or was forgotten.
+            let tail = self.sessions.reader.tail();
             waited = self.epoll.wait(RING_GRACE, &mut self.events);
-            let is_missed = !self.events.iter().any(|event| event.token == WAKE);
-            self.sessions
-                .metrics
-                .add(Count::MissedWakeups, usize::from(is_missed));
+            if !self.events.iter().any(|event| event.token == WAKE) {
+                self.sessions.suspect(tail);
+            }
         }
         self.sessions.reader.awake();
         self.sessions.uplink.awake();
@@ -463,6 +463,7 @@ fn sessions(
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
     let memory = Memory {
+        interest: reader.interest().map_err(of("log"))?,
         reader,
         table,
         history: HistoryStore::attach(history).map_err(of("history"))?,

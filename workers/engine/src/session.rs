@@ -36,9 +36,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelTable;
+use tidegate_ring::entry::topic_of_session;
 use tidegate_ring::history::HistoryStore;
 use tidegate_ring::host;
-use tidegate_ring::log::LogReader;
+use tidegate_ring::log::{Interest, LogReader};
 use tidegate_ring::presence::PresenceTable;
 
 use crate::asks::Asks;
@@ -82,6 +83,7 @@ pub enum Transport {
 /// What a session reads of the memory that all processes share.
 pub struct Memory {
     pub reader: LogReader,
+    pub interest: Interest,
     pub table: ChannelTable,
     pub history: HistoryStore,
     pub presence: PresenceTable,
@@ -141,7 +143,7 @@ impl Sessions {
             verifier: Verifier::new(&settings)?,
             connections: Slab::new(entries_max),
             wheel: Wheel::new(entries_max),
-            hub: Hub::default(),
+            hub: Hub::new(memory.interest),
             keep: Keep::default(),
             reader: memory.reader,
             uplink,
@@ -386,7 +388,10 @@ impl Sessions {
                 self.directory.add_user(&client.user, token.index);
             }
             if matches!(connection.dialect, Dialect::Stream) && !connection.format.is_uni() {
-                self.directory.add_session(client.session, token.index);
+                let is_new = self.directory.add_session(client.session, token.index);
+                if is_new {
+                    self.hub.interest.add(topic_of_session(&client.session));
+                }
             }
         }
     }
@@ -401,7 +406,9 @@ impl Sessions {
             && was_listed
         {
             self.directory.remove_user(&client.user, token.index);
-            self.directory.remove_session(&client.session);
+            if self.directory.remove_session(&client.session) {
+                self.hub.interest.remove(topic_of_session(&client.session));
+            }
         }
     }
 

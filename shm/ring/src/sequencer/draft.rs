@@ -10,7 +10,7 @@ use crate::channels::{ChannelKey, Horizon, Place};
 use crate::entry::{EmulationView, Entry, EventView, OrderView, RemovalView};
 use crate::error::{LogError, UplinkError};
 use crate::host;
-use crate::log::{Batch, LogWriter};
+use crate::log::{Audience, Batch, LogWriter};
 use crate::presence::{self, Member};
 use crate::publication::{
     Idempotency, NO_PREVIOUS, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, is_channel_name,
@@ -304,7 +304,8 @@ impl<'a> Draft<'a> {
             publication.info,
             publication.data,
         ];
-        let Some(position) = self.push(RECORD_KIND, &parts) else {
+        let audience = Audience::Interested(publication.key.into());
+        let Some(position) = self.push(audience, RECORD_KIND, &parts) else {
             return Some(Answer::refused(INTERNAL));
         };
         match place {
@@ -415,7 +416,7 @@ impl<'a> Draft<'a> {
             self.outcome.too_large += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         }
-        let pushed = self.push(entry.kind(), &[&payload]);
+        let pushed = self.push(entry.audience(), entry.kind(), &[&payload]);
         Some(pushed.map_or(Answer::refused(INTERNAL), |_| Answer::DONE))
     }
 
@@ -430,9 +431,9 @@ impl<'a> Draft<'a> {
 
     /// `None` cannot be: the batch's bounds leave the writer room. It is counted all the same.
     #[inline]
-    fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Option<u64> {
+    fn push(&mut self, audience: Audience, kind: u32, parts: &[&[u8]]) -> Option<u64> {
         let payload_bytes = parts.iter().map(|part| part.len()).sum();
-        let position = self.batch.push(kind, parts).ok();
+        let position = self.batch.push_for(audience, kind, parts).ok();
         if position.is_some() {
             self.bytes += Ring::record_bytes(payload_bytes) as u64;
             self.outcome.payload_bytes += payload_bytes as u64;

@@ -72,6 +72,8 @@ pub(super) struct Deliveries {
     pending: Vec<Due>,
     /// When each was published (ms since 1970), for the histogram.
     published_ms: Vec<u64>,
+    /// The bell should have rung, and did not, if a record before this position matters here.
+    unrung: Option<u64>,
 }
 
 impl Deliveries {
@@ -138,6 +140,18 @@ impl Deliveries {
         }
         self.push(id, Event::Lost);
         false
+    }
+
+    /// Whether the record that ends at `end`, and made more due than `due`, should have rung the
+    /// bell. One that was missed is enough to know.
+    fn was_missed(&mut self, end: u64, due: usize) -> bool {
+        let is_old = |tail: u64| tail.wrapping_sub(end).cast_signed() >= 0;
+        let is_old = self.unrung.is_some_and(is_old);
+        let was_missed = is_old && self.pending.len() > due;
+        if was_missed || !is_old {
+            self.unrung = None;
+        }
+        was_missed
     }
 
     fn push(&mut self, channel: ChannelId, event: Event) {
@@ -211,6 +225,12 @@ fn emulation(view: &EmulationView<'_>) -> Due {
 }
 
 impl Sessions {
+    /// The log has had `tail` for some time, and the bell was silent: what is before it concerns
+    /// others, or a wake-up was missed.
+    pub fn suspect(&mut self, tail: u64) {
+        self.deliveries.unrung = Some(tail);
+    }
+
     /// Reads the log, as far as a turn's budget goes; returns whether there is more to read now.
     pub fn drain_log(&mut self) -> bool {
         let (mut records, mut wanted) = (0, 0);
@@ -229,7 +249,11 @@ impl Sessions {
                 metrics,
             };
             let read = reader.read(RECORDS_PER_READ, |record| {
+                let due = deliveries.pending.len();
                 wanted += deliveries.take_record(record.kind, record.payload, &mut house);
+                if deliveries.unrung.is_some() && deliveries.was_missed(record.end, due) {
+                    house.metrics.add(Count::MissedWakeups, 1);
+                }
             });
             match read {
                 Ok(0) => return false,

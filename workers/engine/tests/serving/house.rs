@@ -94,8 +94,8 @@ pub fn settings() -> Settings {
 
 fn segments() -> (sequencer::Segments, Region, Region) {
     let region = |bytes| Region::heap(bytes);
-    let log = region(log::segment_bytes(LOG_BYTES, 2));
-    log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
+    let log = region(log::segment_bytes(LOG_BYTES, 2, 256));
+    log::format(&log, LOG_BYTES, 2, 256, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
     let history = region(history::segment_bytes(STORE_BYTES).unwrap());

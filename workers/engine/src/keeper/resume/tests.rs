@@ -20,8 +20,8 @@ const OWNER: Owner = Owner {
 const SECOND_NS: u64 = 1_000_000_000;
 
 fn segments() -> (Region, Region) {
-    let log = Region::heap(log::segment_bytes(1 << 16, 1));
-    log::format(&log, 1 << 16, 1, 0, OWNER).unwrap();
+    let log = Region::heap(log::segment_bytes(1 << 16, 1, 1));
+    log::format(&log, 1 << 16, 1, 1, 0, OWNER).unwrap();
     let table = Region::heap(channels::segment_bytes(16).unwrap());
     channels::format(&table, 16, OWNER).unwrap();
     (log, table)
