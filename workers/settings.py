@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from workers import log
 
@@ -64,6 +64,10 @@ class WorkerSettings:
     header_bytes_max: int
     headers_max: int
     accepts_per_turn_max: int
+    engine: Literal["auto", "epoll", "io_uring"]
+    """What sends to clients: io_uring for many at once, where it can be; or a call for each."""
+    batch_delay_us: int
+    """How long publications wait for more of them, to leave together."""
     recovery_publications_max: int
     close_timeout_s: float
 

@@ -1,14 +1,18 @@
 //! The baseline of the fan-out benchmark: what delivering costs when nothing else is done.
 //!
 //! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
-//! one ready-made frame to each of their sockets with a plain `send()` loop. No epoll, no parsing,
-//! no queues, no checks: it knows the swarm's handshake and assumes that every socket has room.
+//! ready-made frames to each of their sockets, with a plain `send()` loop or by io_uring. No epoll,
+//! no parsing, no queues, no checks: it knows the swarm's handshake and assumes that every socket
+//! has room.
+
+mod ring;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
+use self::ring::Ring;
 use crate::control::{Lines, say};
 use crate::sys;
 use crate::websocket;
@@ -30,15 +34,28 @@ pub struct BarePlan {
     pub processes: u32,
     /// Connections to wait for before it says `ready`.
     pub connections: u64,
+    #[serde(default)]
+    pub sends_by: SendsBy,
+}
+
+/// How a sending process hands frames to the kernel.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SendsBy {
+    /// A system call for each socket.
+    #[default]
+    Send,
+    /// A system call for as many as the ring has entries.
+    IoUring,
 }
 
 /// What a running baseline may be told.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "cmd", rename_all = "snake_case")]
 pub enum BareCommand {
-    /// Send `text` as one text frame to every connection; answered with `sent`.
+    /// Send a text frame of each of `texts`, together, to every connection; answered with `sent`.
     Send {
-        text: String,
+        texts: Vec<String>,
     },
     Stop,
 }
@@ -54,9 +71,9 @@ enum BareEvent<'a> {
     Ready {
         connected: u64,
     },
-    /// `refused` counts sockets that had no room for the whole frame: must be 0.
+    /// `refused` counts sockets that had no room for all: must be 0.
     Sent {
-        frames: u64,
+        sends: u64,
         refused: u64,
     },
 }
@@ -139,7 +156,12 @@ impl<F: AsRawFd> Bare<F> {
                 None => {
                     links.clear();
                     drop(ours);
-                    std::process::exit(i32::from(Sender::new(listener, theirs).run().is_err()));
+                    let sent = Sender::new(listener, theirs, plan.sends_by)
+                        .and_then(|mut sender| sender.run());
+                    if let Err(error) = &sent {
+                        eprintln!("tidegate-bare: a sending process: {error}");
+                    }
+                    std::process::exit(i32::from(sent.is_err()));
                 }
                 Some(pid) => pids.push(pid),
             }
@@ -177,18 +199,20 @@ impl<F: AsRawFd> Bare<F> {
         while let Some(line) = self.commands.wait_line()? {
             match serde_json::from_str(&line)? {
                 BareCommand::Stop => break,
-                BareCommand::Send { text } => self.send(&text)?,
+                BareCommand::Send { texts } => self.send(&texts)?,
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, text: &str) -> io::Result<()> {
-        let mut frame = Vec::new();
-        websocket::encode_from_server(&mut frame, websocket::TEXT, text.as_bytes());
+    fn send(&mut self, texts: &[String]) -> io::Result<()> {
+        let mut frames = Vec::new();
+        for text in texts {
+            websocket::encode_from_server(&mut frames, websocket::TEXT, text.as_bytes());
+        }
         let before = Progress::sum(&self.progress);
         for link in &self.links {
-            sys::send_packet(link, &frame)?;
+            sys::send_packet(link, &frames)?;
         }
         for index in 0..self.links.len() {
             let round = self.progress[index].rounds + 1;
@@ -198,8 +222,8 @@ impl<F: AsRawFd> Bare<F> {
             }
         }
         let after = Progress::sum(&self.progress);
-        let (frames, refused) = (after.sent - before.sent, after.refused - before.refused);
-        say(&BareEvent::Sent { frames, refused })
+        let (sends, refused) = (after.sent - before.sent, after.refused - before.refused);
+        say(&BareEvent::Sent { sends, refused })
     }
 
     fn take_progress(&mut self, index: usize) -> io::Result<()> {
@@ -220,20 +244,26 @@ struct Sender {
     listener: OwnedFd,
     link: OwnedFd,
     sockets: Vec<OwnedFd>,
+    /// `None`: it sends to each socket by a system call of its own.
+    ring: Option<Ring>,
     progress: Progress,
     buffer: Vec<u8>,
 }
 
 impl Sender {
-    fn new(listener: OwnedFd, link: OwnedFd) -> Sender {
-        let buffer = vec![0; BUFFER_BYTES];
-        Sender {
+    fn new(listener: OwnedFd, link: OwnedFd, sends_by: SendsBy) -> io::Result<Sender> {
+        let ring = match sends_by {
+            SendsBy::Send => None,
+            SendsBy::IoUring => Some(Ring::new()?),
+        };
+        Ok(Sender {
             listener,
             link,
             sockets: Vec::new(),
+            ring,
             progress: Progress::default(),
-            buffer,
-        }
+            buffer: vec![0; BUFFER_BYTES],
+        })
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -247,7 +277,7 @@ impl Sender {
                 if length == 0 {
                     return Ok(());
                 }
-                self.fan_out(length);
+                self.fan_out(length)?;
             }
             sys::send_packet(&self.link, &self.progress.encode())?;
         }
@@ -277,16 +307,22 @@ impl Sender {
         Ok(())
     }
 
-    /// The bare loop: the frame of `length` bytes, in the buffer, to every socket.
-    fn fan_out(&mut self, length: usize) {
-        let frame = &self.buffer[..length];
-        for socket in &self.sockets {
-            match sys::send(socket, frame) {
-                Ok(count) if count == frame.len() => self.progress.sent += 1,
-                _ => self.progress.refused += 1,
+    /// The bare loop: the `length` bytes in the buffer to every socket.
+    fn fan_out(&mut self, length: usize) -> io::Result<()> {
+        let bytes = &self.buffer[..length];
+        let sent = match &mut self.ring {
+            Some(ring) => ring.send_to_all(&self.sockets, bytes)?,
+            None => {
+                let takes = |socket: &&OwnedFd| {
+                    sys::send(*socket, bytes).is_ok_and(|count| count == bytes.len())
+                };
+                self.sockets.iter().filter(takes).count() as u64
             }
-        }
+        };
+        self.progress.sent += sent;
+        self.progress.refused += self.sockets.len() as u64 - sent;
         self.progress.rounds += 1;
+        Ok(())
     }
 }
 

@@ -17,6 +17,8 @@ pub enum EngineError {
         segment: &'static str,
         source: SegmentError,
     },
+    #[error("io_uring is demanded, and the kernel refuses it: {0}")]
+    IoUring(io::Error),
     #[error("the statistics segment lacks metrics of this version: run processes of one release")]
     Schema,
     #[error("the uplink to the publisher is damaged: {0}")]
@@ -29,6 +31,7 @@ impl EngineError {
         match self {
             Self::System { .. } => "engine_system",
             Self::Segment { source, .. } => source.code(),
+            Self::IoUring(_) => "engine_io_uring",
             Self::Schema => "engine_schema",
             Self::Uplink(source) => source.code(),
         }

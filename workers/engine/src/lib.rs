@@ -15,6 +15,7 @@ pub mod protocol;
 #[cfg(feature = "python")]
 mod python;
 pub mod reactor;
+pub mod sending;
 pub mod session;
 pub mod settings;
 pub mod slab;

@@ -17,6 +17,7 @@ use crate::handoff::{self, Order};
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
+use crate::sending::{self, RING_SENDS_MIN};
 use crate::settings::{Namespace, Settings};
 use crate::sys;
 
@@ -74,6 +75,8 @@ struct Attributes {
     header_bytes_max: usize,
     headers_max: usize,
     accepts_per_turn_max: usize,
+    engine: String,
+    batch_delay_us: u64,
     recovery_publications_max: usize,
     close_timeout_s: f64,
     websocket_ping_interval_s: f64,
@@ -87,6 +90,17 @@ struct Attributes {
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value)
         .map_err(|_| PyValueError::new_err(format!("{name} = {value} is not a length of time")))
+}
+
+fn engine(name: &str) -> PyResult<sending::Engine> {
+    match name {
+        "auto" => Ok(sending::Engine::Auto),
+        "epoll" => Ok(sending::Engine::Epoll),
+        "io_uring" => Ok(sending::Engine::IoUring),
+        _ => Err(PyValueError::new_err(format!(
+            "engine = {name} is none of auto, epoll and io_uring"
+        ))),
+    }
 }
 
 impl TryFrom<Attributes> for Settings {
@@ -109,6 +123,9 @@ impl TryFrom<Attributes> for Settings {
             header_bytes_max: from.header_bytes_max,
             headers_max: from.headers_max,
             accepts_per_turn_max: from.accepts_per_turn_max,
+            engine: engine(&from.engine)?,
+            ring_sends_min: RING_SENDS_MIN,
+            batch_delay: Duration::from_micros(from.batch_delay_us),
             recovery_publications_max: from.recovery_publications_max,
             close_timeout: seconds("close_timeout_s", from.close_timeout_s)?,
             websocket_ping_interval: seconds(

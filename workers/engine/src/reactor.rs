@@ -22,6 +22,7 @@ use crate::handoff::{self, Handoffs};
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
+use crate::sending::Sender;
 use crate::session::{Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
@@ -234,8 +235,19 @@ impl Reactor {
         self.sessions.reader.awake();
         self.sessions.uplink.awake();
         waited.map_err(EngineError::system("epoll_wait"))?;
+        self.let_more_come();
         self.note_events();
         Ok(())
+    }
+
+    /// Gives publications the time to gather that the operator wants them to have. It is at most
+    /// milliseconds, for which nothing else is done either.
+    fn let_more_come(&self) {
+        let delay = self.sessions.settings.batch_delay;
+        let has_work = self.log_has_more || self.sessions.has_to_flush();
+        if !delay.is_zero() && !has_work && self.has_records() {
+            std::thread::sleep(delay);
+        }
     }
 
     fn has_records(&self) -> bool {
@@ -401,7 +413,8 @@ fn sessions(
     let table = ChannelTable::attach(channels).map_err(of("channels"))?;
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
-    let mut sessions = Sessions::new(settings, metrics, reader, table, uplink);
+    let sender = Sender::new(settings.engine, settings.ring_sends_min)?;
+    let mut sessions = Sessions::new(settings, metrics, reader, table, uplink, sender);
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

@@ -27,6 +27,7 @@ use crate::outbox::Frame;
 use crate::protocol::close::Close;
 use crate::protocol::http::HttpReject;
 use crate::protocol::{tcp as wire, websocket as frames};
+use crate::sending::{Buffers, Sender};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
@@ -63,8 +64,8 @@ pub struct Sessions {
     /// Places of connections that have something to send, each once.
     to_flush: Vec<u32>,
     deliveries: Deliveries,
-    /// Where frames of the TCP dialect are put together before they are sent.
-    scratch: Vec<u8>,
+    sender: Sender,
+    buffers: Buffers,
     ping: Rc<Frame>,
     refused: usize,
     queued_bytes: usize,
@@ -80,6 +81,7 @@ impl Sessions {
         reader: LogReader,
         table: ChannelTable,
         uplink: Uplink,
+        sender: Sender,
     ) -> Self {
         let entries_max = settings.connections_max + REFUSALS_AT_A_TIME_MAX;
         Self {
@@ -91,7 +93,8 @@ impl Sessions {
             table,
             to_flush: Vec::new(),
             deliveries: Deliveries::default(),
-            scratch: Vec::new(),
+            sender,
+            buffers: Buffers::default(),
             ping: websocket::ping_frame(),
             refused: 0,
             queued_bytes: 0,
@@ -279,6 +282,8 @@ impl Sessions {
     /// Brings the gauges up to date and shows all numbers.
     pub fn show_metrics(&mut self) {
         self.metrics.set(Count::QueuedBytes, self.queued_bytes);
+        self.metrics
+            .set(Count::IoUring, usize::from(self.sender.is_ring()));
         self.metrics.set(Count::Channels, self.hub.channel_count());
         self.metrics
             .set(Count::Subscriptions, self.hub.subscription_count());

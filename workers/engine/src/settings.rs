@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::sending::Engine;
+
 /// The rules of the channels of one namespace.
 #[derive(Debug, Clone)]
 pub struct Namespace {
@@ -37,6 +39,11 @@ pub struct Settings {
     pub header_bytes_max: usize,
     pub headers_max: usize,
     pub accepts_per_turn_max: usize,
+    pub engine: Engine,
+    /// Connections with something to send from which on io_uring sends, not a system call each.
+    pub ring_sends_min: usize,
+    /// How long publications are left in the log, so that more of them leave together.
+    pub batch_delay: Duration,
     pub recovery_publications_max: usize,
     /// How long a peer may take to answer a close.
     pub close_timeout: Duration,
@@ -64,6 +71,7 @@ impl Settings {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::sending::RING_SENDS_MIN;
 
     /// The defaults of the gateway's configuration, for tests of this crate.
     pub(crate) fn defaults() -> Settings {
@@ -89,6 +97,9 @@ pub(crate) mod tests {
             header_bytes_max: 8192,
             headers_max: 64,
             accepts_per_turn_max: 64,
+            engine: Engine::Auto,
+            ring_sends_min: RING_SENDS_MIN,
+            batch_delay: Duration::ZERO,
             recovery_publications_max: 300,
             close_timeout: Duration::from_secs(5),
             websocket_ping_interval: Duration::from_secs(25),

@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use super::Sessions;
-use crate::connection::{Connection, Dialect, Flags, Phase};
+use crate::connection::{Connection, Flags, Phase};
 use crate::metrics::Count;
-use crate::outbox::{Flush, Frame};
+use crate::outbox::Frame;
 use crate::protocol::close::Close;
 use crate::settings::Settings;
 use crate::slab::Token;
@@ -93,11 +93,23 @@ impl Sessions {
     }
 
     /// Sends what this turn has put into the queues of the first `count` connections that have
-    /// something: one system call for each at most. The others are first the next time.
+    /// something: one send for each at most. The others are first the next time.
     pub fn flush(&mut self, count: usize) {
         let mut list = std::mem::take(&mut self.to_flush);
         let mut others = list.split_off(count.min(list.len()));
-        list.retain(|index| self.flush_one(*index));
+        let mut left = Vec::new();
+        let mut rest = &list[..];
+        while !rest.is_empty() {
+            let batch = self.sender.batch(rest.len());
+            let (now, after) = rest.split_at(batch.unwrap_or(1));
+            match batch {
+                None => self.flush_one(now[0], &mut left),
+                Some(_) => self.flush_together(now, &mut left),
+            }
+            rest = after;
+        }
+        list.clear();
+        list.append(&mut left);
         list.append(&mut self.to_flush);
         if !others.is_empty() {
             others.append(&mut list);
@@ -106,8 +118,54 @@ impl Sessions {
         self.to_flush = list;
     }
 
-    /// Returns whether there is more to send without waiting for the socket.
-    fn flush_one(&mut self, index: u32) -> bool {
+    /// Sends to one connection, by a system call of its own. `left` gets the index if there is more
+    /// to send without waiting for the socket.
+    fn flush_one(&mut self, index: u32, left: &mut Vec<u32>) {
+        if !self.fill(index) {
+            return;
+        }
+        let Some(connection) = self.connections.at(index) else {
+            return;
+        };
+        let offer = connection.offer();
+        let offered = offer.bytes();
+        let result = match offered {
+            0 => Ok(0),
+            _ => offer.send_now(connection.socket.as_fd()),
+        };
+        self.settle(index, offered, result, left);
+    }
+
+    /// Sends to several connections by one system call; each is in `batch` once.
+    fn flush_together(&mut self, batch: &[u32], left: &mut Vec<u32>) {
+        let ready: Vec<u32> = batch.iter().copied().filter(|&i| self.fill(i)).collect();
+        let (mut sent_to, mut offers) = (Vec::new(), Vec::new());
+        let mut silent = Vec::new();
+        for &index in &ready {
+            let Some(connection) = self.connections.at(index) else {
+                continue;
+            };
+            let offer = connection.offer();
+            match offer.bytes() {
+                0 => silent.push(index),
+                offered => {
+                    sent_to.push((index, offered));
+                    offers.push((connection.socket.as_fd(), offer));
+                }
+            }
+        }
+        let results = self.sender.send(&offers);
+        self.metrics.add(Count::SendBatches, 1);
+        for ((index, offered), result) in sent_to.into_iter().zip(results) {
+            self.settle(index, offered, result, left);
+        }
+        for index in silent {
+            self.settle(index, 0, Ok(0), left);
+        }
+    }
+
+    /// Gets ready what a connection sends next; false: it has nothing to send, or may not.
+    fn fill(&mut self, index: u32) -> bool {
         let Some(connection) = self.connections.at_mut(index) else {
             return false;
         };
@@ -119,39 +177,51 @@ impl Sessions {
             return false;
         }
         let queued = connection.queued_bytes();
-        let socket = connection.socket.as_fd();
-        let result = match &mut connection.dialect {
-            Dialect::Tcp(tcp) => tcp.flush(&mut connection.outbox, &mut self.scratch, socket),
-            _ => connection.outbox.flush(socket),
+        connection.fill(&mut self.buffers);
+        self.queued_bytes = self.queued_bytes - queued + connection.queued_bytes();
+        true
+    }
+
+    /// Takes note of what became of a send of `offered` bytes.
+    fn settle(
+        &mut self,
+        index: u32,
+        offered: usize,
+        result: io::Result<usize>,
+        left: &mut Vec<u32>,
+    ) {
+        let Some(connection) = self.connections.at_mut(index) else {
+            return;
         };
-        let left = connection.queued_bytes();
-        self.queued_bytes = self.queued_bytes - queued + left;
-        if left <= self.settings.queue_soft_bytes {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                connection.flags.set(Flags::TO_FLUSH, true);
+                return left.push(index);
+            }
+            Err(error) => return self.send_failed(index, &error),
+        };
+        let queued = connection.queued_bytes();
+        connection.advance(sent, &mut self.buffers);
+        let waiting = connection.queued_bytes();
+        self.queued_bytes = self.queued_bytes - queued + waiting;
+        if waiting <= self.settings.queue_soft_bytes {
             connection.soft_since = None;
         }
-        match result {
-            Ok((sent, state)) => {
-                connection.flags.set(Flags::TO_FLUSH, state == Flush::More);
-                connection
-                    .flags
-                    .set(Flags::BLOCKED, state == Flush::Blocked);
-                let has_said_all = left == 0 && connection.phase == Phase::Closing;
-                let was_blocked = state == Flush::Blocked;
-                // Without anything to send there was no system call.
-                let was_called = sent > 0 || was_blocked;
-                self.metrics.add(Count::Sends, usize::from(was_called));
-                self.metrics.add(Count::SentBytes, sent);
-                self.metrics
-                    .add(Count::SendsBlocked, usize::from(was_blocked));
-                if has_said_all {
-                    self.said_goodbye(index);
-                }
-                state == Flush::More
-            }
-            Err(error) => {
-                self.send_failed(index, &error);
-                false
-            }
+        let is_blocked = sent < offered;
+        let has_more = !is_blocked && connection.has_more();
+        connection.flags.set(Flags::BLOCKED, is_blocked);
+        connection.flags.set(Flags::TO_FLUSH, has_more);
+        let has_said_all = waiting == 0 && connection.phase == Phase::Closing;
+        self.metrics.add(Count::Sends, usize::from(offered > 0));
+        self.metrics.add(Count::SentBytes, sent);
+        self.metrics.add(Count::SendsBlocked, is_blocked.into());
+        if has_said_all {
+            self.said_goodbye(index);
+        }
+        if has_more {
+            left.push(index);
         }
     }
 

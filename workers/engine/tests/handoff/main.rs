@@ -4,6 +4,9 @@ mod aborts;
 #[path = "../serving/clients.rs"]
 #[allow(dead_code, reason = "shared with the tests of a worker that serves")]
 mod clients;
+#[path = "../support/engine.rs"]
+#[allow(dead_code, reason = "shared with the tests of a worker that serves")]
+mod engine;
 #[path = "pair.rs"]
 mod house;
 mod protocol;

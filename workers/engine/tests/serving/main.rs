@@ -2,6 +2,8 @@
 
 mod clients;
 mod ends;
+#[path = "../support/engine.rs"]
+mod engine;
 mod house;
 mod limits;
 mod publishing;

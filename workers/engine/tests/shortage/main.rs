@@ -3,6 +3,9 @@
 #[path = "../serving/clients.rs"]
 #[allow(dead_code, reason = "shared with the tests of a worker that serves")]
 mod clients;
+#[path = "../support/engine.rs"]
+#[allow(dead_code, reason = "shared with the tests of a worker that serves")]
+mod engine;
 #[path = "../handoff/pair.rs"]
 #[allow(dead_code, reason = "shared with the other tests of hand-offs")]
 mod house;
