@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 
 from gateway.errors import TidegateError
 
+LoopName = Literal["send", "io_uring"]
+
 ROOT = Path(__file__).resolve().parents[2]
 
 STOP_TIMEOUT_S = 30.0
@@ -186,11 +188,9 @@ class Bare(Program):
         *,
         processes: int,
         connections: int,
-        sends_by: Literal["send", "io_uring"] = "send",
+        sends_by: LoopName = "send",
     ) -> None:
-        super().__init__(
-            {"processes": processes, "connections": connections, "sends_by": sends_by}
-        )
+        super().__init__({"processes": processes, "connections": connections, "sends_by": sends_by})
         listening = self.expect("listening", CONNECT_TIMEOUT_S)
         self.address = f"127.0.0.1:{listening['port']}"
         self.pids: list[int] = listening["pids"]

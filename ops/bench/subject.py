@@ -11,11 +11,13 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from gateway.control.client import ControlClient
 from gateway.errors import TidegateError, Unreachable
 from ops.bench import usage
+
+EngineName = Literal["auto", "epoll", "io_uring"]
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -23,10 +25,11 @@ POLL_S = 0.05
 
 CONFIGURATION = """\
 [gateway]
-name = "bench-{pid}"
+name = "{name}"
 run_dir = "{directory}"
 [workers]
 count = {workers}
+engine = "{engine}"
 [client]
 http_port = 0
 tcp_port = 0
@@ -41,17 +44,21 @@ spread_s = 0.1
 class Subject:
     """A gateway for the length of a `with` block."""
 
-    def __init__(self, *, workers: int) -> None:
+    def __init__(self, *, workers: int, engine: EngineName = "auto") -> None:
         self._workers = workers
+        self._engine = engine
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as cleanup:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-")))
-            name = f"bench-{os.getpid()}"
+            # Several may run at a time.
+            name = f"bench-{os.getpid()}-{self._engine.replace('_', '-')}"
             config = directory / "tidegate.toml"
             config.write_text(
-                CONFIGURATION.format(pid=os.getpid(), directory=directory, workers=self._workers)
+                CONFIGURATION.format(
+                    name=name, directory=directory, workers=self._workers, engine=self._engine
+                )
             )
             self._log_path = directory / "gateway.log"
             self.control_path = directory / name / "control.sock"

@@ -7,4 +7,5 @@ mod engine;
 mod house;
 mod limits;
 mod publishing;
+mod sending;
 mod subscribing;
