@@ -65,6 +65,7 @@ fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak'
+	$(BIN)/pytest -m 'sending and not soak' --engine io_uring
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

@@ -28,6 +28,9 @@ from tests.support.raw_websocket import FIN, PING, PONG, TEXT, RawWebSocket, fra
 from tests.support.waiting import wait_for
 from tests.support.wire import raw_wire
 
+# Run with each of the workers' engines.
+pytestmark = pytest.mark.sending
+
 Start = Callable[..., Gateway]
 
 CHANNEL = "public:handoff"

@@ -17,6 +17,9 @@ from tests.support.gateway import Gateway
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_for
 
+# Run with each of the workers' engines.
+pytestmark = pytest.mark.sending
+
 Start = Callable[..., Gateway]
 
 UPGRADE = (

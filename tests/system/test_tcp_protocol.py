@@ -36,6 +36,9 @@ from tests.support.wire import TIMEOUT_S, RawWire, raw_wire
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).resolve().parents[1] / "vectors/tcp.json").read_text()
 )
+# Run with each of the workers' engines.
+pytestmark = pytest.mark.sending
+
 MESSAGE_BYTES_MAX = 65_536
 REASONS = {
     4501: "bad_magic",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -305,3 +306,12 @@ def test_rereading_sees_the_file_anew_and_keeps_the_flags(tmp_path: Path) -> Non
     again = reread(config)
     assert (again.stop.spread_s, again.workers.count) == (2.0, 3)
     assert differing_keys(config, again) == ["stop.spread_s"]
+
+
+def test_io_uring_can_only_be_demanded_where_the_kernel_gives_it(tmp_path: Path) -> None:
+    demanded = '[workers]\nengine = "io_uring"\n'
+    assert loaded(demanded, tmp_path).workers.engine == "io_uring"
+    refusing = Host(4, 16 * GIB, 1_048_576, io_uring_refused=errno.EPERM)
+    found = problems(demanded, tmp_path, host=refusing)
+    assert "EPERM" in str(found["workers.engine"])
+    assert loaded(host=refusing).workers.engine == "auto"

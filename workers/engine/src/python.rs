@@ -17,7 +17,7 @@ use crate::handoff::{self, Order};
 use crate::metrics;
 use crate::protocol::close;
 use crate::reactor::{Descriptors, Reactor, Regions, Report};
-use crate::sending::{self, RING_SENDS_MIN};
+use crate::sending;
 use crate::settings::{Namespace, Settings};
 use crate::sys;
 
@@ -124,7 +124,6 @@ impl TryFrom<Attributes> for Settings {
             headers_max: from.headers_max,
             accepts_per_turn_max: from.accepts_per_turn_max,
             engine: engine(&from.engine)?,
-            ring_sends_min: RING_SENDS_MIN,
             batch_delay: Duration::from_micros(from.batch_delay_us),
             recovery_publications_max: from.recovery_publications_max,
             close_timeout: seconds("close_timeout_s", from.close_timeout_s)?,

@@ -413,7 +413,7 @@ fn sessions(
     let table = ChannelTable::attach(channels).map_err(of("channels"))?;
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
-    let sender = Sender::new(settings.engine, settings.ring_sends_min)?;
+    let sender = Sender::new(settings.engine)?;
     let mut sessions = Sessions::new(settings, metrics, reader, table, uplink, sender);
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)

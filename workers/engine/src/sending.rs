@@ -19,12 +19,14 @@ use crate::sys;
 /// Most frames of one system call: 4 KiB of stack, below the kernel's IOV_MAX of 1024 (uio(7)).
 pub const SLICES_MAX: usize = 256;
 
-/// Sends of one batch, which are one system call of io_uring. Two or three times as many cost more:
-/// the sockets of a batch are worked on twice, and should still be in the processor's cache.
+/// Sends of one batch, which are one system call of io_uring. Sixteen times as many cost a fifth
+/// more: what the kernel keeps for each of a batch should still be in the processor's cache.
 pub const SENDS_PER_BATCH: usize = 256;
 
-/// For fewer sends than this a ring costs more than their system calls.
-pub const RING_SENDS_MIN: usize = 4;
+/// For fewer sends than this a ring costs more than their system calls, a fifth more for
+/// one, a twentieth for sixteen (sockets in the cache, x86-64). It pays for crowds: a call that
+/// does not return between its sends makes way less often for the peers that they wake.
+const RING_SENDS_MIN: usize = 64;
 
 /// Buffers that are kept between sends, a batch's worth of them, and the largest of them that is.
 const BUFFERS_MAX: usize = SENDS_PER_BATCH;
@@ -33,10 +35,10 @@ const BUFFER_BYTES_MAX: usize = 4096;
 /// What sends for this worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// By io_uring where the kernel lets us.
+    /// By io_uring where the kernel lets us and where it pays.
     Auto,
     Epoll,
-    /// By io_uring, or not at all.
+    /// By io_uring, always or not at all.
     IoUring,
 }
 
@@ -89,22 +91,29 @@ impl<'a> Offer<'a> {
 /// Sends for all connections of a worker.
 pub enum Sender {
     Direct,
-    Ring { ring: Ring, sends_min: usize },
+    /// A ring, for `sends_min` sends at least.
+    Ring {
+        ring: Box<Ring>,
+        sends_min: usize,
+    },
 }
 
 impl Sender {
-    /// The sender that was asked for; a ring takes `sends_min` sends at least.
+    /// The sender that was asked for.
     ///
     /// # Errors
     /// [`EngineError::IoUring`] where that is demanded and the kernel has none for us.
-    pub fn new(engine: Engine, sends_min: usize) -> Result<Self, EngineError> {
+    pub fn new(engine: Engine) -> Result<Self, EngineError> {
+        let by_ring = |sends_min| {
+            Ring::new().map(|ring| Self::Ring {
+                ring: Box::new(ring),
+                sends_min,
+            })
+        };
         match engine {
             Engine::Epoll => Ok(Self::Direct),
-            Engine::IoUring => Ok(Self::Ring {
-                ring: Ring::new().map_err(EngineError::IoUring)?,
-                sends_min,
-            }),
-            Engine::Auto => Ok(Self::new(Engine::IoUring, sends_min).unwrap_or(Self::Direct)),
+            Engine::IoUring => by_ring(1).map_err(EngineError::IoUring),
+            Engine::Auto => Ok(by_ring(RING_SENDS_MIN).unwrap_or(Self::Direct)),
         }
     }
 
@@ -112,7 +121,8 @@ impl Sender {
         matches!(self, Self::Ring { .. })
     }
 
-    /// Of so many connections that wait, how many are to be sent to at once; `None`: each by itself.
+    /// Of so many connections that wait, how many are to be sent to at once; `None`: each by
+    /// itself.
     pub fn batch(&self, waiting: usize) -> Option<usize> {
         match self {
             Self::Ring { sends_min, .. } if waiting >= *sends_min => {

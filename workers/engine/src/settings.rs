@@ -40,8 +40,6 @@ pub struct Settings {
     pub headers_max: usize,
     pub accepts_per_turn_max: usize,
     pub engine: Engine,
-    /// Connections with something to send from which on io_uring sends, not a system call each.
-    pub ring_sends_min: usize,
     /// How long publications are left in the log, so that more of them leave together.
     pub batch_delay: Duration,
     pub recovery_publications_max: usize,
@@ -71,7 +69,6 @@ impl Settings {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::sending::RING_SENDS_MIN;
 
     /// The defaults of the gateway's configuration, for tests of this crate.
     pub(crate) fn defaults() -> Settings {
@@ -98,7 +95,6 @@ pub(crate) mod tests {
             headers_max: 64,
             accepts_per_turn_max: 64,
             engine: Engine::Auto,
-            ring_sends_min: RING_SENDS_MIN,
             batch_delay: Duration::ZERO,
             recovery_publications_max: 300,
             close_timeout: Duration::from_secs(5),

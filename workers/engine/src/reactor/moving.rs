@@ -4,12 +4,13 @@ use std::os::fd::OwnedFd;
 
 use super::{EngineError, HTTP_LISTENER, Reactor, TCP_LISTENER};
 use crate::handoff::{Ground, Order, Report};
+use crate::sending::SENDS_PER_BATCH;
 use crate::sys::{Watch, passing};
 
 /// Descriptors that adopted connections leave to everything else.
 const DESCRIPTORS_RESERVED: usize = 64;
-/// Sends between two looks at the log and at hand-offs: a millisecond or two.
-const SENDS_PER_LOOK: usize = 512;
+/// Sends between two looks at the log and at hand-offs: about a millisecond.
+const SENDS_PER_LOOK: usize = SENDS_PER_BATCH;
 
 impl Reactor {
     /// Gives connections to another worker, which is at the other end of `socket`. Unless it
@@ -61,9 +62,9 @@ impl Reactor {
     }
 
     /// The phase `flush`, and between its sends two things that should not wait for them all.
-    /// Publications that came meanwhile leave together with what still waits: under load that is one
-    /// send for many, and a lone one waits for nothing. And hand-offs: connections on their way wait
-    /// for both workers.
+    /// Publications that came meanwhile leave together with what still waits: under load that is
+    /// one send for many, and a lone one waits for nothing. And hand-offs: connections on their way
+    /// wait for both workers.
     pub(super) fn flush(&mut self) {
         let mut left = self.sessions.to_flush();
         let latencies = self.sessions.latencies();

@@ -35,8 +35,8 @@ impl Ring {
         }
     }
 
-    /// Sends [`SENDS_PER_BATCH`] offers at most. `None`: the ring has failed, and has not taken that
-    /// one; it must not be used again.
+    /// Sends [`SENDS_PER_BATCH`] offers at most. `None`: the ring has failed, and has not taken
+    /// that one; it must not be used again.
     pub fn send(
         &mut self,
         offers: &[(BorrowedFd<'_>, Offer<'_>)],
@@ -55,7 +55,7 @@ impl Ring {
         }
         for (place, ((socket, _), header)) in offers.iter().zip(&headers).enumerate() {
             let entry = request(*socket, header).user_data(place as u64);
-            // SAFETY: the sockets are open and the bytes unchanged as long as `offers` borrows them;
+            // SAFETY: the sockets are open and the bytes unchanged while `offers` borrows them, and
             // `slices` and `headers` are neither moved nor changed below. All of them live until
             // this function returns, and by then no request is with the kernel: MSG_DONTWAIT makes
             // it finish each in the call that submits it, with EAGAIN if it must, and one that it

@@ -114,8 +114,8 @@ impl Sessions {
         self.read_log()
     }
 
-    /// Fans out what has come since [`Sessions::drain_log`], as far as the turn's budget still goes;
-    /// returns as that does.
+    /// Fans out what has come since [`Sessions::drain_log`], as far as the turn's budget still
+    /// goes; returns as that does.
     pub fn read_on(&mut self) -> bool {
         if self.reader.position() == self.reader.tail() {
             return false;

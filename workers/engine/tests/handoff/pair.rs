@@ -69,7 +69,6 @@ pub fn settings(slot: u32) -> Settings {
     };
     // Longer than the slowest host takes for a test: no ping comes between.
     let long = Duration::from_secs(600);
-    let (engine, ring_sends_min) = crate::engine::engine();
     Settings {
         version: "0.1.0".to_string(),
         slot,
@@ -86,8 +85,7 @@ pub fn settings(slot: u32) -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 64,
-        engine,
-        ring_sends_min,
+        engine: crate::engine::engine(),
         batch_delay: Duration::ZERO,
         recovery_publications_max: 100,
         close_timeout: long,

@@ -55,7 +55,6 @@ pub fn settings() -> Settings {
         recovery,
     };
     let long = Duration::from_secs(60);
-    let (engine, ring_sends_min) = crate::engine::engine();
     Settings {
         version: "0.1.0".to_string(),
         slot: 0,
@@ -72,8 +71,7 @@ pub fn settings() -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 16,
-        engine,
-        ring_sends_min,
+        engine: crate::engine::engine(),
         batch_delay: Duration::ZERO,
         recovery_publications_max: 100,
         close_timeout: Duration::from_millis(500),
