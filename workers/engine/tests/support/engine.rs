@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use tidegate_engine::sending::{Engine, Sender};
 
-/// Asked on a thread of its own: the end of a ring interrupts the thread that made it, whatever that
-/// waits for by then, and a read with a timeout is not begun again (signal(7)).
+/// Asked on a thread of its own: the end of a ring interrupts the thread that made it, whatever
+/// that waits for by then, and a read with a timeout is not begun again (signal(7)).
 static IS_AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
     let asked = std::thread::spawn(|| Sender::new(Engine::IoUring).is_ok());
     asked.join().unwrap()
