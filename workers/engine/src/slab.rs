@@ -111,6 +111,15 @@ impl<T> Slab<T> {
         }
     }
 
+    /// As [`Slab::at_mut`].
+    #[inline]
+    pub fn at(&self, index: u32) -> Option<&T> {
+        match &self.entries.get(index as usize)?.place {
+            Place::Taken(value) => Some(value),
+            Place::Vacant { .. } => None,
+        }
+    }
+
     pub fn remove(&mut self, token: Token) -> Option<T> {
         self.get_mut(token)?;
         let entry = &mut self.entries[token.index as usize];

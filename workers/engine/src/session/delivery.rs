@@ -72,6 +72,9 @@ pub(super) struct Deliveries {
     pending: Vec<Due>,
     /// When each was published (ms since 1970), for the histogram.
     published_ms: Vec<u64>,
+    /// Records read in this turn, and queue entries that they make.
+    records: usize,
+    wanted: usize,
 }
 
 impl Deliveries {
@@ -213,8 +216,28 @@ fn emulation(view: &EmulationView<'_>) -> Due {
 impl Sessions {
     /// Reads the log, as far as a turn's budget goes; returns whether there is more to read now.
     pub fn drain_log(&mut self) -> bool {
-        let (mut records, mut wanted) = (0, 0);
-        while records < RECORDS_PER_TURN_MAX && wanted < DELIVERIES_PER_TURN_MAX {
+        self.deliveries.records = 0;
+        self.deliveries.wanted = 0;
+        self.read_log()
+    }
+
+    /// Fans out what has come since [`Sessions::drain_log`], as far as the turn's budget still
+    /// goes; returns as that does.
+    pub fn read_on(&mut self) -> bool {
+        if self.reader.position() == self.reader.tail() {
+            return false;
+        }
+        let has_more = self.read_log();
+        self.fan_out();
+        // What clients learn by the flush, the statistics have said before.
+        self.show_metrics();
+        has_more
+    }
+
+    fn read_log(&mut self) -> bool {
+        while self.deliveries.records < RECORDS_PER_TURN_MAX
+            && self.deliveries.wanted < DELIVERIES_PER_TURN_MAX
+        {
             let Self {
                 reader,
                 deliveries,
@@ -229,11 +252,12 @@ impl Sessions {
                 metrics,
             };
             let read = reader.read(RECORDS_PER_READ, |record| {
-                wanted += deliveries.take_record(record.kind, record.payload, &mut house);
+                deliveries.wanted +=
+                    deliveries.take_record(record.kind, record.payload, &mut house);
             });
             match read {
                 Ok(0) => return false,
-                Ok(count) => records += count,
+                Ok(count) => self.deliveries.records += count,
                 Err(_) => {
                     self.resync();
                     return true;
@@ -337,11 +361,9 @@ impl Sessions {
             queued += connection.outbox.queued_bytes() - before;
             delivered += 1;
             if connection.flags.raise(Flags::TO_FLUSH) {
-                self.to_flush.push(index);
+                self.to_flush.push_back(index);
             }
-            if connection.flags.raise(Flags::UNKEPT) {
-                self.keep.behind.push(index);
-            }
+            connection.flags.set(Flags::UNKEPT, true);
             if pressure(connection, &self.settings) != Pressure::None {
                 over_bounds.push(index);
             }
@@ -356,13 +378,18 @@ impl Sessions {
         }
     }
 
-    /// All that could be sent of this turn's publications is sent.
-    pub fn record_latency(&mut self) {
-        if self.deliveries.published_ms.is_empty() {
+    /// Publications whose latency is not recorded yet.
+    pub fn latencies(&self) -> usize {
+        self.deliveries.published_ms.len()
+    }
+
+    /// All that could be sent of the first `count` publications is sent.
+    pub fn record_latency(&mut self, count: usize) {
+        if count == 0 {
             return;
         }
         let now_ms = host::wall_clock_ms();
-        for published_ms in self.deliveries.published_ms.drain(..) {
+        for published_ms in self.deliveries.published_ms.drain(..count) {
             let latency_ms = now_ms.saturating_sub(published_ms);
             self.metrics.record(Histogram::PublishToFlushMs, latency_ms);
         }
