@@ -151,7 +151,8 @@ def _send(bare: Bare) -> Callable[[int], None]:
     offsets = itertools.count(1)
 
     def text() -> str:
-        return f'{{"channel":"{CHANNEL}","pub":{{"data":{payload().decode()},"offset":{next(offsets)}}}}}'
+        publication = f'"data":{payload().decode()},"offset":{next(offsets)}'
+        return f'{{"channel":"{CHANNEL}","pub":{{{publication}}}}}'
 
     return lambda count: bare.send([text() for _ in range(count)])
 

@@ -20,23 +20,36 @@ pub struct Frame {
     /// no more of them.
     pub channel: Option<ChannelId>,
     pub bytes: Box<[u8]>,
+    /// Publications, or other things to say, that are in it.
+    pub messages: u32,
     /// Where the keep has it, if it does.
     pub kept: Cell<FrameRef>,
 }
 
 impl Frame {
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
-        Rc::new(Self {
-            channel: None,
-            bytes: bytes.into(),
-            kept: Cell::default(),
-        })
+        Self::with(None, bytes.into(), 1)
     }
 
     pub fn of_channel(channel: ChannelId, bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
+        Self::with(Some(channel), bytes.into(), 1)
+    }
+
+    /// Several in one, for who gets them all: of a dialect whose frames just follow each other.
+    pub fn joined(frames: &[&Rc<Self>]) -> Rc<Self> {
+        if let [only] = frames {
+            return Rc::clone(only);
+        }
+        let bytes: Vec<&[u8]> = frames.iter().map(|frame| &frame.bytes[..]).collect();
+        let messages = frames.iter().map(|frame| frame.messages).sum();
+        Self::with(None, bytes.concat().into(), messages)
+    }
+
+    fn with(channel: Option<ChannelId>, bytes: Box<[u8]>, messages: u32) -> Rc<Self> {
         Rc::new(Self {
-            channel: Some(channel),
-            bytes: bytes.into(),
+            channel,
+            bytes,
+            messages,
             kept: Cell::default(),
         })
     }
@@ -62,6 +75,10 @@ pub struct Outbox {
 
 fn cost(frame: &Frame) -> u32 {
     u32::try_from(frame.bytes.len() + FRAME_OVERHEAD_BYTES).expect("frames are below 4 GiB")
+}
+
+fn messages(frame: &Rc<Frame>) -> usize {
+    frame.messages as usize
 }
 
 impl Outbox {
@@ -99,8 +116,8 @@ impl Outbox {
     }
 
     /// Ends the queue: `socket` gets what it takes at once, above all the answer to an upgrade that
-    /// came in the same turn, and the rest is forgotten. Returns how many frames were dropped, and
-    /// how many bytes sent. What is wrong with the socket shows at the next flush.
+    /// came in the same turn, and the rest is forgotten. Returns how many messages were dropped,
+    /// and how many bytes sent. What is wrong with the socket shows at the next flush.
     pub fn cut(&mut self, socket: BorrowedFd<'_>) -> (usize, usize) {
         let mut sent = 0;
         if !self.is_empty() {
@@ -111,15 +128,16 @@ impl Outbox {
     }
 
     /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
-    /// must begin at a frame's end. Returns how many were dropped.
+    /// must begin at a frame's end. Returns how many messages were dropped.
     pub fn drop_unsent(&mut self) -> usize {
-        let dropped = self.rest.take().map_or(0, |rest| rest.len());
+        let rest = self.rest.take();
+        let dropped = rest.iter().flat_map(|rest| rest.iter()).map(messages).sum();
         if self.head_sent > 0 {
             self.queued_bytes = self.head.as_deref().map_or(0, cost);
             return dropped;
         }
         self.queued_bytes = 0;
-        dropped + usize::from(self.head.take().is_some())
+        dropped + self.head.take().as_ref().map_or(0, messages)
     }
 
     /// Forgets the frames of `channel` that the peer has seen nothing of. Returns how many.
@@ -142,9 +160,9 @@ impl Outbox {
     }
 
     /// Forgets everything, also a message of which a part was sent: for dialects that may stop
-    /// between the fragments of a message. Returns how many were dropped.
+    /// between the fragments of a message. Returns how many messages were dropped.
     pub fn clear(&mut self) -> usize {
-        let dropped = usize::from(self.head.is_some()) + self.rest.as_ref().map_or(0, |r| r.len());
+        let dropped = self.frames().map(messages).sum();
         *self = Self::default();
         dropped
     }

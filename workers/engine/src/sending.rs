@@ -57,23 +57,19 @@ impl<'a> Offer<'a> {
         Self { first, rest }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.first.is_empty() && self.rest.is_none()
-    }
-
     /// As many as one system call takes.
     fn slices(&self) -> impl Iterator<Item = &'a [u8]> {
-        let rest = self
-            .rest
-            .into_iter()
-            .flatten()
-            .map(|frame| &frame.bytes[..]);
+        let rest = self.rest.into_iter().flatten();
+        let rest = rest.map(|frame| &frame.bytes[..]);
         std::iter::once(self.first).chain(rest).take(SLICES_MAX)
     }
 
     /// How many bytes one system call takes of it at most.
     pub fn bytes(&self) -> usize {
-        self.slices().map(<[u8]>::len).sum()
+        match self.rest {
+            None => self.first.len(),
+            Some(_) => self.slices().map(<[u8]>::len).sum(),
+        }
     }
 
     /// Sends by a system call of its own.

@@ -2,8 +2,8 @@
 //!
 //! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
 //! ready-made frames to each of their sockets, with a plain `send()` loop or by io_uring, or what
-//! comes out of a pipe to one socket after the other. No epoll, no parsing, no queues, no checks: it
-//! knows the swarm's handshake and assumes that every socket has room.
+//! comes out of a pipe to one socket after the other. No epoll, no parsing, no queues, no checks:
+//! it knows the swarm's handshake and assumes that every socket has room.
 
 mod ring;
 

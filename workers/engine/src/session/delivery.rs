@@ -14,8 +14,10 @@ use crate::connection::Flags;
 use crate::directory::Directory;
 use crate::hub::{Channel, ChannelId, Hub, Wants};
 use crate::metrics::{Count, Histogram, Metrics};
+use crate::outbox::Frame;
 use crate::protocol::centrifuge::Encoding;
 use crate::protocol::close::{Close, Unsubscribed};
+use crate::protocol::format;
 use crate::slab::Token;
 
 /// Records read at once between two looks at the budget of a turn.
@@ -302,11 +304,24 @@ impl Sessions {
     }
 
     /// Does what the log has brought in this turn: above all, puts publications into the queues of
-    /// their subscribers.
+    /// their subscribers, those together that come one after the other in a channel.
     pub fn fan_out(&mut self) {
         let mut pending = std::mem::take(&mut self.deliveries.pending);
-        for due in pending.drain(..) {
+        let mut run = Vec::new();
+        let mut dues = pending.drain(..).peekable();
+        while let Some(due) = dues.next() {
             match due {
+                Due::Channel(channel, Event::Publication(publication)) => {
+                    run.push(publication);
+                    let goes_on = matches!(
+                        dues.peek(),
+                        Some(Due::Channel(next, Event::Publication(_))) if *next == channel
+                    );
+                    if !goes_on {
+                        self.published(channel, &run);
+                        run.clear();
+                    }
+                }
                 Due::Channel(channel, event) => self.happened(channel, event),
                 Due::Order(json) => self.ordered(&json, None),
                 Due::Emulation {
@@ -316,35 +331,47 @@ impl Sessions {
                 } => self.emulated(&session, encoding, &data),
             }
         }
+        drop(dues);
         self.deliveries.pending = pending;
+    }
+
+    fn published(&mut self, channel: ChannelId, run: &[Box<Publication>]) {
+        if run.iter().all(|each| self.is_alike_to_all(channel, each)) {
+            return self.deliver(channel, run);
+        }
+        for publication in run {
+            if self.is_alike_to_all(channel, publication) {
+                self.deliver(channel, std::slice::from_ref(publication));
+            } else {
+                self.deliver_with_care(channel, publication);
+            }
+        }
     }
 
     fn happened(&mut self, channel: ChannelId, event: Event) {
         match event {
-            Event::Publication(publication) => {
-                if self.is_alike_to_all(channel, &publication) {
-                    self.deliver(channel, &publication);
-                } else {
-                    self.deliver_with_care(channel, &publication);
-                }
-            }
+            Event::Publication(publication) => self.published(channel, &[publication]),
             Event::JoinLeave(forms) => self.deliver_event(channel, &forms),
             Event::Lost => self.lose(channel),
             Event::Unfit(unfit, close) => self.condemn_subscribers(channel, unfit, close),
         }
     }
 
-    /// The hot path: one list entry, one connection and one shared frame for each subscriber.
-    fn deliver(&mut self, id: ChannelId, publication: &Publication) {
-        let Publication { offset, forms, .. } = publication;
+    /// The hot path: one list entry, one connection and few shared frames for each subscriber.
+    fn deliver(&mut self, id: ChannelId, run: &[Box<Publication>]) {
         let Some(channel) = self.hub.channel_mut(id) else {
             return;
         };
+        let offsets = run.iter().map(|each| each.offset);
+        let (first, last) = (offsets.clone().min(), offsets.max());
+        let joined =
+            format::ALL.map(|format| forms::joined(format, run.iter().map(|each| &each.forms)));
         let (mut delivered, mut queued) = (0, 0);
         let mut over_bounds = Vec::new();
         let mut seen = Wants::default();
         for subscriber in &channel.subscribers {
-            if subscriber.after_offset >= *offset {
+            let has = Some(subscriber.after_offset);
+            if has >= last {
                 seen.add(channel.wants);
                 continue;
             }
@@ -353,13 +380,24 @@ impl Sessions {
                 continue;
             };
             seen.add(connection.format.into());
-            let Some(frame) = &forms[connection.format as usize] else {
-                continue;
-            };
+            let format = connection.format as usize;
             let before = connection.outbox.queued_bytes();
-            connection.outbox.push(Rc::clone(frame));
+            let mut push = |frame: &Rc<Frame>| {
+                connection.outbox.push(Rc::clone(frame));
+                delivered += frame.messages as usize;
+            };
+            if has < first {
+                joined[format].iter().for_each(&mut push);
+            } else {
+                let missed = run.iter().filter(|each| Some(each.offset) > has);
+                missed
+                    .filter_map(|each| each.forms[format].as_ref())
+                    .for_each(&mut push);
+            }
+            if connection.outbox.queued_bytes() == before {
+                continue;
+            }
             queued += connection.outbox.queued_bytes() - before;
-            delivered += 1;
             if connection.flags.raise(Flags::TO_FLUSH) {
                 self.to_flush.push_back(index);
             }

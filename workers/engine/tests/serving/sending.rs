@@ -141,6 +141,39 @@ fn more_frames_than_one_send_takes_leave_in_one_turn_after_the_other() {
 }
 
 #[test]
+fn messages_that_came_together_leave_together_and_are_counted_each() {
+    let mut house = House::open();
+    let mut early = crowd(&house, 2);
+    let mut binary = Binary::connect(&house, 60_000, true);
+    binary.subscribe("public:a");
+    house.publish("public:a", "1");
+    early.iter_mut().for_each(|client| {
+        client.next_publication();
+    });
+    binary.next_message();
+    let before = ["sends_total", "deliveries_total"].map(|name| house.count(name));
+    let go = stop_the_clock(&mut house);
+    for number in 2..=21 {
+        house.publish("public:a", &number.to_string());
+    }
+    drop(go);
+    for client in &mut early {
+        for offset in 2..=21 {
+            let push = client.next_publication();
+            assert_eq!(push, ("public:a".into(), offset, Value::from(offset)));
+        }
+    }
+    for offset in 2..=21 {
+        assert_eq!(binary.next_message().1, offset);
+    }
+    house.wait_for_count("deliveries_total", before[1] + 3 * 20);
+    // What the publisher handed over before the worker looked may be one lot or two.
+    let sends = house.count("sends_total") - before[0];
+    assert!(sends <= 3 * 3, "three clients: {sends} sends");
+    house.wait_for_count("queued_bytes", 0);
+}
+
+#[test]
 fn a_message_without_a_byte_is_a_message() {
     let mut house = House::open();
     let mut clients = [0, 1].map(|_| Binary::connect(&house, 60_000, false));
