@@ -287,6 +287,8 @@ class Worker(Child):
             header_bytes_max=limits.header_bytes_max,
             headers_max=limits.headers_max,
             accepts_per_turn_max=limits.accepts_per_turn_max,
+            engine=config.workers.engine,
+            batch_delay_us=config.workers.batch_delay_us,
             recovery_publications_max=limits.recovery_publications_max,
             history_publications_max=limits.history_publications_max,
             close_timeout_s=limits.close_timeout_s,

@@ -72,6 +72,9 @@ class WorkersSection(Section, frozen=True, kw_only=True):
     count: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     pin: Literal["node", "cpu", "none"] = "node"
     steer: Literal["hash", "cpu"] = "hash"
+    engine: Literal["auto", "epoll", "io_uring"] = "auto"
+    # A worker does nothing else meanwhile: longer would be felt by all of its clients.
+    batch_delay_us: Annotated[int, Meta(ge=0, le=10_000)] = 0
     # An idle worker shows a sign of life every half second.
     stall_timeout_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 10.0
     restart_delay_min_s: SomeSeconds = 0.1

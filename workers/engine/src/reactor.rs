@@ -27,6 +27,7 @@ use crate::keep::Keep;
 use crate::metrics::{Count, Histogram, Metrics};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
+use crate::sending::Sender;
 use crate::session::{Memory, Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
@@ -284,8 +285,19 @@ impl Reactor {
         self.sessions.reader.awake();
         self.sessions.uplink.awake();
         waited.map_err(EngineError::system("epoll_wait"))?;
+        self.let_more_come();
         self.note_events();
         Ok(())
+    }
+
+    /// Gives publications the time to gather that the operator wants them to have. It is at most
+    /// milliseconds, for which nothing else is done either.
+    fn let_more_come(&self) {
+        let delay = self.sessions.settings.batch_delay;
+        let has_work = self.log_has_more || self.sessions.has_to_flush();
+        if !delay.is_zero() && !has_work && self.has_records() {
+            std::thread::sleep(delay);
+        }
     }
 
     fn has_records(&self) -> bool {
@@ -469,7 +481,8 @@ fn sessions(
         history: HistoryStore::attach(history).map_err(of("history"))?,
         presence: PresenceTable::attach(presence).map_err(of("presence"))?,
     };
-    let mut sessions = Sessions::new(settings, metrics, memory, uplink)?;
+    let sender = Sender::new(settings.engine)?;
+    let mut sessions = Sessions::new(settings, metrics, memory, uplink, sender)?;
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

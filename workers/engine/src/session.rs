@@ -31,7 +31,7 @@ mod uplink;
 mod websocket;
 mod welcome;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -54,6 +54,7 @@ use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
 use crate::protocol::http::HttpReject;
 use crate::protocol::{deflate, tcp as wire, websocket as frames};
+use crate::sending::{Buffers, Sender};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
@@ -115,10 +116,10 @@ pub struct Sessions {
     history: HistoryStore,
     presence: PresenceTable,
     /// Places of connections that have something to send, each once.
-    to_flush: Vec<u32>,
+    to_flush: VecDeque<u32>,
     deliveries: Deliveries,
-    /// Where frames of the TCP dialect are put together before they are sent.
-    scratch: Vec<u8>,
+    sender: Sender,
+    buffers: Buffers,
     /// By the number of a [`Format`].
     pings: [Rc<Frame>; FORMATS],
     refused: usize,
@@ -136,6 +137,7 @@ impl Sessions {
         metrics: Metrics,
         memory: Memory,
         uplink: Uplink,
+        sender: Sender,
     ) -> Result<Self, TokenSettingsError> {
         let entries_max = settings.connections_max + REFUSALS_AT_A_TIME_MAX;
         deflate::set_bytes_min(settings.websocket_compression_bytes_min);
@@ -157,9 +159,10 @@ impl Sessions {
             table: memory.table,
             history: memory.history,
             presence: memory.presence,
-            to_flush: Vec::new(),
+            to_flush: VecDeque::new(),
             deliveries: Deliveries::default(),
-            scratch: Vec::new(),
+            sender,
+            buffers: Buffers::default(),
             pings: format::ALL.map(ping),
             refused: 0,
             queued_bytes: 0,
@@ -420,6 +423,8 @@ impl Sessions {
     /// Brings the gauges up to date and shows all numbers.
     pub fn show_metrics(&mut self) {
         self.metrics.set(Count::QueuedBytes, self.queued_bytes);
+        self.metrics
+            .set(Count::IoUring, usize::from(self.sender.is_ring()));
         self.metrics.set(Count::Channels, self.hub.channel_count());
         self.metrics
             .set(Count::Subscriptions, self.hub.subscription_count());

@@ -1,7 +1,5 @@
 //! The binary protocol: its requests, its answers, and how its frames reach the socket.
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelKey;
@@ -14,7 +12,7 @@ use super::recovery::epoch_text;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
-use crate::outbox::{Flush, Frame, Outbox};
+use crate::outbox::{Frame, Outbox};
 use crate::protocol::Parsed;
 use crate::protocol::centrifuge::ConnectRequest;
 use crate::protocol::close::{Close, Farewell};
@@ -23,8 +21,8 @@ use crate::protocol::tcp::payload::{
     Unsubscribed,
 };
 use crate::protocol::tcp::{Kind, SERVER_WINDOW, decode};
+use crate::sending::Buffers;
 use crate::slab::Token;
-use crate::sys;
 
 /// Bytes of frames put together for one system call; a socket rarely takes more at once.
 const WIRE_BYTES_PER_FLUSH: usize = 65_536;
@@ -65,60 +63,42 @@ impl Tcp {
         self.say(Kind::Close, &payload);
     }
 
-    /// Frames what the window allows of the outbox and offers it to the socket, after what the
-    /// socket did not take before. `scratch` spares idle connections a buffer of their own.
-    pub(super) fn flush(
-        &mut self,
-        outbox: &mut Outbox,
-        scratch: &mut Vec<u8>,
-        socket: BorrowedFd<'_>,
-    ) -> io::Result<(usize, Flush)> {
-        let borrows = self.wire.is_empty();
-        let mut wire = std::mem::take(if borrows { scratch } else { &mut self.wire });
-        let more = self.fill(outbox, &mut wire);
-        let sent = match sys::send(socket, &wire) {
-            _ if wire.is_empty() => Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            other => other,
-        };
-        let flushed = sent.map(|sent| {
-            wire.drain(..sent);
-            let state = match (wire.is_empty(), more) {
-                (false, _) => Flush::Blocked,
-                (true, true) => Flush::More,
-                (true, false) => Flush::Empty,
-            };
-            (sent, state)
-        });
-        if borrows {
-            // Cloning nothing allocates nothing: the usual case.
-            self.wire = wire.clone();
-            wire.clear();
-            *scratch = wire;
-        } else if !wire.is_empty() {
-            self.wire = wire;
+    /// Appends DATA frames to what is to be sent: all that the window allows of the outbox, up to
+    /// what is sent at once.
+    pub(crate) fn fill(&mut self, outbox: &mut Outbox, buffers: &mut Buffers) {
+        if self.wire.capacity() == 0 && self.has_more(outbox) {
+            self.wire = buffers.take();
         }
-        flushed
-    }
-
-    /// Appends DATA frames to `wire`; true: there would be more, and window for it.
-    pub(crate) fn fill(&mut self, outbox: &mut Outbox, wire: &mut Vec<u8>) -> bool {
         while let Some((frame, sent)) = outbox.head() {
             let left = &frame.bytes[sent..];
             let piece = self.flow.piece(left.len());
-            if piece == 0 {
-                return false;
-            }
-            if wire.len() >= WIRE_BYTES_PER_FLUSH {
-                return true;
+            if piece == 0 || self.wire.len() >= WIRE_BYTES_PER_FLUSH {
+                return;
             }
             let data = self.flow.data(&left[..piece], piece < left.len());
-            wire.extend_from_slice(&data.head);
-            wire.extend_from_slice(&left[..piece]);
-            wire.extend_from_slice(data.trailer.as_ref().map_or(&[], |trailer| &trailer[..]));
+            self.wire.extend_from_slice(&data.head);
+            self.wire.extend_from_slice(&left[..piece]);
+            let trailer = data.trailer.as_ref();
+            self.wire
+                .extend_from_slice(trailer.map_or(&[], |trailer| &trailer[..]));
             outbox.advance(piece);
         }
-        false
+    }
+
+    /// Whether there would be more to [`Tcp::fill`], and window for it.
+    pub(crate) fn has_more(&self, outbox: &Outbox) -> bool {
+        let head = outbox.head();
+        head.is_some_and(|(frame, sent)| self.flow.piece(frame.bytes.len() - sent) > 0)
+    }
+
+    /// Forgets what the socket has taken. An idle connection keeps no buffer.
+    pub(crate) fn advance(&mut self, bytes: usize, buffers: &mut Buffers) {
+        self.wire.drain(..bytes);
+        if self.wire.is_empty() {
+            buffers.give(std::mem::take(&mut self.wire));
+        } else {
+            self.wire.shrink_to_fit();
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Two workers and a publisher. The publisher has a thread; the workers turn only when told to, so
 //! that a test can stop them at any step of a hand-off, or drop one as if it had been killed.
 
+#[path = "../support/engine.rs"]
+pub mod engine;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -89,6 +92,7 @@ pub fn settings(slot: u32) -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 64,
+        engine: engine::engine(),
         recovery_publications_max: 100,
         close_timeout: long,
         websocket_ping_interval: long,

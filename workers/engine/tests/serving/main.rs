@@ -5,4 +5,5 @@ mod ends;
 mod house;
 mod limits;
 mod publishing;
+mod sending;
 mod subscribing;

@@ -11,6 +11,7 @@ use super::*;
 use crate::handoff::record;
 use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, FlowState, SERVER_WINDOW, Window};
+use crate::sending::Buffers;
 
 const OWNER: Owner = Owner {
     generation: 1,
@@ -110,12 +111,11 @@ fn rest(record: &Record) -> Vec<u8> {
 fn stream(tcp: &mut Tcp, outbox: &mut Outbox) -> Vec<u8> {
     let mut all = std::mem::take(&mut tcp.wire);
     loop {
-        let mut wire = Vec::new();
-        tcp.fill(outbox, &mut wire);
-        if wire.is_empty() {
+        tcp.fill(outbox, &mut Buffers::default());
+        if tcp.wire.is_empty() {
             return all;
         }
-        all.extend(wire);
+        all.append(&mut tcp.wire);
     }
 }
 
