@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import socket
 import subprocess
-import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from gateway.errors import TidegateError
+from ops import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,39 +26,11 @@ SEND_TIMEOUT_S = 30.0
 READ_BYTES = 65536
 
 
-@cache
 def build() -> Path:
-    """The directory of the programs: compiled here in a checkout, else beside the interpreter.
-
-    Raises TidegateError where they are neither there nor can be compiled.
+    """The directory of the programs. Raises TidegateError where they are neither there nor can be
+    compiled.
     """
-    if not (ROOT / "Cargo.toml").exists():
-        return _installed()
-    try:
-        subprocess.run(
-            ["cargo", "build", "--release", "--locked", "--quiet", "--package", "tidegate-load"],
-            cwd=ROOT,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise TidegateError(
-            f"the load programs cannot be built ({error})",
-            remedy="install a Rust toolchain",
-            code="load",
-        ) from error
-    target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
-    return ROOT / target / "release"
-
-
-def _installed() -> Path:
-    directory = Path(sys.executable).parent
-    if not (directory / "tidegate-swarm").exists():
-        raise TidegateError(
-            f"the load programs are not in {directory}",
-            remedy="run this in a checkout of Tidegate, with a Rust toolchain",
-            code="load",
-        )
-    return directory
+    return programs.directory("tidegate-load", "tidegate-swarm")
 
 
 def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:

@@ -62,6 +62,7 @@ impl Reactor {
 
     /// The phase `flush`, and between its sends, hand-offs: connections on their way wait for both
     /// workers, and should not wait for all sends of a turn.
+    #[inline(never)]
     pub(super) fn flush(&mut self) {
         let mut left = self.sessions.to_flush();
         loop {

@@ -233,7 +233,10 @@ impl Sessions {
             });
             match read {
                 Ok(0) => return false,
-                Ok(count) => records += count,
+                Ok(count) => {
+                    records += count;
+                    house.metrics.add(Count::Records, count);
+                }
                 Err(_) => {
                     self.resync();
                     return true;
@@ -279,6 +282,7 @@ impl Sessions {
 
     /// Does what the log has brought in this turn: above all, puts publications into the queues of
     /// their subscribers.
+    #[inline(never)]
     pub fn fan_out(&mut self) {
         let mut pending = std::mem::take(&mut self.deliveries.pending);
         for due in pending.drain(..) {

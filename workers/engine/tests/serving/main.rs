@@ -4,5 +4,6 @@ mod clients;
 mod ends;
 mod house;
 mod limits;
+mod profiling;
 mod publishing;
 mod subscribing;
