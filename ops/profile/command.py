@@ -35,7 +35,9 @@ class Target:
 
 @click.command()
 @click.option("--slot", type=click.IntRange(min=0), metavar="N", help="The worker of this slot.")
-@click.option("--pid", type=click.IntRange(min=1), help="Any process of the gateway.")
+@click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID", help="Any process of the gateway."
+)
 @click.option("--publisher", is_flag=True, help="The publisher.")
 @click.option(
     "--seconds",
@@ -70,14 +72,15 @@ def profile(
       tidegate profile --json | jq '.turns.phases[] | {phase, share_percent}'
       tidegate profile --publisher
 
-    Nothing is restarted, and clients do not notice. The flame graph takes perf, or py-spy (`pip
-    install 'tidegate[profile]'`), and the right to look: be root, or the user that runs the
+    Nothing is restarted. The flame graph takes perf, or else py-spy (`pip install
+    'tidegate[profile]'`), which stops the process for each sample and sees less of a stack, and
+    nothing of the kernel. It takes the right to look, too: be root, or the user that runs the
     gateway. Frames of the kernel are in it where kernel.perf_event_paranoid allows them.
 
     A worker works in turns: it waits, accepts, reads, drains the log, fans out, flushes and looks
-    at its timers. Its turns are timed for as long as this takes, at some 25 ns a phase, and the
-    times and the sizes of batches counted by the worker itself: this needs nothing installed.
-    Percentiles are bounds of buckets a quarter wide.
+    at its timers. It counts the time of each phase and the sizes of batches itself, for as long as
+    this takes and no longer: that needs nothing installed. Percentiles are bounds of buckets a
+    quarter wide.
 
     Exit status: 0 done, 1 something is missing (no profiler, no sample, no turn), 2 error.
     """
@@ -262,7 +265,7 @@ def _draw(
     """The recording, drawn to `out`; or why not."""
     if isinstance(recording, TidegateError):
         return recording
-    subtitle = f"{seconds:g} s, {recording.samples:,} samples of CPU time by {recording.tool}"
+    subtitle = f"{seconds:g} s, {recording.samples:,} samples by {recording.tool}"
     try:
         svg = recording.draw(f"Tidegate {target.name}, pid {target.pid}", subtitle)
         out.write_text(svg)

@@ -25,7 +25,9 @@ FOLD_TIMEOUT_S = 600.0
 """To unwind and name the stacks of five minutes of one CPU, on a machine that is busy."""
 PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 
-PERF_REMEDY = "install perf (package linux-perf, perf or linux-tools), or `pip install py-spy`"
+INSTALL_REMEDY = (
+    "install perf (package linux-perf, linux-tools or perf), or `pip install 'tidegate[profile]'`"
+)
 ALLOW_REMEDY = (
     "run this as root, or allow it: `sysctl kernel.perf_event_paranoid=1` for perf, "
     "`sysctl kernel.yama.ptrace_scope=0` for py-spy"
@@ -86,7 +88,7 @@ def record(pid: int, seconds: float) -> Recording:
     is_refused = any("failed" in failure for failure in failures)
     raise NoFlame(
         f"no profiler can sample process {pid} ({'; '.join(failures)})",
-        remedy=ALLOW_REMEDY if is_refused else PERF_REMEDY,
+        remedy=ALLOW_REMEDY if is_refused else INSTALL_REMEDY,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from ops.profile import recording
 from ops.profile.recording import NoFlame, Recording, record
 
 FOLDED = """\
@@ -23,7 +24,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools = tmp_path / "bin"
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setattr(recording.sys, "executable", str(tools / "python"))
+    monkeypatch.setattr(sys, "executable", str(tools / "python"))
     return tools
 
 
@@ -37,7 +38,7 @@ def test_without_a_profiler_it_is_said_what_to_install(tools: Path) -> None:
     with pytest.raises(NoFlame) as caught:
         record(os.getpid(), 0.1)
     assert "perf is not installed; py-spy is not installed" in caught.value.message
-    assert "perf" in caught.value.remedy and "pip install py-spy" in caught.value.remedy
+    assert "perf" in caught.value.remedy and "tidegate[profile]" in caught.value.remedy
 
 
 def test_a_profiler_that_may_not_look_says_so_and_what_would_allow_it(tools: Path) -> None:
@@ -62,7 +63,7 @@ def test_what_a_profiler_leaves_behind_is_removed(
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(recording.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     install(tools, "perf", 'while [ "$1" != --output ]; do shift; done; : > "$2"; exit 1')
     with pytest.raises(NoFlame):
         record(os.getpid(), 0.1)
