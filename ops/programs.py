@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 from gateway.errors import TidegateError
@@ -13,7 +12,6 @@ from gateway.errors import TidegateError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@cache
 def directory(package: str, program: str) -> Path:
     """Where the programs of a Rust package are, of which `program` is one.
 

@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ SEND_TIMEOUT_S = 30.0
 READ_BYTES = 65536
 
 
+@cache
 def build() -> Path:
     """The directory of the programs. Raises TidegateError where they are neither there nor can be
     compiled.

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gateway.errors import TidegateError
@@ -187,14 +188,20 @@ def _is_stale(pid: int) -> bool:
     except OSError:
         return False
     mappings = (line.split(maxsplit=5) for line in maps.splitlines())
-    return any("x" in mapping[1] and mapping[-1].endswith(" (deleted)") for mapping in mappings)
+    files = (mapping[-1] for mapping in mappings if "x" in mapping[1])
+    # What never had a name (memfd_create(2)) is shown in the same way.
+    return any(each.endswith(" (deleted)") and not each.startswith("/memfd:") for each in files)
+
+
+@cache
+def _program() -> Path:
+    return programs.directory("tidegate-flame", "tidegate-flame") / "tidegate-flame"
 
 
 def _flame(*arguments: str, text: str) -> str:
     """Runs our own program. Raises TidegateError."""
-    program = programs.directory("tidegate-flame", "tidegate-flame") / "tidegate-flame"
     ran = subprocess.run(
-        [program, *arguments], input=text, capture_output=True, text=True, errors="replace"
+        [_program(), *arguments], input=text, capture_output=True, text=True, errors="replace"
     )
     if ran.returncode != 0:
         said = ran.stderr.strip()

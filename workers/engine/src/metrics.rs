@@ -60,8 +60,6 @@ table! { Count, COUNTS:
     SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
     Sends = Counter, "sends_total", "system calls that sent to clients";
     SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
-    Events = Counter, "events_total", "events of sockets and bells that turns began with";
-    Records = Counter, "records_read_total", "records read from the log, of any kind";
     Publications = Counter, "publications_read_total", "publications read from the log";
     RecordsInvalid = Counter, "records_invalid_total",
         "records of the log that this worker does not understand";
@@ -104,6 +102,7 @@ table! { Count, COUNTS:
         "publishes of clients that were malformed, too large or refused by the publisher";
     PublishesDeferred = Counter, r#"client_publishes_total{result="busy"}"#,
         "publishes of clients answered with 111 because too many are outstanding";
+    Records = Counter, "records_read_total", "records read from the log, of any kind";
     LogLagBytes = Gauge, "log_lag_bytes", "bytes of the log that this worker has not read yet";
     Laps = Counter, "laps_total", "times that the log overtook this worker";
     ResyncsRecovered = Counter, r#"resyncs_total{result="recovered"}"#,
@@ -126,6 +125,7 @@ table! { Count, COUNTS:
         "connections closed in a hand-off because the kernel did not let them be watched";
     ReplaysCutShort = Counter, "handoff_replays_cut_short_total",
         "batches of connections that were away for so long that orders to them may be lost";
+    Events = Counter, "events_total", "events of sockets and bells that turns began with";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
     HooksInFlight = Gauge, "hooks_in_flight", "questions to the application without an answer yet";

@@ -151,6 +151,7 @@ impl Deliveries {
             directory,
             metrics,
         } = house;
+        metrics.add(Count::Records, 1);
         match Entry::parse(kind, payload) {
             Some(Entry::Publication(view)) => {
                 metrics.add(Count::Publications, 1);
@@ -233,10 +234,7 @@ impl Sessions {
             });
             match read {
                 Ok(0) => return false,
-                Ok(count) => {
-                    records += count;
-                    house.metrics.add(Count::Records, count);
-                }
+                Ok(count) => records += count,
                 Err(_) => {
                     self.resync();
                     return true;
@@ -282,7 +280,6 @@ impl Sessions {
 
     /// Does what the log has brought in this turn: above all, puts publications into the queues of
     /// their subscribers.
-    #[inline(never)]
     pub fn fan_out(&mut self) {
         let mut pending = std::mem::take(&mut self.deliveries.pending);
         for due in pending.drain(..) {
