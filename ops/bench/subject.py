@@ -92,6 +92,11 @@ class Subject:
         return str(self.status["endpoints"]["http"]).rpartition("//")[2]
 
     @property
+    def api_address(self) -> str:
+        """Of the server API, `host:port`."""
+        return str(self.status["endpoints"]["api"]).rpartition("//")[2]
+
+    @property
     def name(self) -> str:
         """Of the instance."""
         return str(self.status["instance"])

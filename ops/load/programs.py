@@ -201,6 +201,14 @@ class Swarm(Program):
         # Longer than the swarm's own patience, so that it can say how far it came.
         self.expect("reached", timeout_s + 5)
 
+    def drop_off(self) -> None:
+        """Cut all connections, as a network does; the clients stay away."""
+        self.command("drop_off")
+
+    def come_back(self) -> None:
+        """Let those that are away come back, at once."""
+        self.command("come_back")
+
     def report(self) -> dict[str, Any]:
         self.command("report")
         return self.expect("report", STOP_TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from typing import Any
 
@@ -83,12 +84,13 @@ def test_a_lost_server_is_counted_as_closes() -> None:
 
 
 def test_a_swarm_that_nobody_answers_says_why() -> None:
-    with Bare(processes=1, connections=1) as bare:
-        address = bare.address
-    with Swarm(address=address, connections=2, run_s_max=RUN_S_MAX) as swarm:
-        with pytest.raises(TidegateError, match="connected 0 of 2") as failure:
-            swarm.wait_ready()
-        assert "refused" in str(failure.value)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # Ours, so that nobody else listens there meanwhile.
+        address = "{}:{}".format(*deaf.getsockname())
+        with Swarm(address=address, connections=2, run_s_max=RUN_S_MAX) as swarm:
+            with pytest.raises(TidegateError, match="connected 0 of 2") as failure:
+                swarm.wait_ready()
+            assert "refused" in str(failure.value)
 
 
 def test_a_swarm_ends_when_its_time_is_over() -> None:

@@ -359,10 +359,11 @@ pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::ChannelId;
 
-    fn subscription(channel: u32) -> Subscription {
+    fn subscription(channel: u64) -> Subscription {
         Subscription {
-            channel,
+            channel: ChannelId::from_bits(channel),
             subscriber: 0,
         }
     }

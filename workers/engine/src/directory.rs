@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, BuildHasherDefault, RandomState};
-
-use crate::hub::KeyHasher;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 /// Places of connections in the slab: most users have one.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +81,31 @@ impl Directory {
     pub fn session(&self, session: &[u8; 16]) -> Option<u32> {
         self.sessions.get(session).copied()
     }
+}
+
+/// What is looked up here is random already: hashes, and UUIDs.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_ne_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = self.0.rotate_left(32) ^ word;
+    }
+
+    /// The length of an array says nothing about this key.
+    fn write_usize(&mut self, _: usize) {}
 }
 
 #[cfg(test)]

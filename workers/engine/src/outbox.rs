@@ -233,6 +233,10 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
+    fn channel(number: u64) -> ChannelId {
+        ChannelId::from_bits(number)
+    }
+
     fn pair() -> (UnixStream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
@@ -320,16 +324,16 @@ mod tests {
     #[test]
     fn frames_of_a_channel_are_dropped_save_the_one_begun() {
         let mut outbox = Outbox::default();
-        for (channel, bytes) in [(7, "a1"), (7, "a2"), (8, "b1"), (7, "a3")] {
-            outbox.push(Frame::of_channel(channel, bytes.as_bytes()));
+        for (number, bytes) in [(7, "a1"), (7, "a2"), (8, "b1"), (7, "a3")] {
+            outbox.push(Frame::of_channel(channel(number), bytes.as_bytes()));
         }
         outbox.advance(1);
-        assert_eq!(outbox.drop_channel(7), 2);
+        assert_eq!(outbox.drop_channel(channel(7)), 2);
         assert_eq!(outbox.queued_bytes(), 4 + 2 * FRAME_OVERHEAD_BYTES);
         let (ours, mut theirs) = pair();
         outbox.flush(ours.as_fd()).unwrap();
         assert_eq!(drain(&mut theirs), b"1b1");
-        outbox.push(Frame::of_channel(7, &b"a"[..]));
+        outbox.push(Frame::of_channel(channel(7), &b"a"[..]));
         assert_eq!(outbox.clear(), 1);
         assert!(outbox.is_empty());
     }

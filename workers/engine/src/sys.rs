@@ -245,6 +245,11 @@ fn tcp_info(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
         .then_some((info.bytes_acked, info.bytes_received))
 }
 
+/// Whether the kernel holds bytes of the peer that nobody has read.
+pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
+    queued(socket, libc::FIONREAD) > 0
+}
+
 /// What an ioctl(2) says of a queue of a socket, in bytes (tcp(7): SIOCOUTQ, SIOCINQ).
 fn queued(socket: BorrowedFd<'_>, which: libc::Ioctl) -> u64 {
     let mut bytes: libc::c_int = 0;

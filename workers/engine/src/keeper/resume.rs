@@ -116,7 +116,7 @@ pub fn resume(
     let mut outbox = Outbox::default();
     for KeptFrame { channel, bytes } in kept.frames {
         outbox.push(match channel {
-            Some(channel) => Frame::of_channel(channel, bytes),
+            Some(channel) => Frame::of_channel(ChannelId::from_bits(channel), bytes),
             None => Frame::new(bytes),
         });
     }

@@ -1,5 +1,6 @@
 //! Time: one deadline for each connection, and what is done when it comes.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::protocol::close::Close;
 use crate::protocol::http::HttpReject;
 use crate::protocol::websocket::PING_FRAME;
 use crate::slab::Token;
+use crate::sys;
 use crate::wheel::{TICK, Tick};
 
 /// Where the clock starts: far enough from zero that times of the connections
@@ -89,6 +91,10 @@ impl Sessions {
             return self.condemn(token, Close::Slow);
         }
         if pong_due(connection).is_some_and(|due| now >= due) {
+            // After a stall of ours, more has come than one turn reads: the peer is not to blame.
+            if sys::has_unread(connection.socket.as_fd()) {
+                return self.wheel.schedule(token.index, now + 1);
+            }
             return self.condemn(token, Close::NoPong);
         }
         let interval = connection.probe_interval;

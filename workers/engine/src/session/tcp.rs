@@ -154,12 +154,16 @@ impl Sessions {
     }
 
     fn tcp_violated(&mut self, token: Token, close: Close) {
-        let closing = self.connections.get_mut(token).map(|each| each.phase);
-        if closing == Some(Phase::Closing) {
-            // It has had its reason; what follows is not worth another one.
-            return self.forget(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        if connection.phase != Phase::Closing {
+            return self.condemn(token, close);
         }
-        self.condemn(token, close);
+        // It has its reason, or is about to have it: what follows is not worth another one.
+        connection.flags.set(Flags::DEAF, true);
+        self.changed(token.index);
+        self.mark_to_flush(token.index);
     }
 
     fn tcp_frame(&mut self, token: Token, kind: Kind, payload: &[u8]) -> Result<(), Close> {
