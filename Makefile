@@ -5,7 +5,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 BIN := .venv/bin
 PY := $(BIN)/python
-RUST := $(shell find shm/ring workers/engine ops/load/swarm -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST := $(shell find shm/ring workers/engine ops/load/swarm ops/profile/flame -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
 .PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench million clean
@@ -17,10 +17,10 @@ $(PY):
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --upgrade pip
 
-# What `pip install tidegate[...]` takes for each job; the tests run the demonstration and
-# the benchmarks too.
+# What `pip install tidegate[...]` takes for each job; the tests run the demonstration, the benchmarks and
+# the profiler too.
 EXTRAS_demo := [demo]
-EXTRAS_test := [test,demo,bench]
+EXTRAS_test := [test,demo,bench,profile]
 
 # An editable install compiles both extension modules in release mode. The warnings that are switched
 # off are about packages at the root of a repository, which is where ours are meant to be.

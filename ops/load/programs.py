@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from gateway.errors import TidegateError
+from ops import programs
 
 LoopName = Literal["send", "io_uring"]
 
@@ -33,37 +32,10 @@ READ_BYTES = 65536
 
 @cache
 def build() -> Path:
-    """The directory of the programs: compiled here in a checkout, else beside the interpreter.
-
-    Raises TidegateError where they are neither there nor can be compiled.
+    """The directory of the programs. Raises TidegateError where they are neither there nor can be
+    compiled.
     """
-    if not (ROOT / "Cargo.toml").exists():
-        return _installed()
-    try:
-        subprocess.run(
-            ["cargo", "build", "--release", "--locked", "--quiet", "--package", "tidegate-load"],
-            cwd=ROOT,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise TidegateError(
-            f"the load programs cannot be built ({error})",
-            remedy="install a Rust toolchain",
-            code="load",
-        ) from error
-    target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
-    return ROOT / target / "release"
-
-
-def _installed() -> Path:
-    directory = Path(sys.executable).parent
-    if not (directory / "tidegate-swarm").exists():
-        raise TidegateError(
-            f"the load programs are not in {directory}",
-            remedy="run this in a checkout of Tidegate, with a Rust toolchain",
-            code="load",
-        )
-    return directory
+    return programs.directory("tidegate-load", "tidegate-swarm")
 
 
 def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::{EngineError, HTTP_LISTENER, Reactor, TCP_LISTENER};
 use crate::handoff::{Ground, Order, Report};
+use crate::metrics::TurnPhase;
 use crate::sending::SENDS_PER_BATCH;
 use crate::sys::{Watch, passing};
 
@@ -63,6 +64,7 @@ impl Reactor {
     /// Publications that came meanwhile leave together with what still waits: under load that is
     /// one send for many, and a lone one waits for nothing. And hand-offs: connections on their way
     /// wait for both workers.
+    #[inline(never)]
     pub(super) fn flush(&mut self) {
         let mut left = self.sessions.to_flush();
         let latencies = self.sessions.latencies();
@@ -73,7 +75,11 @@ impl Reactor {
             if left == 0 {
                 break;
             }
-            self.log_has_more = self.sessions.read_on();
+            if self.has_records() {
+                self.lap(TurnPhase::Flush);
+                self.log_has_more = self.sessions.read_on();
+                self.lap(TurnPhase::FanOut);
+            }
             // Nobody has asked epoll meanwhile.
             self.handoffs.woken();
         }

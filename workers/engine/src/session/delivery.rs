@@ -170,6 +170,7 @@ impl Deliveries {
             directory,
             metrics,
         } = house;
+        metrics.add(Count::Records, 1);
         match Entry::parse(kind, payload) {
             Some(Entry::Publication(view)) => {
                 metrics.add(Count::Publications, 1);
@@ -246,9 +247,6 @@ impl Sessions {
     /// Fans out what has come since [`Sessions::drain_log`], as far as the turn's budget still
     /// goes; returns as that does.
     pub fn read_on(&mut self) -> bool {
-        if self.reader.position() == self.reader.tail() {
-            return false;
-        }
         let has_more = self.read_log();
         self.fan_out();
         // What clients learn by the flush, the statistics have said before.

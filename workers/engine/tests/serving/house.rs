@@ -315,7 +315,20 @@ impl House {
         self.value(0, name)
     }
 
+    /// What the worker's row has of a metric of any kind.
+    pub fn measured(&self, name: &str) -> Value {
+        self.metric(1, name)
+            .unwrap_or_else(|| panic!("no row has {name}"))
+    }
+
     fn value(&self, number: usize, name: &str) -> u64 {
+        match self.metric(number, name) {
+            Some(Value::Number(number)) => number,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    fn metric(&self, number: usize, name: &str) -> Option<Value> {
         let place = self
             .stats
             .schema()
@@ -323,10 +336,7 @@ impl House {
             .position(|line| line.name == name);
         let place = place.unwrap_or_else(|| panic!("no metric {name}"));
         let row = self.stats.rows().into_iter().find(|row| row.row == number);
-        match row.map(|row| row.values[place].clone()) {
-            Some(Value::Number(number)) => number,
-            other => panic!("{name} is {other:?}"),
-        }
+        row.map(|row| row.values[place].clone())
     }
 
     pub fn wait_for_count(&self, name: &str, expected: u64) {
