@@ -79,11 +79,10 @@ class Publication(Request, frozen=True, kw_only=True):
     version: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
     """Of what the data describes: an older one than the channel has is not published."""
     version_epoch: str | None = None
+    """Names the count that `version` is of; versions of two counts are not compared."""
 
     def payload(self) -> tuple[bytes, bool]:
         """The data, and whether it is binary. Raises PublishError for what cannot be published."""
-        if self.version_epoch:
-            raise refusal(NOT_AVAILABLE, "version_epoch: versions are compared as numbers alone")
         if len((self.idempotency_key or "").encode()) > IDEMPOTENCY_KEY_BYTES_MAX:
             raise refusal(
                 BAD_REQUEST, f"idempotency_key: longer than {IDEMPOTENCY_KEY_BYTES_MAX} bytes"

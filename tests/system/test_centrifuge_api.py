@@ -7,6 +7,8 @@ import base64
 import http.client
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -140,6 +142,35 @@ def test_a_publication_of_an_older_version_is_answered_and_goes_nowhere(
         assert (status, "result" in answer) == (200, True)
     assert [client.push()["pub"]["data"] for _ in range(2)] == ["five", "six"]
     assert data_of(read(api, room, limit=-1)) == ["five", "six"]
+
+
+def test_versions_of_another_epoch_are_another_count(
+    gateway: Gateway, api: cent.Client, connect: Connect, user: str, room: str
+) -> None:
+    client = connect(user, room)
+
+    def publish_version(version: int, epoch: str, data: str) -> int:
+        body = {"channel": room, "data": data, "version": version, "version_epoch": epoch}
+        status, answer = raw(gateway, "publish", **body)
+        assert status == 200
+        return int(answer["result"]["offset"])
+
+    assert publish_version(5, "a", "five of a") == 1
+    assert publish_version(5, "a", "five of a again") == 1
+    assert publish_version(4, "", "four of any") == 1
+    # The publisher that knew of it is not there any more: its successor does.
+    os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+    assert publish_version(4, "a", "four of a") == 1
+    assert publish_version(1, "b", "one of b") == 2
+    assert publish_version(1, "b", "one of b again") == 2
+    assert publish_version(2, "b", "two of b") == 3
+    batch = {"publish": {"channel": room, "data": "x", "version": 2, "version_epoch": "b"}}
+    assert raw(gateway, "batch", commands=[batch])[1]["replies"][0]["publish"]["offset"] == 3
+    broadcast = {"channels": [room], "data": "three of b", "version": 3, "version_epoch": "b"}
+    raw(gateway, "broadcast", **broadcast)
+    heard = [client.push()["pub"]["data"] for _ in range(4)]
+    assert heard == ["five of a", "one of b", "two of b", "three of b"]
+    assert data_of(read(api, room, limit=-1)) == heard
 
 
 def test_base64_data_is_json_for_who_speaks_json(

@@ -11,6 +11,7 @@ use tidegate_ring::channels::{
 };
 use tidegate_ring::layout::Owner;
 use tidegate_ring::publication::NO_PREVIOUS;
+use tidegate_ring::publication::Version;
 use tidegate_ring::region::Region;
 
 const OWNER: Owner = Owner {
@@ -248,7 +249,7 @@ proptest! {
         }
         let mut successor = ChannelWriter::open(torn).unwrap();
         for (key, top) in &planned {
-            prop_assert!(successor.restore(*key, *top, 0, horizon, |_| false));
+            prop_assert!(successor.restore(*key, *top, Version::NONE, horizon, |_| false));
         }
         successor.store();
         for (key, top) in &last {
