@@ -116,7 +116,9 @@ fn raw(json: &[u8]) -> Option<Box<RawValue>> {
 
 fn transport(format: Format) -> &'static str {
     match format {
-        Format::UniWebSocket | Format::UniWebSocketDeflate => "uni_websocket",
+        Format::UniWebSocket | Format::UniWebSocketDeflate | Format::UniWebSocketNarrow => {
+            "uni_websocket"
+        }
         Format::UniSse => "uni_sse",
         Format::UniStream => "uni_http_stream",
         Format::JsonSse => "sse",
@@ -124,8 +126,10 @@ fn transport(format: Format) -> &'static str {
         Format::Tcp => "tcp",
         Format::JsonWebSocket
         | Format::JsonWebSocketDeflate
+        | Format::JsonWebSocketNarrow
         | Format::ProtobufWebSocket
-        | Format::ProtobufWebSocketDeflate => "websocket",
+        | Format::ProtobufWebSocketDeflate
+        | Format::ProtobufWebSocketNarrow => "websocket",
     }
 }
 
