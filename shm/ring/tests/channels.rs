@@ -86,7 +86,7 @@ fn the_table_holds_all_that_it_was_made_for_at_every_size() {
 #[test]
 fn two_choices_fill_nine_tenths_before_the_first_refusal() {
     let region = table(20_000);
-    let entries = (region.len() - 4096 - 128) / 72;
+    let entries = (region.len() - 4096 - 128) / 80;
     let mut writer = ChannelWriter::open(region).unwrap();
     let held = (0..).take_while(|channel: &u64| {
         publish(&mut writer, &channel.to_string(), 16, YOUNG).is_some()
