@@ -298,6 +298,14 @@ class Batch(Request, frozen=True, kw_only=True):
         return checked
 
 
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that names its method itself; its answer comes back with its id."""
+
+    method: str
+    params: Raw = Raw(b"{}")
+    id: int = 0
+
+
 METHODS: dict[str, type[Request]] = {
     "publish": Publish,
     "broadcast": Broadcast,
@@ -319,6 +327,8 @@ _DECODERS: dict[str, msgspec.json.Decoder[Request]] = {
     method: msgspec.json.Decoder(kind) for method, kind in METHODS.items()
 }
 
+_COMMANDS = msgspec.json.Decoder(Command)
+
 
 def refusal(status: int, reason: str) -> PublishError:
     """The error with the number `status`: its standard text, then what exactly is wrong."""
@@ -336,6 +346,17 @@ def decode(method: str, body: bytes) -> Request:
         raise refusal(BAD_REQUEST, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotJson(str(error)) from error
+
+
+def decode_commands(body: bytes) -> list[Command]:
+    """The commands in `body`, one a line. Raises NotJson, or PublishError (107) for too many."""
+    try:
+        commands = _COMMANDS.decode_lines(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NotJson(str(error)) from error
+    if len(commands) > BATCH_COMMANDS_MAX:
+        raise NotJson(f"{len(commands)} commands in one request, at most {BATCH_COMMANDS_MAX}")
+    return commands
 
 
 def _bytes_of_base64(key: str, text: str) -> bytes:

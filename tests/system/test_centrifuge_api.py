@@ -402,6 +402,46 @@ def test_fields_that_clients_count_on_are_there_also_when_empty(
     assert {"uid", "name", "version", "num_clients", "num_users"} <= node.keys()
 
 
+def test_commands_that_name_their_method_are_answered_a_line_each(
+    gateway: Gateway, connect: Connect, user: str, room: str
+) -> None:
+    client = connect(user, room)
+    commands: list[dict[str, Any]] = [
+        {"method": "publish", "params": {"channel": room, "data": 1}},
+        {"id": 7, "method": "publish", "params": {"channel": "nowhere:a", "data": 1}},
+        {"id": 8, "method": "presence_stats", "params": {"channel": room}},
+        {"method": "info"},
+        {"method": "unheard_of", "params": {}},
+    ]
+    status, lines = post_commands(gateway, "\n".join(json.dumps(each) for each in commands))
+    answers = [json.loads(line) for line in lines.splitlines()]
+    assert status == 200 and len(answers) == len(commands)
+    assert answers[0]["result"]["offset"] == 1 and "id" not in answers[0]
+    assert (answers[1]["id"], answers[1]["error"]["code"]) == (7, 102)
+    assert answers[2] == {"id": 8, "result": {"num_clients": 1, "num_users": 1}}
+    assert answers[3]["result"]["nodes"] and answers[4]["error"]["code"] == 104
+    assert client.push()["pub"]["data"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [("nonsense", 400), ('{"params": {}}', 400), ("[]", 400), ("", 200)]
+)
+def test_lines_that_are_no_commands_are_not_done(gateway: Gateway, body: str, status: int) -> None:
+    assert post_commands(gateway, body)[0] == status
+    assert post_commands(gateway, body, key="wrong")[0] == 401
+
+
+def post_commands(gateway: Gateway, body: str, key: str | None = None) -> tuple[int, str]:
+    url = urlsplit(gateway.api_url)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    try:
+        connection.request("POST", "/api", body, {"X-API-Key": key or gateway.api_key})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_batch_holds_any_method(
     api: cent.Client, connect: Connect, user: str, room: str, parallel: bool
