@@ -164,8 +164,8 @@ fn check_channel(channel: &str) -> Result<(), Error> {
     )))
 }
 
-/// Of an idempotency key, or a version's epoch: the publisher sees digests only. No two keys that anybody can find have
-/// the same one, and it is never 0, which stands for no key.
+/// Of an idempotency key, or a version's epoch: the publisher sees digests only. No two keys that
+/// anybody can find have the same one, and it is never 0, which stands for no key.
 fn digest(py: Python<'_>, key: &str) -> Result<u128, Error> {
     let options = [("digest_size", 16)].into_py_dict(py)?;
     let hash = py
