@@ -301,6 +301,7 @@ class Worker(Child):
             transports=tuple(client.transports),
             allowed_origins=tuple(client.allowed_origins),
             allow_anonymous=client.allow_anonymous,
+            allow_anonymous_tokens=client.allow_anonymous_tokens,
             expired_close_delay_s=client.expired_close_delay_s,
             personal_channel=client.personal_channel,
             personal_channel_namespace=client.personal_channel_namespace,

@@ -166,6 +166,7 @@ class Producer:
         idempotency_key: str | None = None,
         skip_history: bool = False,
         version: int = 0,
+        version_epoch: str | None = None,
         delta: bool = False,
         binary: bool = False,
         want_reply: bool = True,
@@ -175,7 +176,8 @@ class Producer:
         `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
         and compacted. A publish to a channel with the idempotency key of an earlier one gets that
         one's reply for five minutes, and is not published; nor is one with a `version` that is not
-        above that of the channel's newest, whose place the reply then carries. With `skip_history`
+        above that of the channel's newest, whose place the reply then carries, unless that one was
+        of another `version_epoch`. With `skip_history`
         it gets no offset, and only those who are there get it; with `delta`, subscribers that asked
         for it get the difference to the one before. Raises BadRequest, TooLarge, and Full where the
         uplink has no room now or too many requests wait for their replies.

@@ -170,6 +170,8 @@ class WorkerSettings:
     """Origins that browsers may come from; empty: only requests without Origin; `*`: all."""
     allow_anonymous: bool
     """Whether the bidirectional dialects let in who shows no token."""
+    allow_anonymous_tokens: bool
+    """Whether a connection token may be of nobody: without a user, or with an empty one."""
     expired_close_delay_s: float
     personal_channel: bool
     """Whether each user is subscribed to a channel of its own at connecting."""

@@ -94,6 +94,7 @@ class ClientSection(Section, frozen=True, kw_only=True):
     allowed_origins: list[str] = msgspec.field(default_factory=list)
     transports: list[Transport] = msgspec.field(default_factory=lambda: list(TRANSPORTS))
     allow_anonymous: bool = False
+    allow_anonymous_tokens: bool = True
     user_connections_max: Annotated[int, Meta(ge=0, le=16_000_000)] = 0
     expired_close_delay_s: Seconds = 25.0
     personal_channel: bool = False

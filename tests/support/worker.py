@@ -60,6 +60,7 @@ SETTINGS = WorkerSettings(
     transports=("websocket", "uni_websocket"),
     allowed_origins=(),
     allow_anonymous=False,
+    allow_anonymous_tokens=True,
     expired_close_delay_s=25.0,
     personal_channel=False,
     personal_channel_namespace="",

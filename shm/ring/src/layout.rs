@@ -97,8 +97,7 @@ impl Kind {
     /// Version of the layout of this kind; any change of the layout changes it.
     pub const fn version(self) -> u32 {
         match self {
-            Kind::Log => 3,
-            Kind::Channels | Kind::Uplink => 2,
+            Kind::Log | Kind::Channels | Kind::Uplink => 3,
             Kind::Statistics | Kind::History | Kind::Presence | Kind::Keep => 1,
         }
     }

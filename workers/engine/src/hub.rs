@@ -37,13 +37,13 @@ pub struct Subscription {
 /// What the subscribers of a channel want, as a set: the [`Format`]s, and what some of them want
 /// beside. It grows as they come; a delivery, which sees them all, corrects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wants(u16);
+pub struct Wants(u32);
 
 impl Wants {
     /// Publications as differences to the one before.
-    pub const DELTA: Self = Self(1 << 14);
+    pub const DELTA: Self = Self(1 << 30);
     /// Who joins and who leaves.
-    pub const EVENTS: Self = Self(1 << 15);
+    pub const EVENTS: Self = Self(1 << 31);
 
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -71,11 +71,11 @@ impl Wants {
 
 impl From<Format> for Wants {
     fn from(format: Format) -> Self {
-        Self(1 << format as u16)
+        Self(1 << format as u32)
     }
 }
 
-const _: () = assert!(FORMATS <= 14);
+const _: () = assert!(FORMATS <= 30);
 
 pub struct Channel {
     pub key: ChannelKey,

@@ -65,6 +65,8 @@ table! { Count, COUNTS:
     Publications = Counter, "publications_read_total", "publications read from the log";
     RecordsInvalid = Counter, "records_invalid_total",
         "records of the log that this worker does not understand";
+    Compressions = Counter, "compressions_total",
+        "messages compressed, each once for all who get it";
     Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
     DeliveriesDropped = Counter, "deliveries_dropped_total",
         "queued frames that were dropped with their connection or subscription";

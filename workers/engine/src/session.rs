@@ -52,7 +52,7 @@ use crate::metrics::{Count, Metrics};
 use crate::outbox::Frame;
 use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{Cors, HttpReject, Refused};
 use crate::protocol::{deflate, tcp as wire, websocket as frames};
 use crate::sending::{Buffers, Sender};
 use crate::settings::Settings;
@@ -105,8 +105,8 @@ pub struct Sessions {
     verifier: Verifier,
     names: Names,
     notices: Notices,
-    /// Answers to requests of the emulation endpoint, for when the publisher has them.
-    emulations: HashMap<Token, Vec<u8>>,
+    /// Requests of the emulation endpoint that the publisher has not taken yet.
+    emulations: HashMap<Token, Cors>,
     directory: Directory,
     /// Connections whose input waited, and may be read from again.
     resumed: Vec<Token>,
@@ -349,7 +349,8 @@ impl Sessions {
     }
 
     /// Ends a connection that never became one, with an HTTP response.
-    fn reject(&mut self, token: Token, reject: HttpReject) {
+    fn reject(&mut self, token: Token, refused: impl Into<Refused>) {
+        let Refused { reject, cors } = refused.into();
         self.metrics.reject(reject);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
@@ -357,7 +358,7 @@ impl Sessions {
         connection.phase = Phase::Closing;
         connection.flags.set(Flags::DEAF, true);
         self.changed(token.index);
-        self.enqueue(token, Frame::new(reject.response()));
+        self.enqueue(token, Frame::new(reject.response(&cors)));
         self.schedule(token.index, self.settings.close_timeout);
     }
 
@@ -431,6 +432,8 @@ impl Sessions {
         self.metrics.set(Count::Users, self.directory.user_count());
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
+        let compressions = deflate::take_compressions();
+        self.metrics.add(Count::Compressions, compressions);
         self.metrics.hooks(&mut self.asks);
         self.metrics.show();
     }

@@ -204,6 +204,8 @@ pub struct Settings {
     pub allowed_origins: Vec<String>,
     /// Whether the bidirectional dialects let in who shows no token.
     pub allow_anonymous: bool,
+    /// Whether a connection token may be of nobody.
+    pub allow_anonymous_tokens: bool,
     /// How long after its expiry a connection, or a subscription, may still be refreshed.
     #[serde(rename = "expired_close_delay_s", deserialize_with = "seconds")]
     pub expired_close_delay: Duration,
@@ -307,6 +309,7 @@ impl Default for Settings {
             ],
             allowed_origins: Vec::new(),
             allow_anonymous: false,
+            allow_anonymous_tokens: true,
             expired_close_delay: Duration::from_secs(25),
             personal_channel: false,
             personal_channel_namespace: String::new(),

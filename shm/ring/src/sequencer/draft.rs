@@ -13,7 +13,8 @@ use crate::host;
 use crate::log::{Audience, Batch, LogWriter};
 use crate::presence::{self, Member};
 use crate::publication::{
-    Idempotency, NO_PREVIOUS, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, is_channel_name,
+    Idempotency, NO_PREVIOUS, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, Version,
+    is_channel_name,
 };
 use crate::ring::Ring;
 use crate::uplink::{Reply, Request, RequestKind};
@@ -261,22 +262,24 @@ impl<'a> Draft<'a> {
             data: request.data,
         };
         // It may have to carry the version of an earlier one.
-        if self.has_no_room(publication.payload_bytes() + size_of::<u64>())? {
+        if self.has_no_room(publication.payload_bytes() + size_of::<Version>())? {
             self.outcome.too_large += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         }
-        if request.skip_history && request.version == 0 {
+        if request.skip_history && request.version.number == 0 {
             return self.append(&publication, None, hash);
         }
         let Some(mut place) = self.tables.place(publication.key, self.horizon) else {
             self.outcome.no_channel += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         };
-        if request.version != 0 && request.version <= place.version {
+        if request.version.is_superseded_by(place.version) {
             self.outcome.superseded += 1;
             return Some(Answer::placed(place.epoch, place.offset - 1));
         }
-        place.version = place.version.max(request.version);
+        if request.version.number != 0 {
+            place.version = request.version;
+        }
         publication.version = place.version;
         if !request.skip_history {
             (publication.epoch, publication.offset) = (place.epoch, place.offset);

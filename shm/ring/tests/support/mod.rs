@@ -10,7 +10,7 @@ pub mod victim;
 use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::layout::{HEADER_BYTES, Owner};
 use tidegate_ring::log;
-use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
+use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source, Version};
 use tidegate_ring::region::{Region, WORD};
 use tidegate_ring::uplink;
 
@@ -47,7 +47,7 @@ pub fn publication<'a>(channel: &'a str, data: &'a [u8]) -> PublicationView<'a> 
             position: 0,
         },
         idempotency: None,
-        version: 0,
+        version: Version::NONE,
         except: None,
         channel,
         json: true,

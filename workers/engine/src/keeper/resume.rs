@@ -22,7 +22,7 @@ use crate::hub::ChannelId;
 use crate::keep::decode_blob;
 use crate::outbox::{Frame, Outbox};
 use crate::protocol::close::{Close, Farewell};
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{Cors, HttpReject};
 use crate::protocol::tcp::Reassembly;
 use crate::sending::Buffers;
 use crate::session::place_of;
@@ -208,7 +208,7 @@ fn condemn(record: &mut Record, outbox: &mut Outbox) {
     match &mut record.speech {
         Speech::Http => {
             outbox.drop_unsent();
-            outbox.push(Frame::new(HttpReject::Full.response()));
+            outbox.push(Frame::new(HttpReject::Full.response(&Cors::default())));
         }
         Speech::WebSocket(fragments) => {
             *fragments = None;

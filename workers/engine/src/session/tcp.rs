@@ -6,9 +6,15 @@ use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
+use super::asking::Then;
 use super::connect::{Connecting, How};
 use super::fault::{BAD_REQUEST, Fault, NOT_AVAILABLE};
+use super::permission::Entrance;
 use super::recovery::epoch_text;
+use super::subscribe::{Asked, SubscribeError};
+use crate::asks::verdict::{SubscribeResult as Admitted, Verdict};
+use crate::asks::{AskKind, Fallback};
+use crate::client::Traits;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
@@ -26,6 +32,14 @@ use crate::slab::Token;
 
 /// Bytes of frames put together for one system call; a socket rarely takes more at once.
 const WIRE_BYTES_PER_FLUSH: usize = 65_536;
+
+/// A SUBSCRIBE on its way.
+pub(super) struct TcpSubscribing {
+    request: u32,
+    channel: String,
+    /// Epoch and offset.
+    since: Option<(String, u64)>,
+}
 
 /// What stands for a channel in the frames of a connection. It is the same in every worker, as the
 /// table's key is, so that a connection that moves keeps it. Two channels have the same one in one
@@ -256,21 +270,87 @@ impl Sessions {
     }
 
     fn tcp_subscribe(&mut self, token: Token, subscribe: &Subscribe<'_>) {
-        let since = subscribe.since.map(|since| (since.epoch, since.offset));
-        let key = self.table.key(subscribe.channel);
+        let asked = TcpSubscribing {
+            request: subscribe.request,
+            channel: subscribe.channel.to_string(),
+            since: subscribe
+                .since
+                .map(|since| (since.epoch.to_string(), since.offset)),
+        };
+        let entrance = self
+            .admissible(token, subscribe.channel)
+            .and_then(|()| Ok(self.entrance(token, subscribe.channel)?));
+        match entrance {
+            Ok(Entrance::Open) => self.tcp_enter(token, &asked, &Admitted::default(), false),
+            Ok(Entrance::Hook) => {
+                if let Some(mut body) = self.body(token) {
+                    body.channel = subscribe.channel;
+                    let body = body.encode();
+                    self.ask(token, AskKind::Subscribe, body, Then::TcpSubscribe(asked));
+                }
+            }
+            Ok(Entrance::Closed(closed)) => {
+                self.tcp_subscribe_refused(token, &asked, SubscribeError::Denied(closed));
+            }
+            Err(error) => self.tcp_subscribe_refused(token, &asked, error),
+        }
+    }
+
+    fn tcp_subscribe_refused(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        error: SubscribeError,
+    ) {
+        self.subscribe_refused(token, &asked.channel, error);
+        self.tcp_fail(token, asked.request, error.into());
+    }
+
+    /// The application's answer to a SUBSCRIBE.
+    pub(super) fn tcp_subscribe_answered(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        answer: Result<Verdict<Admitted>, Fallback>,
+    ) {
+        match self.decided(token, answer) {
+            Ok(None) => {}
+            Ok(Some(admitted)) => self.tcp_enter(token, asked, &admitted, true),
+            Err(fault) => self.tcp_fail(token, asked.request, fault),
+        }
+    }
+
+    /// Makes a subscription and answers the SUBSCRIBE. There is no word for data that comes with it.
+    fn tcp_enter(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        admitted: &Admitted,
+        is_by_hook: bool,
+    ) {
+        let key = self.table.key(&asked.channel);
         if let Some(id) = self.channel_of_alias(token, alias(key))
             && self.hub.channel(id).is_none_or(|each| each.key != key)
         {
-            return self.tcp_fail(token, subscribe.request, NOT_AVAILABLE);
+            return self.tcp_fail(token, asked.request, NOT_AVAILABLE);
         }
-        let bytes_max = self.recovery_bytes_max(token);
-        let granted = match self.subscribe(token, subscribe.channel, since, bytes_max) {
-            Ok(granted) => granted,
-            Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
+        let wanted = Asked {
+            recoverable: true,
+            ..Asked::default()
         };
+        let terms = self.granted_terms(token, &asked.channel, wanted, admitted, is_by_hook);
+        let mut terms = match terms {
+            Ok(terms) => terms,
+            Err(error) => return self.tcp_subscribe_refused(token, asked, error.into()),
+        };
+        terms.standing.traits.set(Traits::SERVER_SIDE, true);
+        let since = asked.since.as_ref();
+        let since = since.map(|(epoch, offset)| (epoch.as_str(), *offset));
+        let bytes_max = self.recovery_bytes_max(token);
+        let granted = self.enter(token, &asked.channel, terms, since, bytes_max);
         let epoch = epoch_text(granted.epoch);
         let subscribed = Subscribed {
-            request: subscribe.request,
+            request: asked.request,
             alias: alias(key),
             recoverable: granted.recoverable(),
             recovered: granted.recovered.is_some(),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tidegate_ring::channels::{ChannelWriter, Horizon};
 use tidegate_ring::layout::Owner;
 use tidegate_ring::log::LogWriter;
-use tidegate_ring::publication::Source;
+use tidegate_ring::publication::{Source, Version};
 use tidegate_ring::{channels, log};
 
 use super::*;
@@ -272,7 +272,7 @@ fn published(count: u64) -> (Places, Vec<u64>) {
                 position: 0,
             },
             idempotency: None,
-            version: 0,
+            version: Version::NONE,
             except: None,
             channel: "public:a",
             json: true,
