@@ -6,8 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.gateway import Gateway, running_gateway
+
+# The same examples each time, however slow the machine is: a failure is one of the code, and comes
+# back. `fuzz/` is where chance searches.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="module")

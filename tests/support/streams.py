@@ -7,7 +7,7 @@ import socket
 import urllib.parse
 from typing import Any, NamedTuple
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class Event(NamedTuple):

@@ -101,6 +101,9 @@ class Subscriber:
         with connect(self._connect_url(), compression=None, proxy=None) as socket:
             self._socket = socket
             try:
+                # Whoever stops us closes the socket that there is: this one, or we see it here.
+                if self._stopping.is_set():
+                    return
                 for message in socket:
                     self._handle(json.loads(message))
             finally:

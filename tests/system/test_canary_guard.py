@@ -20,7 +20,7 @@ from tests.support.gateway import Gateway
 from tests.support.installed import copy_packages, edit
 from tests.support.publishing import Publishing
 from tests.support.raw_websocket import FIN, TEXT, RawWebSocket, frame
-from tests.support.waiting import wait_for
+from tests.support.waiting import wait_for, wait_until_equal
 
 Start = Callable[..., Gateway]
 
@@ -97,7 +97,9 @@ def test_new_code_that_closes_clients_is_rolled_back_and_the_others_stay(
         assert found["generation"] == generation
         assert gateway.worker_pids() == before
         assert all(visit(port, LONG_REQUEST) for _ in range(20))
-    assert gateway.totals()['closes_total{reason="message_too_big"}'] == refused
+    wait_until_equal(
+        lambda: gateway.totals()['closes_total{reason="message_too_big"}'], refused, "each close"
+    )
     assert gateway.totals()["guard_rollbacks_total"] == 1
     assert "the canary is rolled back: " in gateway.log()
     wait_for(lambda: sum(gateway.connections()) == 0, "the end of the crowd")
@@ -151,6 +153,7 @@ def test_one_death_with_many_clients_ends_the_canary_of_all_slots(start_gateway:
     before = gateway.worker_pids()
     with Crowd(gateway, CHANNEL, each=20, makers=("raw",)) as crowd:
         gateway.control("reload", canary=2, guard=True)
+        wait_for(lambda: sum(gateway.connections()) == 20, "everybody to be counted")
         slots = gateway.status()["workers"]
         fuller = max(slots, key=lambda slot: int(slot["connections"]))
         os.kill(fuller["pid"], signal.SIGKILL)
@@ -161,7 +164,7 @@ def test_one_death_with_many_clients_ends_the_canary_of_all_slots(start_gateway:
         assert gateway.worker_pids() == before
         # Its clients were saved; it had to go all the same.
         crowd.assert_undisturbed(gateway.publish(CHANNEL, 1)["offset"])
-        assert sum(gateway.connections()) == len(crowd.members)
+        wait_for(lambda: sum(gateway.connections()) == len(crowd.members), "all to be counted")
 
 
 def test_a_guard_whose_way_back_is_dead_says_so_and_serves_on(

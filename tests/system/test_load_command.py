@@ -81,7 +81,7 @@ def test_those_who_churn_stall_and_misbehave_cost_the_others_nothing(gateway: Ga
 
 def test_a_pace_of_connecting_is_kept(gateway: Gateway) -> None:
     found = figures(gateway, "-n", 100, "--connect-rate", 100, "--duration", 0.1)
-    assert 0.9 <= found["connections"]["seconds"] <= 5
+    assert 0.9 <= found["connections"]["seconds"] <= 50
     assert found["delivered"] == found["published"] == 0
 
 
@@ -104,9 +104,11 @@ def running_load(gateway: Gateway, *arguments: object) -> Iterator[subprocess.Po
 
 def test_closed_connections_are_found_and_status_1(start_gateway: Callable[..., Gateway]) -> None:
     gateway = start_gateway({"reload": {"handoff": False}})
-    with running_load(gateway, "-n", 50, "--rate", 20, "--duration", 4) as load:
-        wait_for(lambda: sum(gateway.connections()) == 50, "50 clients")
+    with running_load(gateway, "-n", 50, "--rate", 20, "--duration", 600) as load:
+        wait_for(lambda: gateway.totals()["deliveries_total"] > 50, "messages to 50 clients")
         gateway.control("reload")
+        wait_for(lambda: sum(gateway.connections()) == 50, "50 clients again")
+        load.send_signal(signal.SIGINT)
         out, _ = load.communicate(timeout=TIMEOUT_S)
     assert load.returncode == 1
     assert re.search(r"CLOSES: 3001 \(\d+\)", out)

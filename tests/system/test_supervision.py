@@ -106,7 +106,7 @@ def test_no_process_outlives_the_supervisor(start_gateway: Start, how: signal.Si
         os.kill(gateway.worker_pids()[0], signal.SIGSTOP)
     os.kill(gateway.pid, how)
     assert gateway.process is not None
-    gateway.process.wait(30)
+    gateway.process.wait(60)
     wait_for(lambda: all(is_gone(process) for process in family), "the end of every process")
 
 
@@ -123,7 +123,7 @@ def test_what_a_killed_supervisor_left_is_cleaned_by_the_next_start(start_gatewa
     family = family_of(gateway)
     os.kill(gateway.pid, signal.SIGKILL)
     assert gateway.process is not None
-    gateway.process.wait(30)
+    gateway.process.wait(60)
     wait_for(lambda: all(is_gone(process) for process in family), "the end of every process")
     assert segments_of(gateway), "nobody was there to remove them"
     gateway.start()
@@ -172,6 +172,7 @@ def test_ttin_and_ttou_change_the_number_of_workers_by_one(start_gateway: Start)
     gateway = start_gateway()
     os.kill(gateway.pid, signal.SIGTTIN)
     wait_for(lambda: len(serving_pids(gateway)) == 3, "a third worker")
+    wait_for(lambda: gateway.status()["operation"] is None, "the end of the scaling")
     os.kill(gateway.pid, signal.SIGTTOU)
     wait_for(lambda: len(gateway.status()["workers"]) == 2, "two workers again")
 
@@ -217,7 +218,7 @@ def test_a_second_interrupt_does_not_wait_for_anything(start_gateway: Start) -> 
     os.kill(gateway.pid, signal.SIGINT)
     os.kill(gateway.pid, signal.SIGINT)
     assert gateway.process is not None
-    gateway.process.wait(10)
+    gateway.process.wait(60)
     wait_for(lambda: all(is_gone(process) for process in family), "the end of every process")
 
 
@@ -240,7 +241,7 @@ def test_the_service_manager_hears_status_and_the_end(start_gateway: Start) -> N
     assert gateway.process is not None
     os.kill(gateway.pid, signal.SIGTERM)
     with contextlib.suppress(AssertionError):
-        gateway.wait_notified("STOPPING=1", 10)
+        gateway.wait_notified("STOPPING=1")
         return
     pytest.fail("no STOPPING=1")
 
