@@ -117,6 +117,10 @@ class Handoff:
         """The giver only if its heart alone stands still: it is the one with more to lose."""
         now = self._heartbeats_now()
         giver, receiver = (old == new for old, new in zip(self._heartbeats, now, strict=True))
+        if self._given is not None and not receiver:
+            # It waits until the publisher has heard of all who came, and sets that a bound itself.
+            self._progressed()
+            return
         hung: Worker | Keeper = self.giver if giver and not receiver else self.receiver
         if hung.state is not State.KILLED:
             reason = f"made no progress in a hand-off for {self._timeout_s:g} s and was killed"
