@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import signal
@@ -135,6 +136,18 @@ def test_an_interrupt_ends_the_test_early_and_tells_what_was_seen(gateway: Gatew
     assert load.returncode == 0, err
     assert "every client got every message once" in out
     assert "Traceback" not in err
+
+
+def test_a_gateway_that_dies_ends_the_test_and_not_its_time(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    with running_load(gateway, "-n", 20, "--rate", 20, "--duration", 600) as load:
+        wait_for(lambda: gateway.totals()["deliveries_total"] > 50, "messages to 20 clients")
+        os.kill(gateway.pid, signal.SIGKILL)
+        _, err = load.communicate(timeout=TIMEOUT_S)
+    assert load.returncode == 3
+    assert "is gone" in err
 
 
 # ---- agents
