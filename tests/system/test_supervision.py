@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def test_a_worker_without_a_heartbeat_is_killed_and_replaced(start_gateway: Star
     )
     assert serving_pids(gateway)[0] == before[0]
     assert not psutil.pid_exists(before[1])
+
+
+def test_an_api_whose_master_hangs_is_killed_and_replaced(start_gateway: Start) -> None:
+    gateway = start_gateway({"workers": {"count": 1, "stall_timeout_s": 1}})
+    before = gateway.status()["api"]["pid"]
+    os.kill(before, signal.SIGSTOP)
+    wait_for(lambda: gateway.status()["api"]["pid"] not in (before, None), "a new API in its place")
+    wait_for(lambda: gateway.status()["state"] == "serving", "it to serve")
+    assert "made no progress for 10 s" in gateway.status()["api"]["last_failure"]
+    with urllib.request.urlopen(gateway.api_url.removesuffix("/api") + "/health") as answer:
+        assert answer.status == 200
 
 
 def test_a_worker_that_dies_again_and_again_is_braked_and_status_says_so(
