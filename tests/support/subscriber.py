@@ -84,7 +84,8 @@ class Subscriber:
 
     def assert_contiguous(self, channel: str) -> None:
         """Fail unless every publication since the subscription came once and in order."""
-        offsets = self.seen[channel].offsets
+        # As they are at one moment: our thread appends to them meanwhile.
+        offsets = self.seen[channel].offsets.copy()
         if offsets:
             assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
         assert self.seen[channel].unrecovered == 0

@@ -106,7 +106,7 @@ def test_descriptors_are_inheritable_only_for_the_exec(pipe: tuple[int, int]) ->
     assert not os.get_inheritable(pipe[0])
 
 
-# In a process of its own: a mask is a thread's, and the watchdog of these tests is another thread,
+# In a process of its own: a mask is a thread's, and whoever runs these tests may have another one,
 # to which the kernel would deliver what this one holds back.
 HELD_SIGNALS = """
 import os, signal
