@@ -19,6 +19,8 @@ from tests.support.commands import CommandClient
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.waiting import wait_for
 
+REFETCH_AFTER_S = 10.0
+"""So old must keys be to be asked for again because of a token that names another one."""
 ROOM = {"name": "room", "allow_subscribe_for_client": True, "publish_hook": True}
 
 
@@ -165,6 +167,7 @@ def test_tokens_are_checked_with_published_keys_and_new_ones_are_fetched(
 ) -> None:
     provider = Provider(backend)
     first = provider.token("first")
+    began = time.monotonic()
     with running_gateway(keys_gateway(backend)) as gateway:
         with CommandClient(gateway.http_port) as client:
             assert client.call("connect", token=first)["client"]
@@ -176,7 +179,9 @@ def test_tokens_are_checked_with_published_keys_and_new_ones_are_fetched(
         with CommandClient(gateway.http_port) as client:
             client.send("connect", token=invented)
             assert client.closed()[0] == 3500
-        assert len(backend.asked) == fetches
+        if time.monotonic() - began < REFETCH_AFTER_S:
+            assert len(backend.asked) == fetches
+        fetches = len(backend.asked)
         second = provider.token("second")
 
         def accepted() -> bool:
