@@ -19,7 +19,7 @@ import psutil
 
 from gateway.control.client import ControlClient
 from shm import segment
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -180,7 +180,7 @@ class Gateway:
 
     def control(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """One verb on a control connection of its own."""
-        with ControlClient(self.control_path) as client:
+        with ControlClient(self.control_path, timeout_s=PATIENCE_S) as client:
             return client.call(verb, **arguments)
 
     def status(self) -> dict[str, Any]:
