@@ -32,6 +32,8 @@ GRACE_S = 5.0
 STALL_CHECKS = 10
 """A heartbeat must stand still at so many checks in a row. Checks, not seconds: if the whole group
 was frozen (cgroup freezer, a paused container), we did not check either."""
+API_STALL_S_MIN = 10.0
+"""gunicorn's master has one heartbeat a second, and the API serves on while it hangs: no hurry."""
 API_SOCKET_MODE = 0o666
 """The API authenticates each request by its key; who reaches the directory may ask."""
 
@@ -276,22 +278,26 @@ class Fleet:
     def watch_pulses(self) -> None:
         """From now on, kills whatever has no heartbeat."""
         for child in self.children:
-            if isinstance(child, Publisher | Worker) and child.state is not State.STARTING:
+            if isinstance(child, Publisher | Worker | Api) and child.state is not State.STARTING:
                 self._check_pulse(child)
         alive = {child.pid for child in self.children}
         self._pulses = {pid: pulse for pid, pulse in self._pulses.items() if pid in alive}
         interval_s = self.runtime.config.workers.stall_timeout_s / STALL_CHECKS
         self.runtime.loop.after(interval_s, self.watch_pulses)
 
-    def _check_pulse(self, child: Publisher | Worker) -> None:
+    def _check_pulse(self, child: Publisher | Worker | Api) -> None:
         value = self.runtime.memory.reader.heartbeat_ns(child.stats_row)
+        if isinstance(child, Api) and not value:
+            return  # of an earlier version, that has none
         pulse = self._pulses.setdefault(child.pid, Pulse(value, 0))
         if value != pulse.value:
             self._pulses[child.pid] = Pulse(value, 0)
             return
         pulse.still += 1
-        if pulse.still > STALL_CHECKS and child.state is not State.KILLED:
-            stall_s = self.runtime.config.workers.stall_timeout_s
+        timeout_s = self.runtime.config.workers.stall_timeout_s
+        stall_s = max(timeout_s, API_STALL_S_MIN) if isinstance(child, Api) else timeout_s
+        is_still = pulse.still > STALL_CHECKS * stall_s / timeout_s
+        if is_still and child.state is not State.KILLED:
             child.failure = {
                 "code": "stalled",
                 "message": f"made no progress for {stall_s:g} s and was killed",

@@ -31,6 +31,9 @@ REASONS = {
 }
 """The others, in words (`workers/HANDOFF.md` defines them)."""
 
+TOLD_S_MAX = 60.0
+"""A receiver that has everything may wait until the publisher knows of it; it sets itself half."""
+
 logger = logging.getLogger("tidegate.handoff")
 
 
@@ -51,6 +54,7 @@ class Handoff:
         self.over = False
         """Nobody waits for it any more, and what is said of it is not heard."""
         self._given: dict[str, Any] | None = None
+        self._told_by = 0.0
         self._timeout_s = runtime.config.reload.handoff_timeout_s
         self._progressed()
 
@@ -62,7 +66,7 @@ class Handoff:
             self.moved = int(message["moved"])
             self.remaining = int(message.get("remaining", 0))
             if type_ == "handed_over":
-                self._given = message
+                self._given, self._told_by = message, time.monotonic() + TOLD_S_MAX
         self._progressed()
 
     def settled(self) -> bool:
@@ -117,6 +121,10 @@ class Handoff:
         """The giver only if its heart alone stands still: it is the one with more to lose."""
         now = self._heartbeats_now()
         giver, receiver = (old == new for old, new in zip(self._heartbeats, now, strict=True))
+        if self._given is not None and not receiver and time.monotonic() < self._told_by:
+            # It waits until the publisher has heard of all who came.
+            self._progressed()
+            return
         hung: Worker | Keeper = self.giver if giver and not receiver else self.receiver
         if hung.state is not State.KILLED:
             reason = f"made no progress in a hand-off for {self._timeout_s:g} s and was killed"

@@ -30,7 +30,7 @@ TIMEOUT_S = 10.0
 """How long a publish waits for room and for its answer; a killed publisher is back much sooner."""
 
 CONNECTION_LOOK_S = 0.5
-"""Who waits for answers looks so often whether the gateway is still there."""
+"""Who publishes, or waits for an answer, looks so often whether the gateway is still there."""
 
 ROOM_LOOKS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005)
 """Pauses between looks for room in a full uplink; the last is repeated."""
@@ -344,6 +344,7 @@ class _Lease:
         self._lock = threading.Lock()
         self._waiters: dict[int, _Waiter] = {}
         self._led = False
+        self._look_at = 0.0
         self._control = ControlClient(control_path)
         try:
             result, fds = self._control.call_with_descriptors("uplink")
@@ -365,6 +366,8 @@ class _Lease:
 
     def hand_over(self, request: _Request, deadline: float, waiter: _Waiter | None) -> int:
         """Write one request; waits for room until the deadline."""
+        if waiter is None:
+            self._look_now_and_then()
         pauses = itertools.chain(ROOM_LOOKS_S, itertools.repeat(ROOM_LOOKS_S[-1]))
         pause = threading.Event()
         while True:
@@ -468,6 +471,14 @@ class _Lease:
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLIN)
         return not poll.poll(0)
+
+    def _look_now_and_then(self) -> None:
+        """Raises Unreachable a moment after the gateway's end, to whoever waits for no answers."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + CONNECTION_LOOK_S
+            if not self._is_connected():
+                raise self._lost()
 
     def _lost(self) -> TidegateError:
         path = os.fspath(self._control.path)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gateway.host.kernel import Kernel
 from tests.support.gateway import DEFAULTS, Gateway, running_gateway
@@ -25,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if engine == "io_uring" and (refused := Kernel().io_uring()):
         pytest.exit(f"the kernel refuses io_uring: errno {refused}", returncode=0)
     DEFAULTS["workers"]["engine"] = engine
+
+# The same examples each time, however slow the machine is: a failure is one of the code, and comes
+# back. `fuzz/` is where chance searches.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="module")

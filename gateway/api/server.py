@@ -63,7 +63,12 @@ class ApiServer(BaseApplication):
 
     # ---- the master
 
+    def beat(self) -> None:
+        """Tells the supervisor that the master does not hang."""
+        self._own_row.heartbeat()
+
     def run(self) -> None:
+        self.beat()
         threading.Thread(target=self._obey_link, name="link", daemon=True).start()
         SupervisedArbiter(self).run()
 
@@ -157,7 +162,12 @@ class ApiServer(BaseApplication):
 
 
 class SupervisedArbiter(Arbiter):
-    """gunicorn's master, with a listener that is not its own."""
+    """gunicorn's master, with a listener that is not its own and a heart that somebody watches."""
+
+    def murder_workers(self) -> None:
+        # Part of each turn of its loop, which is one a second or more.
+        self.app.beat()
+        super().murder_workers()
 
     def stop(self, graceful: bool = True) -> None:
         # It unlinks a Unix listener's path at its end, unless systemd holds the listener; here the

@@ -61,8 +61,8 @@ def running_backend() -> Iterator[Backend]:
     thread = threading.Thread(target=run, name="backend")
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield backend
     finally:
         loop.call_soon_threadsafe(end.set)
-        thread.join(10)
+        thread.join(60)

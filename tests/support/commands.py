@@ -11,7 +11,7 @@ from typing import Any, Self
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
 class CommandClient:

@@ -53,10 +53,12 @@ class Member:
     def fault(self) -> str:
         """What was lost, repeated or reordered, or how the connection ended; empty: nothing."""
         first = (self.start or 0) + 1
+        # As they are at one moment: the crowd's thread appends to them meanwhile.
+        offsets = self.offsets.copy()
         if self.end:
             return f"{self.maker}: {self.end}"
-        if self.offsets != list(range(first, first + len(self.offsets))):
-            return f"{self.maker}: got {self.offsets} after {self.start}"
+        if offsets != list(range(first, first + len(offsets))):
+            return f"{self.maker}: got {offsets} after {self.start}"
         return ""
 
 
@@ -97,7 +99,7 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

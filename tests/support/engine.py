@@ -70,6 +70,11 @@ class AskingEngine:
     def call(self, kind: str, question: Any = None) -> Any:
         return self.answer_to(self.ask(kind, question))
 
+    @property
+    def waiting(self) -> int:
+        """Questions that nobody has taken yet."""
+        return len(self._asked)
+
     def close(self) -> None:
         os.close(self._bell)
 

@@ -16,7 +16,7 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 DEFLATE = [ClientPerMessageDeflateFactory(client_max_window_bits=True)]
 
 

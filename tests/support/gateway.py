@@ -19,10 +19,10 @@ import psutil
 
 from gateway.control.client import ControlClient
 from shm import segment
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 
 # Small and quick, so that a laptop can run several at once; a test overrides what it is about.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -111,11 +111,13 @@ class Gateway:
         self._notify.settimeout(0.2)
 
         def seen() -> bool:
-            if self.process is None or self.process.poll() is not None:
-                raise AssertionError(f"the gateway ended before {line}:\n{self.log()}")
-            with contextlib.suppress(TimeoutError):
+            # Asked first: what it said before its end is there to be read after it.
+            has_ended = self.process is None or self.process.poll() is not None
+            try:
                 return line in self._notify.recv(4096).decode().splitlines()
-            return False
+            except TimeoutError:
+                assert not has_ended, f"the gateway ended before {line}"
+                return False
 
         try:
             wait_for(seen, f"notification {line}", timeout_s)
@@ -179,7 +181,7 @@ class Gateway:
 
     def control(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """One verb on a control connection of its own."""
-        with ControlClient(self.control_path) as client:
+        with ControlClient(self.control_path, timeout_s=PATIENCE_S) as client:
             return client.call(verb, **arguments)
 
     def status(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 
 from gateway.errors import TidegateError
 from gateway.producer import Producer
+from tests.support.waiting import PATIENCE_S
 
 
 class Publishing:
@@ -26,13 +27,14 @@ class Publishing:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(30)
+        self._thread.join(2 * PATIENCE_S)
         assert self._failure is None, self._failure
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                published = self._producer.publish(self._channel, {"n": len(self.offsets)})
+                message = {"n": len(self.offsets)}
+                published = self._producer.publish(self._channel, message, timeout_s=PATIENCE_S)
             except TidegateError as failure:
                 self._failure = failure
                 return

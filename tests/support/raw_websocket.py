@@ -12,7 +12,7 @@ from typing import Any
 PATH = "/connection/uni_websocket"
 KEY = base64.b64encode(b"sixteen bytes ok").decode()
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 FIN = 0x80
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 PIECE_BYTES = 65536
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class Event(NamedTuple):

@@ -84,7 +84,8 @@ class Subscriber:
 
     def assert_contiguous(self, channel: str) -> None:
         """Fail unless every publication since the subscription came once and in order."""
-        offsets = self.seen[channel].offsets
+        # As they are at one moment: our thread appends to them meanwhile.
+        offsets = self.seen[channel].offsets.copy()
         if offsets:
             assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
         assert self.seen[channel].unrecovered == 0
@@ -101,6 +102,9 @@ class Subscriber:
         with connect(self._connect_url(), compression=None, proxy=None) as socket:
             self._socket = socket
             try:
+                # Whoever stops us closes the socket that there is: this one, or we see it here.
+                if self._stopping.is_set():
+                    return
                 for message in socket:
                     self._handle(json.loads(message))
             finally:

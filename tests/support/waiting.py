@@ -10,9 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.02
+PATIENCE_S = 60.0
+"""Many times what anything takes: a machine may be slow, or busy with other tests."""
 
 
-def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 20.0) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
     """Return the first truthy value of `condition`; fail naming `what` after `timeout_s`."""
     pause = threading.Event()
     deadline = time.monotonic() + timeout_s
@@ -26,7 +28,7 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 20
 
 
 def wait_until_equal(
-    read: Callable[[], T], expected: T, what: str, timeout_s: float = 20.0
+    read: Callable[[], T], expected: T, what: str, timeout_s: float = PATIENCE_S
 ) -> None:
     """Return when `read()` gives `expected`; fail naming `what` and what it gave last."""
     last: list[T] = []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from gateway.client import frames, payloads
 from gateway.client.frames import Frame, Kind
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 CONNECTED = payloads.Connected(
     crc=False,
     window_scale=0,

@@ -15,7 +15,7 @@ from workers import _engine
 from workers.link import Link
 from workers.settings import HookSettings, NamespaceSettings, TokenSettings, WorkerSettings
 
-ANSWER_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 60.0
 SEAT = 0
 WORKER_ROW = 2
 DESCRIPTORS = [

@@ -45,7 +45,7 @@ def ask(
 ) -> Answer:
     """One bare HTTP request; without `headers` it shows the key."""
     api = urlsplit(gateway.api_url)
-    connection = http.client.HTTPConnection(api.hostname or "", api.port, timeout=20)
+    connection = http.client.HTTPConnection(api.hostname or "", api.port, timeout=60)
     try:
         data = json.dumps(body) if isinstance(body, dict) else body
         shown = {"X-API-Key": gateway.api_key} if headers is None else headers
@@ -56,7 +56,7 @@ def ask(
 
 
 def client(gateway: Gateway) -> cent.Client:
-    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=60)
 
 
 # ---- methods
@@ -74,7 +74,7 @@ def test_the_synchronous_client_publishes_and_gets_contiguous_offsets(gateway: G
 
 def test_the_asynchronous_client_publishes_and_broadcasts(gateway: Gateway) -> None:
     async def talk() -> tuple[cent.PublishResult, cent.BroadcastResult]:
-        api = cent.AsyncClient(gateway.api_url, api_key=gateway.api_key, timeout=10)
+        api = cent.AsyncClient(gateway.api_url, api_key=gateway.api_key, timeout=60)
         try:
             published = await api.publish(cent.PublishRequest(channel="public:async", data=[1]))
             return published, await api.broadcast(
@@ -237,7 +237,7 @@ def test_an_error_is_http_200_unless_http_errors_are_asked_for(gateway: Gateway)
 
 def test_a_body_above_the_limit_is_answered_413_before_it_is_read(gateway: Gateway) -> None:
     api = urlsplit(gateway.api_url)
-    with socket.create_connection((api.hostname or "", api.port or 0), timeout=20) as raw:
+    with socket.create_connection((api.hostname or "", api.port or 0), timeout=60) as raw:
         head = "POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: test-key\r\n"
         raw.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
@@ -261,7 +261,7 @@ def test_a_message_that_the_configuration_allows_fits_into_a_body(start_gateway:
 
 def test_a_chunked_body_above_the_limit_is_answered_413(gateway: Gateway) -> None:
     api = urlsplit(gateway.api_url)
-    connection = http.client.HTTPConnection(api.hostname or "", api.port, timeout=20)
+    connection = http.client.HTTPConnection(api.hostname or "", api.port, timeout=60)
     try:
         # One byte too many, and none beyond: a client that goes on sending may meet a reset before
         # it reads the answer.
@@ -369,7 +369,7 @@ def test_no_api_process_survives_the_supervisor(start_gateway: Start) -> None:
     master = psutil.Process(gateway.status()["api"]["pid"])
     family = [master, *master.children()]
     os.kill(gateway.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     assert gateway.process is not None
     gateway.process.wait()

@@ -52,7 +52,7 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def api(gateway: Gateway) -> cent.Client:
-    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=60)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def connect(gateway: Gateway) -> Iterator[Connect]:
 def raw(gateway: Gateway, method: str, mode: str = "", **body: Any) -> tuple[int, Any]:
     """One bare HTTP request: the status, and the answer's JSON."""
     url = urlsplit(gateway.api_url)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
     try:
         headers = {"X-API-Key": gateway.api_key, "X-Centrifugo-Error-Mode": mode}
         connection.request("POST", f"/api/{method}", json.dumps(body), headers)
@@ -476,7 +476,7 @@ def test_a_parallel_batch_publishes_everything(api: cent.Client, room: str) -> N
 
 def test_the_asynchronous_client_has_every_method(gateway: Gateway, user: str, room: str) -> None:
     async def talk() -> list[Any]:
-        api = cent.AsyncClient(gateway.api_url, api_key=gateway.api_key, timeout=10)
+        api = cent.AsyncClient(gateway.api_url, api_key=gateway.api_key, timeout=60)
         try:
             return [
                 await api.publish(cent.PublishRequest(channel=room, data=1)),

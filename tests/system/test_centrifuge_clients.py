@@ -109,7 +109,7 @@ def clients(request: pytest.FixtureRequest) -> Iterator[Clients]:
 
 @pytest.fixture
 def api(gateway: Gateway) -> cent.Client:
-    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+    return cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=60)
 
 
 numbers = itertools.count(1)
@@ -680,7 +680,7 @@ def test_a_client_of_a_killed_worker_goes_on_and_nobody_notices(
 def test_a_client_that_ends_with_its_worker_comes_back_and_misses_nothing(
     frail_gateway: Gateway, clients: Clients, user: str, room: str
 ) -> None:
-    api = cent.Client(frail_gateway.api_url, api_key=frail_gateway.api_key, timeout=10)
+    api = cent.Client(frail_gateway.api_url, api_key=frail_gateway.api_key, timeout=60)
     client = clients(frail_gateway.http_port, token=connection_token(user))
     before = client.connect()["client"]
     client.subscribe(room, recoverable=True)
@@ -691,5 +691,7 @@ def test_a_client_that_ends_with_its_worker_comes_back_and_misses_nothing(
     assert client.wait("subscribed", channel=room)["recovered"]
     publish(api, room, 4)
     assert client.data(room, 3) == [2, 3, 4]
-    [(identity, present)] = client.call("presence", channel=room).items()
-    assert identity != before and present["user"] == user
+    # A subscription is answered before the publisher has heard who came.
+    present = wait_for(lambda: client.call("presence", channel=room), "the client's presence")
+    [(identity, entry)] = present.items()
+    assert identity != before and entry["user"] == user

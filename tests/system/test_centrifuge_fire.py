@@ -24,7 +24,6 @@ from tests.support.gateway import Gateway, running_gateway
 from tests.support.tokens import SECRET
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_TIMEOUT_S = 120
 END_TIMEOUT_S = 180
 MISSED_MAX = 300
 """Publications that a channel keeps, and that one recovery may bring."""
@@ -195,6 +194,7 @@ def kill_a_worker(gateway: Gateway) -> None:
     os.kill(gateway.worker_pids()[0], signal.SIGKILL)
 
 
+@pytest.mark.timeout(400)
 def test_every_client_gets_every_message_once_whatever_dies() -> None:
     endure(SHORT)
 

@@ -33,7 +33,7 @@ STRANGER_UID = 54321
 def raw(gateway: Gateway) -> Iterator[socket.socket]:
     """A connection without our client's manners, greeted already."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(str(gateway.control_path))
         recv_frame(connection)
         yield connection
@@ -188,7 +188,7 @@ def ask_as_stranger(gateway: Gateway, verb: str) -> Any:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=60,
     )
     return json.loads(asked.stdout)
 
@@ -224,7 +224,7 @@ def test_a_reload_during_a_reload_is_refused_and_told_who_runs_it(start_gateway:
         def note(values: dict[str, Any]) -> None:
             progress.append(values)
             begun.set()
-            refused.wait(20)
+            refused.wait(60)
 
         with ControlClient(gateway.control_path) as control:
             result.update(control.call("reload", on_progress=note))
@@ -232,7 +232,7 @@ def test_a_reload_during_a_reload_is_refused_and_told_who_runs_it(start_gateway:
     result: dict[str, Any] = {}
     thread = threading.Thread(target=first)
     thread.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     error = refusal(gateway, "reload")
     refused.set()
     thread.join(60)
@@ -256,7 +256,7 @@ def test_stop_is_answered_when_everything_has_ended(start_gateway: Start) -> Non
     assert result["after"]["state"] == "stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert gateway.process is not None
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(60) == 0
 
 
 PRODUCE = """

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 from gateway.client.frames import Kind
 from gateway.client.payloads import Publish
 from gateway.producer import Producer
+from tests.support.backend import running_backend
+from tests.support.commands import CommandClient
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.publishing import Publishing
@@ -28,6 +31,8 @@ Start = Callable[..., Gateway]
 CHANNEL = "public:crash"
 SEED = 11
 TEXT_BYTES = 60_000
+# How long nothing must come to believe that nothing will. Too short hides a fault, never makes one.
+QUIET_S = 0.5
 # Deaths on purpose are no crash loop.
 SECTIONS = {"workers": {"count": 2, "restart_delay_max_s": 0.1, "crash_loop_deaths": 1000}}
 ONE_WORKER = {"workers": SECTIONS["workers"] | {"count": 1}}
@@ -64,8 +69,10 @@ def rescued(gateway: Gateway) -> int:
 
 
 def kill_worker(gateway: Gateway, number: signal.Signals = signal.SIGKILL) -> int:
-    """Ends the first worker, and waits until another one has its place; returns its pid."""
-    pid = gateway.worker_pids()[0]
+    """Ends the fullest worker, and waits until another one has its place; returns its pid."""
+    # Whose slot had no next worker soon enough had its connections saved into another.
+    fullest = max(gateway.status()["workers"], key=lambda worker: int(worker["connections"]))
+    pid = int(fullest["pid"])
     os.kill(pid, number)
     if number == signal.SIGKILL:
         wait_for(lambda: pid not in gateway.worker_pids(), "the death to be seen")
@@ -245,6 +252,58 @@ def test_a_client_that_waits_for_an_answer_is_told_to_come_back(one_worker: Gate
         wait_for(lambda: lost(one_worker) == {"answer": 1}, "the loss to be counted")
 
 
+def test_what_an_application_has_called_is_no_client_and_not_lost(start_gateway: Start) -> None:
+    with running_backend() as backend:
+        hooks = {"connect_url": f"{backend.url}/connect"}
+        gateway = start_gateway(ONE_WORKER | {"hooks": hooks})
+        with CommandClient(gateway.http_port) as client:
+            client.call("connect")
+            worker = psutil.Process(gateway.worker_pids()[0])
+            there = int(backend.url.rpartition(":")[2])
+            assert there in [each.raddr.port for each in worker.net_connections() if each.raddr]
+            kill_worker(gateway)
+            assert client.error("rpc")["code"] == 108, "the client goes on"
+        assert (rescued(gateway), lost(gateway)) == (1, {})
+
+
+def test_nobody_leaves_a_channel_though_the_publisher_hears_late_of_a_rescue(
+    start_gateway: Start,
+) -> None:
+    room = {
+        "name": "room",
+        "allow_subscribe_for_client": True,
+        "allow_subscribe_for_anonymous": True,
+        "presence": True,
+        "join_leave": True,
+    }
+    gateway = start_gateway(
+        {
+            "workers": ONE_WORKER["workers"] | {"stall_timeout_s": 60},
+            # So little that the next worker cannot say at once who is there.
+            "log": {"uplink_bytes": 16384},
+            "limits": {"message_bytes_max": 256},
+            "channel": {"namespaces": [room]},
+        }
+    )
+    publisher, worker = gateway.status()["publisher"]["pid"], gateway.worker_pids()[0]
+    with Crowd(gateway, f"room:{'x' * 150}", each=150, makers=("raw",)) as crowd:
+        wait_for(lambda: gateway.totals()["presence_clients"] == 150, "everybody's presence")
+        os.kill(publisher, signal.SIGSTOP)
+        try:
+            os.kill(worker, signal.SIGKILL)
+            wait_for(
+                lambda: worker not in gateway.worker_pids() and gateway.connections() == [150],
+                "the next worker to have them",
+            )
+            threading.Event().wait(QUIET_S)
+        finally:
+            os.kill(publisher, signal.SIGCONT)
+        settle(gateway)
+        assert gateway.totals()['presence_leaves_total{cause="worker_gone"}'] == 0
+        assert gateway.totals()["presence_clients"] == 150
+        assert (rescued(gateway), crowd.ended()) == (150, 0)
+
+
 def test_a_keeper_that_is_killed_costs_nobody_anything_until_its_worker_dies(
     one_worker: Gateway,
 ) -> None:
@@ -289,7 +348,7 @@ def test_keepers_and_keeps_end_with_their_workers(start_gateway: Start) -> None:
         settle(gateway)
     family = keepers(gateway)
     gateway.stop()
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert keeps(gateway) == []
 
 
@@ -298,7 +357,7 @@ def test_keepers_end_with_a_supervisor_that_is_killed(start_gateway: Start) -> N
     family = keepers(gateway)
     assert len(family) == 2
     os.kill(gateway.pid, signal.SIGKILL)
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 def test_an_upgraded_supervisor_knows_its_keepers(start_gateway: Start) -> None:

@@ -33,7 +33,7 @@ def test_a_replayed_day_reaches_every_subscriber_once_over_a_rolling_reload() ->
         [sys.executable, "-m", "ops.demo", "--websocket", "60", "--tcp", "40", "--seconds", "10"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -61,7 +61,7 @@ def test_a_demonstration_that_is_ended_leaves_no_process_and_no_memory(
         family = psutil.Process(demo.pid).children(recursive=True)
         assert len(family) > len(["gateway", "publisher", "worker", "worker", "api"])
         demo.send_signal(number)
-        status = demo.wait(30)
+        status = demo.wait(60)
     finally:
         demo.kill()
         demo.wait()
@@ -87,7 +87,7 @@ def test_a_demonstration_without_one_of_its_processes_says_so_and_fails(module: 
             assert line, "it ended by itself"
         victims = [each for each in psutil.Process(demo.pid).children() if module in each.cmdline()]
         victims[0].kill()
-        _, err = demo.communicate(timeout=60)
+        _, err = demo.communicate(timeout=120)
     finally:
         demo.kill()
         demo.communicate()

@@ -314,16 +314,23 @@ def test_only_messages_of_the_configured_size_are_compressed(gateway: Gateway) -
         client.send(head("GET /connection/websocket HTTP/1.1", headers))
         assert client.read_response()[0] == 101
         commands = b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"%s"}}'
+        texts: dict[bool, list[str]] = {False: [], True: []}
+
+        def read_until(word: str) -> None:
+            text = ""
+            while word not in text:
+                first, payload = client.read_any_frame()
+                is_compressed = bool(first & RSV1)
+                if is_compressed:
+                    payload = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")
+                text = payload.decode()
+                texts[is_compressed].append(text)
+
         client.send(frame(FIN | TEXT, commands % CHANNEL.encode()))
+        read_until('"subscribe"')
         gateway.publish(CHANNEL, {"text": "short"})
         gateway.publish(CHANNEL, {"text": "long" * 50})
-        texts: dict[bool, list[str]] = {False: [], True: []}
-        while not texts[True] or "long" not in texts[True][-1]:
-            first, payload = client.read_any_frame()
-            is_compressed = bool(first & RSV1)
-            if is_compressed:
-                payload = zlib.decompressobj(-15).decompress(payload + b"\x00\x00\xff\xff")
-            texts[is_compressed].append(payload.decode())
+        read_until("long")
         assert any("short" in text for text in texts[False])
         assert not any("long" in text for text in texts[False])
         assert all(len(text) >= 100 for text in texts[True])

@@ -23,7 +23,8 @@ from tests.support.waiting import wait_for
 from tests.support.wire import raw_wire
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 0.4
+TIMEOUT_S = 1.5
+"""Far more than an answer takes, also on a machine that does many things at once."""
 
 CONFIG: dict[str, dict[str, Any]] = {
     "workers": {"count": 1},
@@ -39,7 +40,7 @@ CONFIG: dict[str, dict[str, Any]] = {
             {"name": "asked", "subscribe_hook": True, "sub_refresh_hook": True},
         ]
     },
-    "client": {"expired_close_delay_s": 1.0},
+    "client": {"expired_close_delay_s": 4.0},
 }
 
 Connect = Callable[..., CommandClient]
@@ -263,7 +264,7 @@ def test_what_the_application_does_wrong_fails_one_command_alone(
     assert error == {"code": 100, "message": "internal server error", "temporary": True}
     assert client.call("rpc", data="well")["data"] == "well"
     wait_for(lambda: failures(gateway, "rpc", reason) == before + 1, "the count")
-    assert "a hook failed" in gateway.log()
+    wait_for(lambda: "a hook failed" in gateway.log(), "the line in the log")
 
 
 def test_a_client_that_no_answer_lets_in_may_try_again(gateway: Gateway) -> None:
@@ -302,7 +303,8 @@ def test_a_hook_that_fails_too_often_is_not_asked_and_then_tried_again(
 
     wait_for(opened, "the breaker to open")
     wait_for(lambda: failures(gateway, "rpc", "open") > 0 or not opened(), "refusals")
-    assert "a hook failed too often and is not asked for a while hook=rpc" in gateway.log()
+    line = "a hook failed too often and is not asked for a while hook=rpc"
+    wait_for(lambda: line in gateway.log(), "the line in the log")
     assert connect("other").call("subscribe", channel="asked:a")["data"], "it is asked the rest"
 
     def closed() -> bool:
@@ -314,7 +316,7 @@ def test_a_hook_that_fails_too_often_is_not_asked_and_then_tried_again(
 
 
 def test_more_questions_than_may_be_under_way_get_the_fall_back_at_once(diary: Path) -> None:
-    sections = CONFIG | {"hooks": CONFIG["hooks"] | {"in_flight_max": 2, "timeout_s": 5.0}}
+    sections = CONFIG | {"hooks": CONFIG["hooks"] | {"in_flight_max": 2, "timeout_s": 60.0}}
     environment = {"PYTHONPATH": str(ROOT), "HOOK_DIARY": str(diary)}
     with running_gateway(sections, environment=environment) as gateway, ExitStack() as stack:
         clients = [stack.enter_context(CommandClient(gateway.http_port)) for _ in range(3)]
@@ -324,7 +326,7 @@ def test_more_questions_than_may_be_under_way_get_the_fall_back_at_once(diary: P
             client.send("rpc", data="hang")
         wait_for(lambda: gateway.totals()["hooks_in_flight"] == 2, "two questions")
         assert clients[2].error("rpc", data="well")["code"] == 100
-        assert failures(gateway, "rpc", "full") == 1
+        wait_for(lambda: failures(gateway, "rpc", "full") == 1, "the refusal to be counted")
 
 
 # ---- life

@@ -19,6 +19,8 @@ from tests.support.commands import CommandClient
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.waiting import wait_for
 
+REFETCH_AFTER_S = 10.0
+"""So old must keys be to be asked for again because of a token that names another one."""
 ROOM = {"name": "room", "allow_subscribe_for_client": True, "publish_hook": True}
 
 
@@ -32,7 +34,7 @@ def backend() -> Iterator[Backend]:
 def gateway(backend: Backend) -> Iterator[Gateway]:
     kinds = ("connect", "subscribe", "publish", "rpc", "disconnect")
     hooks: dict[str, Any] = {f"{kind}_url": f"{backend.url}/{kind}" for kind in kinds}
-    hooks |= {"headers": ["Authorization", "X-Real-IP"], "timeout_s": 2.0}
+    hooks |= {"headers": ["Authorization", "X-Real-IP"], "timeout_s": 20.0}
     asked = {"name": "asked", "subscribe_hook": True}
     sections = {"workers": {"count": 1}, "hooks": hooks, "channel": {"namespaces": [ROOM, asked]}}
     with running_gateway(sections) as running:
@@ -116,14 +118,14 @@ def test_a_back_end_that_fails_lets_nobody_in_and_ends_nobody(
             assert error["code"] == 100 and error["temporary"]
         backend.answer = decide
         assert client.call("rpc", method="m")["data"] == "m"
-    assert "/rpc: HTTP status 502" in gateway.log()
+    wait_for(lambda: "/rpc: HTTP status 502" in gateway.log(), "the line in the log")
 
 
 def test_unidirectional_clients_are_asked_about_too(gateway: Gateway, backend: Backend) -> None:
     backend.answer = decide
     with connect_websocket(gateway.websocket_url) as client:
         client.send(json.dumps({"data": {"uni": True}}))
-        connected = json.loads(client.recv(timeout=10))["connect"]
+        connected = json.loads(client.recv(timeout=60))["connect"]
     assert "room:a" in connected["subs"]
     question = backend.questions("/connect")[0]
     assert (question["transport"], question["data"]) == ("uni_websocket", {"uni": True})
@@ -165,6 +167,7 @@ def test_tokens_are_checked_with_published_keys_and_new_ones_are_fetched(
 ) -> None:
     provider = Provider(backend)
     first = provider.token("first")
+    began = time.monotonic()
     with running_gateway(keys_gateway(backend)) as gateway:
         with CommandClient(gateway.http_port) as client:
             assert client.call("connect", token=first)["client"]
@@ -176,7 +179,9 @@ def test_tokens_are_checked_with_published_keys_and_new_ones_are_fetched(
         with CommandClient(gateway.http_port) as client:
             client.send("connect", token=invented)
             assert client.closed()[0] == 3500
-        assert len(backend.asked) == fetches
+        if time.monotonic() - began < REFETCH_AFTER_S:
+            assert len(backend.asked) == fetches
+        fetches = len(backend.asked)
         second = provider.token("second")
 
         def accepted() -> bool:
@@ -186,7 +191,7 @@ def test_tokens_are_checked_with_published_keys_and_new_ones_are_fetched(
                 except ConnectionClosed:
                     return False
 
-        wait_for(accepted, "the new key", timeout_s=30)
+        wait_for(accepted, "the new key")
         assert len(backend.asked) == fetches + 1
 
 
@@ -198,7 +203,7 @@ def test_while_keys_cannot_be_fetched_clients_may_try_again(backend: Backend) ->
         with CommandClient(gateway.http_port) as client:
             error = client.error("connect", token=token)
             assert error["code"] == 100 and error["temporary"]
-        assert "keys of tokens cannot be fetched" in gateway.log()
+        wait_for(lambda: "keys of tokens cannot be fetched" in gateway.log(), "the line in the log")
         provider.is_down = False
 
         def accepted() -> bool:

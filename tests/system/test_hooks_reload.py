@@ -43,7 +43,7 @@ def gateway(application: Path) -> Iterator[Gateway]:
 
 
 def sections() -> dict[str, dict[str, Any]]:
-    hooks = {"app": "shop.realtime:App", "timeout_s": 2.0}
+    hooks = {"app": "shop.realtime:App", "timeout_s": 20.0}
     return {"workers": {"count": 2}, "hooks": hooks}
 
 
@@ -116,7 +116,7 @@ def test_a_guard_rolls_back_an_application_that_fails(gateway: Gateway, applicat
     edit(application, 'return {"result": {"data": "old"}}', "raise RuntimeError")
     with ExitStack() as stack:
         # Some of them are with the worker that changes, wherever the kernel sends each.
-        clients = [stack.enter_context(CommandClient(gateway.http_port)) for _ in range(12)]
+        clients = [stack.enter_context(CommandClient(gateway.http_port)) for _ in range(30)]
         for client in clients:
             client.call("connect")
         gateway.control("reload", canary=1, guard=True)

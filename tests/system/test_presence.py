@@ -56,7 +56,7 @@ def test_clients_that_end_with_their_worker_leave_their_channels(
     start_gateway: Callable[..., Gateway],
 ) -> None:
     gateway = start_gateway(SECTIONS)
-    api = cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+    api = cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=60)
 
     def present() -> set[str]:
         return set(api.presence(cent.PresenceRequest(channel=CHANNEL)).presence)
@@ -86,6 +86,7 @@ def test_clients_that_end_with_their_worker_leave_their_channels(
         assert present() == left
         stats = api.presence_stats(cent.PresenceStatsRequest(channel=CHANNEL))
         assert stats.num_clients == len(left)
-        assert gateway.totals()['presence_leaves_total{cause="worker_gone"}'] == count
+        leaves = 'presence_leaves_total{cause="worker_gone"}'
+        wait_for(lambda: gateway.totals()[leaves] == count, "the leaves to be counted")
         gateway.publish(CHANNEL, "still here")
         assert {read_publication(clients[each]) for each in left} == {"still here"}

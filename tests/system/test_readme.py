@@ -55,13 +55,13 @@ def publisher(gateway: Gateway, name: str) -> str:
 
 @pytest.mark.parametrize("name", ["centrifuge", "tidegate"])
 def test_the_python_examples_publish_and_receive(gateway: Gateway, name: str) -> None:
-    subscriptions = gateway.totals()["subscriptions"]
+    wait_for(lambda: gateway.totals()["subscriptions"] == 0, "the end of who was there before")
     subscribed = subprocess.Popen(
         [sys.executable, "-u", "-c", subscriber(gateway, name)], stdout=subprocess.PIPE, text=True
     )
     assert subscribed.stdout is not None
     try:
-        wait_for(lambda: gateway.totals()["subscriptions"] > subscriptions, "the subscription")
+        wait_for(lambda: gateway.totals()["subscriptions"] == 1, "the subscription")
         published = run(publisher(gateway, "producer"))
         offset = re.search(r"offset=(\d+)", published)
         assert offset

@@ -32,7 +32,7 @@ def run(directory: Path, sections: dict[str, Any]) -> tuple[Gateway, int]:
     gateway.start(wait=False)
     assert gateway.process is not None
     try:
-        return gateway, gateway.process.wait(30)
+        return gateway, gateway.process.wait(60)
     finally:
         gateway.close()
 
@@ -83,7 +83,7 @@ def test_a_start_can_be_called_off(directory: Path, number: signal.Signals) -> N
         wait_for(gateway.control_path.exists, "the control socket, before any process serves")
         assert gateway.process is not None
         gateway.process.send_signal(number)
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(60) == 0
     finally:
         gateway.close()
     assert leftovers(gateway) == []
@@ -130,7 +130,7 @@ def test_it_runs_with_a_random_user_id_no_home_and_a_read_only_root(directory: P
             ["unshare", "--mount", "sh", "-ec", "\n".join(script)], stdout=log, stderr=log
         )
     try:
-        wait_for(lambda: _serves(gateway), "a gateway that serves", 30)
+        wait_for(lambda: _serves(gateway), "a gateway that serves")
         assert Path(f"/proc/{gateway.pid}").stat().st_uid == STRANGER_UID
         assert gateway.publish("public:a", 1)["offset"] == 1
     except AssertionError as failure:

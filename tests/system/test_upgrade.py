@@ -118,7 +118,10 @@ def test_an_upgrade_replaces_all_code_and_no_client_notices(
         ]
         # All but the uplinks and keeps of the old workers, and of the old API, are there still.
         workers_and_api = 2 * 2 + 2
-        assert len(kept.items() - segments(gateway).items()) == workers_and_api
+        wait_for(
+            lambda: len(kept.items() - segments(gateway).items()) == workers_and_api,
+            "the end of the old API's uplinks",
+        )
         reached = len(offsets)
         wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
 
@@ -322,7 +325,7 @@ def test_term_at_the_moment_of_the_exec_stops_the_gateway_in_order(start_gateway
 
     with pytest.raises(TidegateError):
         upgrade(gateway, stop)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert segments(gateway) == {}
     assert not gateway.control_path.exists()
 
@@ -355,7 +358,7 @@ def test_an_upgraded_gateway_is_as_alive_as_before(start_gateway: Start) -> None
     os.kill(gateway.pid, signal.SIGKILL)
     assert gateway.process is not None
     gateway.process.wait()
-    psutil.wait_procs(everyone, timeout=10)
+    psutil.wait_procs(everyone, timeout=60)
     assert not [process for process in everyone if process.is_running()]
     gateway.start()
     assert gateway.status()["state"] == "serving"
@@ -417,7 +420,7 @@ def test_new_code_that_fails_after_all_keeps_the_processes_that_serve(installed:
             wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
             supervisor.write_text(good)
             os.kill(gateway.pid, signal.SIGUSR2)
-            wait_for(lambda: "upgrade is done" in gateway.log(), "the end of the upgrade", 60)
+            wait_for(lambda: "upgrade is done" in gateway.log(), "the end of the upgrade")
         assert gateway.status()["version"] == "2"
         assert not set(pids) & set(gateway.worker_pids())
 

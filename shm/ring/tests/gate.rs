@@ -13,7 +13,7 @@ use tidegate_ring::region::Region;
 use tidegate_ring::wake::{Bell, wait_readable};
 
 const CAPACITY: u64 = 4096;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn append(writer: &mut LogWriter, payload: &[u8]) -> Vec<u32> {
     let mut batch = writer.batch().unwrap();

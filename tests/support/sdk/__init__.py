@@ -29,7 +29,7 @@ import pytest
 from tests.support.sdk import javascript
 from tests.support.waiting import wait_for
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[3]
 
 Event = dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import subprocess
@@ -30,6 +31,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # or what tests before have left would go in between
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -104,7 +106,7 @@ def test_descriptors_are_inheritable_only_for_the_exec(pipe: tuple[int, int]) ->
     assert not os.get_inheritable(pipe[0])
 
 
-# In a process of its own: a mask is a thread's, and the watchdog of these tests is another thread,
+# In a process of its own: a mask is a thread's, and whoever runs these tests may have another one,
 # to which the kernel would deliver what this one holds back.
 HELD_SIGNALS = """
 import os, signal

@@ -73,10 +73,16 @@ class Server:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        # Bound to the end: what nobody has is soon another process's, who would be knocked at.
+        port = stack.enter_context(socket.socket())
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port.bind(("127.0.0.1", 0))
+        self._listener = stack.enter_context(
+            socket.create_server(port.getsockname(), reuse_port=True)
+        )
         self._listener.settimeout(TIMEOUT_S)
         self._executor = stack.enter_context(ThreadPoolExecutor(4))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.address = f"127.0.0.1:{port.getsockname()[1]}"
 
     def accept(self) -> Peer:
         peer, _ = self._listener.accept()
@@ -379,7 +385,7 @@ def test_heartbeats_go_out_while_the_application_is_idle(server: Server) -> None
 
 
 def test_a_silent_server_is_left_with_3012_and_tried_again(server: Server) -> None:
-    impatient = dataclasses.replace(CONNECTED, heartbeat_interval_ms=20, heartbeat_timeout_ms=200)
+    impatient = dataclasses.replace(CONNECTED, heartbeat_interval_ms=100, heartbeat_timeout_ms=1000)
     _, peer = server.client(impatient)
     assert peer.goodbye().code == 3012
     server.accept().greet()

@@ -35,7 +35,7 @@ MESSAGES = st.dictionaries(st.text(), VALUES, max_size=5)
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in (one, other):
-        end.settimeout(5)
+        end.settimeout(60)
     yield one, other
     one.close()
     other.close()

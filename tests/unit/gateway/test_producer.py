@@ -132,6 +132,17 @@ def test_all_who_wait_are_told_when_the_gateway_goes(
             producer.publish("public:gone", 1)
 
 
+def test_who_waits_for_no_answers_is_told_too_when_the_gateway_goes(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    with Producer(gateway.control_path) as producer:
+        producer.publish_nowait("public:gone", 1)
+        os.kill(gateway.pid, signal.SIGKILL)
+        with pytest.raises(Unreachable, match="is gone"):
+            wait_for(lambda: producer.publish_nowait("public:gone", 1), "a word of it")
+
+
 def test_a_closed_producer_says_so(gateway: Gateway) -> None:
     producer = Producer(gateway.control_path)
     producer.close()

@@ -99,7 +99,7 @@ def arrivals(listeners: Sequence[socket.socket], connections: int) -> Counter[in
     counts: Counter[int] = Counter()
     for _ in range(connections):
         with socket.create_connection(listeners[0].getsockname()):
-            (ready, *_), _, _ = select.select(listeners, [], [], 5)
+            (ready, *_), _, _ = select.select(listeners, [], [], 60)
             ready.accept()[0].close()
             counts[listeners.index(ready)] += 1
     return counts

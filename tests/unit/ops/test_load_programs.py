@@ -106,7 +106,7 @@ def test_a_swarm_that_nobody_answers_says_why() -> None:
 def test_a_swarm_ends_when_its_time_is_over() -> None:
     with (
         Bare(processes=1, connections=1) as bare,
-        Swarm(address=bare.address, connections=1, run_s_max=0.2) as swarm,
+        Swarm(address=bare.address, connections=1, run_s_max=3.0) as swarm,
     ):
         swarm.expect("ready", RUN_S_MAX)
         assert swarm.expect("final", RUN_S_MAX)["connected"] == 1
@@ -119,7 +119,7 @@ def test_a_plan_with_an_unknown_key_is_refused_by_its_name() -> None:
         input=json.dumps(plan) + "\n",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "chanel" in done.stderr
@@ -129,7 +129,7 @@ def test_the_bare_loops_senders_end_with_their_conductor() -> None:
     with Bare(processes=2, connections=1) as bare:
         senders = [psutil.Process(pid) for pid in bare.pids]
         assert all(sender.is_running() for sender in senders)
-    gone, alive = psutil.wait_procs(senders, timeout=10)
+    gone, alive = psutil.wait_procs(senders, timeout=60)
     assert len(gone) == 2 and not alive
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def ends() -> Iterator[Ends]:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # or what tests before have left would go in between
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from aiohttp import web
 
 from tests.support.backend import Backend, running_backend
 from tests.support.engine import AskingEngine
+from tests.support.ports import deaf_port
 from tests.support.waiting import wait_for
 from tests.support.worker import SETTINGS
 from workers import proxy
@@ -37,7 +37,7 @@ def start(backend: Backend) -> Iterator[Start]:
 
         def started(jwks: str = "", ttl_s: float = 3600.0, **limits: Any) -> AskingEngine:
             urls = {} if jwks else {kind: f"{backend.url}/{kind}" for kind in ("rpc", "connect")}
-            values = {"urls": urls, "timeout_s": 0.5, **limits}
+            values = {"urls": urls, "timeout_s": 2.0, **limits}
             tokens = TokenSettings(jwks_url=jwks, jwks_ttl_s=ttl_s)
             hooks = Hooks(replace(SETTINGS, hooks=HookSettings(**values), tokens=tokens))
             engine = AskingEngine()
@@ -115,10 +115,9 @@ def test_a_header_that_cannot_be_sent_fails_that_question_alone(start: Start) ->
 def test_a_back_end_that_is_not_there_fails_the_question(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    engine = start(urls={"rpc": f"http://127.0.0.1:{port}/rpc"})
-    assert engine.call("rpc") == "failed"
+    with deaf_port() as port:
+        engine = start(urls={"rpc": f"http://127.0.0.1:{port}/rpc"})
+        assert engine.call("rpc") == "failed"
     failure = next(record for record in caplog.records if record.message == "a hook failed")
     assert f"127.0.0.1:{port}/rpc" in str(vars(failure)["reason"])
     assert failure.exc_info is None, "a traceback would say nothing more"
@@ -170,7 +169,7 @@ def test_many_who_ask_for_keys_at_once_cause_one_fetch(start: Start, backend: Ba
 
     backend.answer = held
     asked = [engine.ask("keys") for _ in range(50)]
-    wait_for(lambda: loops, "the fetch")
+    wait_for(lambda: loops and not engine.waiting, "the fetch, and that everybody waits for it")
     loops[0].call_soon_threadsafe(gate.set)
     answers = [engine.answer_to(number) for number in asked]
     assert answers == [{url: key_set("b")}] * 50

@@ -48,6 +48,11 @@ pub const BATCHES_IN_FLIGHT_MAX: usize = 2;
 /// Takings that may be under way at once: every other worker of a large instance that shrinks.
 const TAKINGS_MAX: usize = 64;
 
+/// How long the end of a taking is kept back until the publisher is told of all who came. Whoever
+/// hears of it may take the giver's uplink away, and with it what they were in. It is longer than
+/// it takes to replace a publisher that hangs.
+const TOLD_NS_MAX: u64 = 30_000_000_000;
+
 /// How a giving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HandedOver {
@@ -182,6 +187,8 @@ impl Ground<'_> {
 pub struct Handoffs {
     giver: Option<Giver>,
     receivers: Vec<Receiver>,
+    /// Of takings that are over, and since when (CLOCK_MONOTONIC).
+    kept_back: VecDeque<(Report, u64)>,
     reports: VecDeque<Report>,
 }
 
@@ -241,13 +248,26 @@ impl Handoffs {
             }
             self.reports.extend(report);
         }
-        let reports = &mut self.reports;
+        let kept_back = &mut self.kept_back;
         self.receivers.retain_mut(|receiver| {
             let report = receiver.step(ground);
-            reports.extend(report);
+            kept_back.extend(report.map(|report| (report, host::monotonic_ns())));
             report.is_none()
         });
+        self.let_go(ground);
         returned
+    }
+
+    /// Tells of takings that are over, if the publisher has been told before.
+    fn let_go(&mut self, ground: &Ground<'_>) {
+        while let Some((report, since_ns)) = self.kept_back.front() {
+            let waited_ns = host::monotonic_ns() - since_ns;
+            if !ground.sessions.uplink.has_told_all() && waited_ns < TOLD_NS_MAX {
+                return;
+            }
+            self.reports.push_back(*report);
+            self.kept_back.pop_front();
+        }
     }
 
     pub fn report(&mut self) -> Option<Report> {

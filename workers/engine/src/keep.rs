@@ -25,6 +25,8 @@ pub struct Keep {
     waiting: VecDeque<(u64, Token)>,
     /// Sockets that came in hand-offs and are not acknowledged.
     received: usize,
+    /// There are connections that nobody serves, and that are ours to keep.
+    parked: bool,
     frames: Vec<FrameRef>,
     blob: Vec<u8>,
 }
@@ -75,11 +77,19 @@ impl Keep {
         );
     }
 
-    /// All connections have what the log holds before `position`.
+    /// All connections have what the log holds before `position`, but for those that are parked.
     pub fn settle(&mut self, position: u64) {
-        if let Some(writer) = &mut self.writer {
+        if let Some(writer) = &mut self.writer
+            && !self.parked
+        {
             writer.settle(position);
         }
+    }
+
+    /// Whether there are connections that were let go of and are not given yet: what the log brings
+    /// meanwhile they will have to be sent by whoever serves them next.
+    pub fn park(&mut self, parked: bool) {
+        self.parked = parked;
     }
 
     /// A connection's frames wait for its socket.

@@ -25,7 +25,7 @@ mod giver;
 pub mod resume;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use tidegate_ring::host;
 use tidegate_ring::keep::{KeepView, State};
@@ -48,16 +48,21 @@ pub struct Memory {
     pub channels: Region,
 }
 
-/// Starts the keeper of this process. To be called while it has one thread, and before it has
-/// connections.
+/// Starts the keeper of this process, to whose clients these `listeners` are. To be called while it
+/// has one thread, and before it has connections.
 ///
 /// # Errors
 /// [`EngineError`] where the kernel refuses, or a segment is not one that this build knows.
-pub fn start(memory: &Memory, link: OwnedFd) -> Result<(), EngineError> {
+pub fn start(
+    memory: &Memory,
+    listeners: [BorrowedFd<'_>; 2],
+    link: OwnedFd,
+) -> Result<(), EngineError> {
     let of = |segment| move |source| EngineError::Segment { segment, source };
     let view = KeepView::attach(memory.keep.clone()).map_err(of("keep"))?;
     let log = memory.log.clone();
     let places = Places::attach(&log, memory.channels.clone()).map_err(of("log"))?;
+    let ports = listeners.map(sys::local_port);
     let worker = process::own_pidfd().map_err(EngineError::system("pidfd_open"))?;
     let parent = process::parent_pid();
     // Both descriptors are the keeper's from now on, in the table that we share.
@@ -71,6 +76,7 @@ pub fn start(memory: &Memory, link: OwnedFd) -> Result<(), EngineError> {
         let keeper = Keeper {
             view,
             places,
+            ports,
             worker,
             link,
         };
@@ -82,6 +88,9 @@ pub fn start(memory: &Memory, link: OwnedFd) -> Result<(), EngineError> {
 struct Keeper {
     view: KeepView,
     places: Places,
+    /// Of the listeners. Who comes in has one of these at our end, who was called does not: an
+    /// application has connections, too.
+    ports: [Option<u16>; 2],
     /// Readable when the worker is dead.
     worker: RawFd,
     link: RawFd,
@@ -153,8 +162,8 @@ impl Keeper {
                 continue;
             }
             // SAFETY: it was in the list of those that are open, and nobody else closes any.
-            let is_connection = sys::is_tcp_connection(unsafe { process::lend(number) });
-            unrecorded += usize::from(is_connection && foreign.binary_search(&number).is_err());
+            let is_client = self.is_client(unsafe { process::lend(number) });
+            unrecorded += usize::from(is_client && foreign.binary_search(&number).is_err());
             process::close(number);
         }
         let received = self.view.received() as usize;
@@ -166,6 +175,11 @@ impl Keeper {
             ("unrecorded", unrecorded.saturating_sub(received)),
         ];
         say(self.link, "found", &fields, "")
+    }
+
+    fn is_client(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let port = sys::local_port(descriptor);
+        port.is_some() && self.ports.contains(&port) && sys::is_tcp_connection(descriptor)
     }
 }
 

@@ -151,7 +151,8 @@ impl Engine {
             log: regions.log.clone(),
             channels: regions.channels.clone(),
         };
-        keeper::start(&memory, duplicate(keys.keeper)?)?;
+        let listeners = [owned.http.as_fd(), owned.tcp.as_fd()];
+        keeper::start(&memory, listeners, duplicate(keys.keeper)?)?;
         let segment = "keep";
         let writer = KeepWriter::attach(memory.keep, Some(duplicate(keys.keep)?))
             .map_err(|source| EngineError::Segment { segment, source })?;

@@ -4,6 +4,8 @@ pub mod passing;
 pub mod process;
 
 use std::io;
+use std::mem::ManuallyDrop;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -258,6 +260,13 @@ fn tcp_info(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
 /// Whether the kernel holds bytes of the peer that nobody has read.
 pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
     queued(socket, libc::FIONREAD) > 0
+}
+
+/// The port of a socket's own end. `None`: it is no socket of the Internet's.
+pub fn local_port(socket: BorrowedFd<'_>) -> Option<u16> {
+    // SAFETY: what it is asked is any socket's to answer, and it is never dropped, so not closed.
+    let socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket.as_raw_fd()) });
+    socket.local_addr().ok().map(|address| address.port())
 }
 
 /// What an ioctl(2) says of a queue of a socket, in bytes (tcp(7): SIOCOUTQ, SIOCINQ).

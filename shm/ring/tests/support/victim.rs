@@ -16,7 +16,7 @@ use super::Random;
 const ROLE: &str = "TIDEGATE_RING_TEST_ROLE";
 
 /// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A child is killed after it has done so much that others can see (records, requests) ...
 const DEEDS_MAX: usize = 200;

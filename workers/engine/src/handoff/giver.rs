@@ -139,6 +139,7 @@ impl Giver {
             self.outbound = self.build(ground, returned);
             self.send(ground, returned);
         }
+        ground.sessions.keep.park(self.outbound.is_some());
         if self.is_over() {
             Some(self.finished(ground))
         } else {

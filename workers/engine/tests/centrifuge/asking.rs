@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tidegate_engine::asks::{AskKind, Fallback, Question, Questions};
 use tidegate_engine::settings::Settings;
 
-use crate::client::{Client, settings, token_of};
+use crate::client::{Client, now_s, settings, token_of};
 use crate::house::{House, wait_for};
 
 /// The application: takes questions one by one.
@@ -219,22 +219,21 @@ fn the_application_is_asked_when_time_is_over() {
         AskKind::SubRefresh,
     ];
     let app = App::of(&mut house, kinds);
-    let soon = crate::client::now_s();
     let mut client = Client::upgraded(house.http, "");
     let id = client.command("connect", json!({}));
-    let result = json!({"result": {"user": "ann", "expire_at": soon + 1}});
+    let result = json!({"result": {"user": "ann", "expire_at": now_s() + 2}});
     app.answer(AskKind::Connect, &result);
     let connected = client.reply_to(id)["connect"].take();
     assert_eq!(connected.get("expires"), None, "it need not care");
     let asked = app.answer(
         AskKind::Refresh,
-        &json!({"result": {"expire_at": soon + 1000}}),
+        &json!({"result": {"expire_at": now_s() + 1000}}),
     );
     assert_eq!(asked["user"], "ann");
     let id = client.command("subscribe", json!({"channel": "closed:a"}));
     app.answer(
         AskKind::Subscribe,
-        &json!({"result": {"expire_at": soon + 2}}),
+        &json!({"result": {"expire_at": now_s() + 2}}),
     );
     assert_eq!(client.reply_to(id)["subscribe"].get("expires"), None);
     let asked = app.answer(AskKind::SubRefresh, &json!({"result": {"expired": true}}));

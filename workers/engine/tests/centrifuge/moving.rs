@@ -206,7 +206,7 @@ fn expiry_goes_on_where_it_was() {
     });
     let mut client = pair.serve(|house| {
         let mut client = Client::of(house.http, "ann");
-        let token = channel_token("ann", "closed:a", json!({"exp": now_s() + 1}));
+        let token = channel_token("ann", "closed:a", json!({"exp": now_s() + 3}));
         client.ask("subscribe", json!({"channel": "closed:a", "token": token}));
         client
     });

@@ -10,8 +10,8 @@ use crate::house::House;
 
 fn hasty() -> Settings {
     Settings {
-        websocket_ping_interval: Duration::from_millis(300),
-        websocket_pong_timeout: Duration::from_millis(150),
+        websocket_ping_interval: Duration::from_millis(1500),
+        websocket_pong_timeout: Duration::from_millis(1200),
         ..settings()
     }
 }

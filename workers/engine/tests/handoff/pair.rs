@@ -25,7 +25,7 @@ use tidegate_ring::wake::Bell;
 use tidegate_ring::{channels, history, log, presence, stats, uplink};
 
 /// No wait of a test is longer: what should happen in milliseconds has failed by then.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const OWNER: Owner = Owner {
     generation: 1,

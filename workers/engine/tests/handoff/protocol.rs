@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tidegate_engine::handoff::message::{MESSAGE_BYTES_MAX, Message, Refusal};
 use tidegate_engine::handoff::{HandedOver, record};
 use tidegate_engine::sys::passing::{self, Received};
+use tidegate_ring::keep::{self, KeepView, KeepWriter};
+use tidegate_ring::layout::Owner;
+use tidegate_ring::region::Region;
 
 use crate::clients::Uni;
 use crate::house::{Pair, channel};
@@ -113,6 +116,58 @@ fn a_receiver_that_goes_at_any_word_leaves_everything_with_the_giver() {
         );
         all_go_on(&mut pair, &mut clients);
     }
+}
+
+/// A worker's keep, as it is read when the worker is dead.
+fn kept(pair: &mut Pair) -> KeepView {
+    const SLOTS: u64 = 64;
+    const ARENA_BYTES: u64 = 1 << 16;
+    let owner = Owner {
+        generation: 1,
+        pid: 1,
+        start: 1,
+    };
+    let (bytes, _) = keep::segment_bytes(SLOTS, ARENA_BYTES).unwrap();
+    let region = Region::heap(bytes);
+    keep::format(&region, SLOTS, ARENA_BYTES, owner).unwrap();
+    let writer = KeepWriter::attach(region.clone(), None).unwrap();
+    pair.worker(0).survive(writer);
+    KeepView::attach(region).unwrap()
+}
+
+#[test]
+fn who_is_let_go_of_and_cannot_be_sent_yet_is_not_said_to_have_what_is_published_meanwhile() {
+    let mut pair = Pair::open();
+    let keep = kept(&mut pair);
+    let mut clients = subscribers(&mut pair, 3);
+    let (ours, theirs) = channel();
+    let stuffing = theirs.try_clone().unwrap();
+    pair.give(0, theirs, None);
+    let peer = Peer(ours);
+    assert!(matches!(peer.hear(&mut pair).0, Message::Hello { .. }));
+    while passing::send(stuffing.as_fd(), b"x", &[]).is_ok() {}
+    drop(stuffing);
+    peer.say(&HELLO, &[]);
+    pair.turn_until("them to be let go of", |pair| pair.websockets(0) == 0);
+    let settled = keep.settled();
+    let offset = pair.publish("public:a", "1");
+    for _ in 0..10 {
+        pair.turn();
+    }
+    assert_eq!(
+        keep.settled(),
+        settled,
+        "a keeper would skip what they did not get"
+    );
+    drop(peer);
+    let over = report(&mut pair);
+    assert_eq!((over.moved, over.kept), (0, 3));
+    pair.serve(|_| {
+        for client in &mut clients {
+            assert_eq!(client.next_publication().1, offset);
+        }
+    });
+    pair.turn_until("the keep to go on", |_| keep.settled() != settled);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn an_idle_subscriber_gets_the_next_publication_from_its_new_worker() {
         (adopted.count, adopted.refused, adopted.reason),
         (1, 0, "done")
     );
-    assert!(adopted.pause_us_max > 0 && adopted.pause_us_max < 1_000_000);
+    assert!(adopted.pause_us_max > 0 && adopted.pause_us_max < 60_000_000);
     pair.turn();
     assert_eq!((pair.websockets(0), pair.websockets(1)), (0, 1));
     assert_eq!(
@@ -300,18 +300,18 @@ fn a_connection_is_not_moved_before_its_publishes_are_answered() {
 fn a_silent_client_is_not_given_more_time_by_a_move() {
     let mut pair = Pair::with(|slot| {
         let mut settings = settings(slot);
-        settings.tcp_heartbeat_interval = Duration::from_millis(100);
-        settings.tcp_heartbeat_timeout = Duration::from_millis(900);
+        settings.tcp_heartbeat_interval = Duration::from_millis(500);
+        settings.tcp_heartbeat_timeout = Duration::from_secs(6);
         settings
     });
     let mut client = pair.serve(|house| Binary::connect(&house, u16::MAX, false));
     let connected = Instant::now();
-    while connected.elapsed() < Duration::from_millis(600) {
+    while connected.elapsed() < Duration::from_millis(4000) {
         pair.turn();
     }
     pair.move_all(0);
     pair.serve(|_| while client.next().0 != Kind::Close {});
-    assert!(connected.elapsed() < Duration::from_millis(1400));
+    assert!(connected.elapsed() < Duration::from_millis(9500));
     assert_eq!(pair.count(1, r#"closes_total{reason="no_pong"}"#), 1);
 }
 

@@ -52,8 +52,8 @@ fn a_binary_client_that_says_goodbye_is_answered_and_hung_up_on() {
 #[test]
 fn a_client_that_answers_pings_stays_and_one_that_does_not_is_closed() {
     let house = House::with(tidegate_engine::settings::Settings {
-        websocket_ping_interval: Duration::from_millis(400),
-        websocket_pong_timeout: Duration::from_millis(300),
+        websocket_ping_interval: Duration::from_millis(1500),
+        websocket_pong_timeout: Duration::from_millis(1200),
         ..settings()
     });
     let (mut alive, _) = Uni::connect(&house, "{}");

@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import chromium from "@sparticuz/chromium";
 import puppeteer from "puppeteer-core";
 
-const LAUNCH_TIMEOUT_MS = 15_000; // less than what a test waits for a driver to be ready
+const LAUNCH_TIMEOUT_MS = 30_000; // less than what a test waits for a driver to be ready
 const here = dirname(fileURLToPath(import.meta.url));
 const centrifuge = join(dirname(createRequire(import.meta.url).resolve("centrifuge")), "..", "dist", "centrifuge.js");
 const page_html = `<!doctype html><script src="/centrifuge.js"></script><script type="module">
