@@ -36,13 +36,13 @@ class Size:
     """How much of it: the whole, or enough to see that it works."""
 
     connections: int = 10_000
-    messages: int = 20
-    runs: int = 5
+    messages: int = 12
+    runs: int = 3
     burst_messages: int = 16
-    bursts: int = 3
+    bursts: int = 1
 
 
-QUICK = Size(connections=500, messages=20, runs=1)
+QUICK = Size(connections=500, messages=10, runs=1)
 
 
 @dataclass(frozen=True, slots=True)
