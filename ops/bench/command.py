@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = (
     *("ring", "fanout", "connect", "session", "unicast", "mixed", "storm"),
-    *("api", "produce", "presence", "idle", "reload", "peers"),
+    *("api", "produce", "presence", "idle", "servers", "reload", "peers"),
 )
 """What `all` runs, in the order of the README's table."""
 MILLION = "million"

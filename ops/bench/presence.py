@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
     """Measure; `say` gets a line of progress now and then. Raises TidegateError."""
     key = secrets.token_hex(16)
     workers = max(2, -(-size.members // MEMBERS_PER_WORKER))
-    small, large = [], []
+    small: list[float] = []
+    large: list[float] = []
     with (
         Subject(workers=workers, settings=SETTINGS | {"api.key": key}) as subject,
         Caller(subject.api_address, key, 1) as caller,
@@ -63,23 +65,32 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
             seen = crowd.wait_settled(CONNECT_TIMEOUT_S, lambda _: None)
             if seen.sums["connected"] != crowd.connections:
                 raise TidegateError(f"not all members came: {dict(seen.failures)}", code="bench")
+        requests = [_request(caller, LARGE, size.members), _request(caller, SMALL, size.few)]
         for number in range(size.runs):
-            small.append(_call_us(caller, SMALL, size))
-            large.append(_call_us(caller, LARGE, size))
+            for found, us in zip((large, small), _call_us(caller, requests, size), strict=True):
+                found.append(us)
             say(f"run {number + 1}: {large[-1]:.0f} µs of {size.members:,}, {small[-1]:.0f} of few")
     return _result(small, large, size, workers)
 
 
-def _call_us(caller: Caller, channel: str, size: Size) -> float:
-    """Of one call; the answer is looked at once, beforehand."""
+def _request(caller: Caller, channel: str, members: int) -> bytes:
+    """To be told the statistics of a channel. Raises TidegateError where they are wrong."""
     request = caller.request("presence_stats", json.dumps({"channel": channel}).encode())
-    members = size.members if channel == LARGE else size.few
     answer = caller.ask(request)
     if answer["num_clients"] != members:
         raise TidegateError(f"{answer} instead of {members:,} members", code="bench")
-    began_s = time.monotonic()
-    caller.call(request, size.calls)
-    return (time.monotonic() - began_s) * 1e6 / size.calls
+    return request
+
+
+def _call_us(caller: Caller, requests: list[bytes], size: Size) -> list[float]:
+    """Of one call of each request, at the median. In turns, so that both meet the same weather."""
+    times_us: list[list[float]] = [[] for _ in requests]
+    for _ in range(size.calls):
+        for times, request in zip(times_us, requests, strict=True):
+            began_s = time.monotonic()
+            caller.call(request, 1)
+            times.append((time.monotonic() - began_s) * 1e6)
+    return [statistics.median(each) for each in times_us]
 
 
 def _result(small: list[float], large: list[float], size: Size, workers: int) -> Result:

@@ -32,7 +32,7 @@ ANSWER_TIMEOUT_S = 60.0
 class Size:
     """How much of it: the whole, or enough to see that it works."""
 
-    messages: int = 400_000
+    messages: int = 200_000
     """Of each producer."""
     runs: int = 5
 

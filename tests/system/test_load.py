@@ -199,7 +199,13 @@ def quick_result(benchmark: str) -> dict[str, Any]:
     return dict(result)
 
 
-@pytest.mark.parametrize("benchmark", ["ring", "fanout", "connect", "unicast", "mixed", "idle"])
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        *("ring", "fanout", "connect", "session", "unicast", "mixed", "storm"),
+        *("api", "produce", "presence", "idle"),
+    ],
+)
 def test_a_benchmark_runs_to_its_end(benchmark: str) -> None:
     result = quick_result(benchmark)
     assert result["benchmark"] == benchmark

@@ -1,4 +1,4 @@
-//! The conversation of a browser's `EventSource` with the unidirectional endpoint: one request, then
+//! The conversation of a browser's `EventSource` with the unidirectional endpoint: a request, then
 //! events. What brings a client back to where it was is the id of the last event that it saw.
 
 use super::websocket::push_events;
