@@ -56,6 +56,7 @@ format: .venv/.test  ## Rewrite all sources in the house style
 
 rust-test:  ## Unit, property, model and kill tests of the crates
 	cargo test --workspace --locked
+	TIDEGATE_TEST_ENGINE=io_uring cargo test --package tidegate-engine --test serving --test handoff --locked
 
 # A target directory of its own: --cfg loom would otherwise rebuild everything twice.
 loom:  ## Check the lock-free code against every interleaving
@@ -67,6 +68,7 @@ fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 # A file of tests stays in one process: its tests share a gateway.
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak' --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m 'sending and not soak' --engine io_uring --numprocesses 2 --dist loadfile
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

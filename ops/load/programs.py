@@ -8,12 +8,15 @@ import select
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from gateway.errors import TidegateError
 from ops import programs
+
+LoopName = Literal["send", "io_uring"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,8 +236,14 @@ class Bare(Program):
 
     name = "tidegate-bare"
 
-    def __init__(self, *, processes: int, connections: int) -> None:
-        super().__init__({"processes": processes, "connections": connections})
+    def __init__(
+        self,
+        *,
+        processes: int,
+        connections: int,
+        sends_by: LoopName = "send",
+    ) -> None:
+        super().__init__({"processes": processes, "connections": connections, "sends_by": sends_by})
         listening = self.expect("listening", CONNECT_TIMEOUT_S)
         self.address = f"127.0.0.1:{listening['port']}"
         self.pids: list[int] = listening["pids"]
@@ -243,9 +252,10 @@ class Bare(Program):
     def wait_ready(self) -> None:
         self.expect("ready", CONNECT_TIMEOUT_S)
 
-    def send(self, text: str) -> None:
-        """Send one text frame to every client. Raises TidegateError if a socket had no room."""
-        self.command("send", text=text)
+    def send(self, texts: Sequence[str]) -> None:
+        """Send a text frame of each, all at once, to every client. Raises TidegateError if a socket
+        had no room."""
+        self.command("send", texts=texts)
         self._expect_sent(DELIVERY_TIMEOUT_S)
 
     def unicast(self, *, channel: str, messages: int, per_s: float, payload_bytes: int) -> None:

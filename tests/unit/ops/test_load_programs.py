@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from gateway.errors import TidegateError
+from gateway.host.kernel import Kernel
 from ops.bench.usage import cpu_seconds, pss_bytes
-from ops.load.programs import Bare, Swarm, build
+from ops.load.programs import Bare, LoopName, Swarm, build
 from ops.load.stream import PAYLOAD_BYTES, PAYLOAD_BYTES_MIN, payload
 from tests.support.waiting import wait_for
 
@@ -38,16 +39,25 @@ def test_a_payload_has_its_exact_length_and_carries_the_time() -> None:
         assert json.loads(text)["sent_ns"] > 0
 
 
-def test_every_client_of_a_swarm_receives_every_message() -> None:
-    with Bare(processes=2, connections=40) as bare, start(bare, 40) as swarm:
+@pytest.mark.parametrize("sends_by", ["send", "io_uring"])
+def test_every_client_of_a_swarm_receives_every_message(sends_by: LoopName) -> None:
+    if sends_by == "io_uring" and Kernel().io_uring():
+        pytest.skip("the kernel refuses io_uring")
+    with (
+        Bare(processes=2, connections=600, sends_by=sends_by) as bare,
+        start(bare, 600) as swarm,
+    ):
         for offset in (1, 2, 3):
             swarm.announce()
-            bare.send(push(offset))
+            bare.send([push(offset)])
             swarm.wait_delivered()
+        swarm.announce(2)
+        bare.send([push(4), push(5)])
+        swarm.wait_delivered()
         report = swarm.flawless_report()
-    assert report["deliveries"] == 120
-    assert report["connected"] == 40
-    assert report["latency_live"]["count"] == 120
+    assert report["deliveries"] == 3000
+    assert report["connected"] == 600
+    assert report["latency_live"]["count"] == 3000
     assert 0 < report["latency_live"]["p50_us"] <= report["latency_live"]["max_us"]
     assert report["undated"] == 0
 
@@ -55,12 +65,12 @@ def test_every_client_of_a_swarm_receives_every_message() -> None:
 def test_a_reset_counts_from_zero_and_keeps_the_connections() -> None:
     with Bare(processes=1, connections=3) as bare, start(bare, 3) as swarm:
         swarm.announce()
-        bare.send(push(1))
+        bare.send([push(1)])
         swarm.wait_delivered()
         swarm.reset()
         assert swarm.flawless_report()["deliveries"] == 0
         swarm.announce()
-        bare.send(push(2))
+        bare.send([push(2)])
         swarm.wait_delivered()
         assert swarm.flawless_report()["connected"] == 3
 
@@ -68,8 +78,8 @@ def test_a_reset_counts_from_zero_and_keeps_the_connections() -> None:
 def test_a_message_of_a_foreign_channel_spoils_the_report() -> None:
     with Bare(processes=1, connections=2) as bare, start(bare, 2) as swarm:
         swarm.announce()
-        bare.send(push(1, "public:other"))
-        bare.send(push(1))
+        bare.send([push(1, "public:other")])
+        bare.send([push(1)])
         swarm.wait_delivered()
         with pytest.raises(TidegateError, match=r"'foreign': 2"):
             swarm.flawless_report()

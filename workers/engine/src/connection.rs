@@ -11,6 +11,7 @@ use crate::outbox::Outbox;
 use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
 use crate::protocol::websocket::Inbound;
+use crate::sending::{Buffers, Offer};
 use crate::wheel::Tick;
 
 /// How far a connection has come.
@@ -253,6 +254,32 @@ impl Connection {
         match &self.dialect {
             Dialect::Tcp(tcp) => self.outbox.queued_bytes() + tcp.wire.len(),
             _ => self.outbox.queued_bytes(),
+        }
+    }
+}
+
+impl Connection {
+    /// What is to be sent next.
+    pub fn offer(&self) -> Offer<'_> {
+        match &self.dialect {
+            Dialect::Tcp(tcp) => Offer::new(&tcp.wire, None),
+            _ => self.outbox.offer(),
+        }
+    }
+
+    /// Counts `bytes` of what was offered as sent.
+    pub(crate) fn advance(&mut self, bytes: usize, buffers: &mut Buffers) {
+        match &mut self.dialect {
+            Dialect::Tcp(tcp) => tcp.advance(bytes, buffers),
+            _ => self.outbox.advance(bytes),
+        }
+    }
+
+    /// Whether there is more to send than was offered.
+    pub fn has_more(&self) -> bool {
+        match &self.dialect {
+            Dialect::Tcp(tcp) => tcp.has_more(&self.outbox),
+            _ => !self.outbox.is_empty(),
         }
     }
 }

@@ -70,12 +70,14 @@ impl Directory {
         self.users.len()
     }
 
-    pub fn add_session(&mut self, session: [u8; 16], place: u32) {
-        self.sessions.insert(session, place);
+    /// Whether it is new.
+    pub fn add_session(&mut self, session: [u8; 16], place: u32) -> bool {
+        self.sessions.insert(session, place).is_none()
     }
 
-    pub fn remove_session(&mut self, session: &[u8; 16]) {
-        self.sessions.remove(session);
+    /// Whether there was one.
+    pub fn remove_session(&mut self, session: &[u8; 16]) -> bool {
+        self.sessions.remove(session).is_some()
     }
 
     pub fn session(&self, session: &[u8; 16]) -> Option<u32> {
@@ -130,9 +132,9 @@ mod tests {
     #[test]
     fn a_session_is_found_until_it_ends() {
         let mut directory = Directory::default();
-        directory.add_session([7; 16], 2);
+        assert!(directory.add_session([7; 16], 2) && !directory.add_session([7; 16], 2));
         assert_eq!(directory.session(&[7; 16]), Some(2));
-        directory.remove_session(&[7; 16]);
+        assert!(directory.remove_session(&[7; 16]) && !directory.remove_session(&[7; 16]));
         assert_eq!(directory.session(&[7; 16]), None);
     }
 }

@@ -7,6 +7,7 @@
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 use tidegate_ring::channels::ChannelKey;
+use tidegate_ring::log::Interest;
 
 use crate::protocol::format::{FORMATS, Format};
 use crate::slab::{Slab, Token};
@@ -36,13 +37,13 @@ pub struct Subscription {
 /// What the subscribers of a channel want, as a set: the [`Format`]s, and what some of them want
 /// beside. It grows as they come; a delivery, which sees them all, corrects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wants(u16);
+pub struct Wants(u32);
 
 impl Wants {
     /// Publications as differences to the one before.
-    pub const DELTA: Self = Self(1 << 14);
+    pub const DELTA: Self = Self(1 << 30);
     /// Who joins and who leaves.
-    pub const EVENTS: Self = Self(1 << 15);
+    pub const EVENTS: Self = Self(1 << 31);
 
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -70,11 +71,11 @@ impl Wants {
 
 impl From<Format> for Wants {
     fn from(format: Format) -> Self {
-        Self(1 << format as u16)
+        Self(1 << format as u32)
     }
 }
 
-const _: () = assert!(FORMATS <= 14);
+const _: () = assert!(FORMATS <= 30);
 
 pub struct Channel {
     pub key: ChannelKey,
@@ -124,6 +125,8 @@ pub struct Moved {
 }
 
 pub struct Hub {
+    /// What this worker is woken for: its channels, and what else others add.
+    pub interest: Interest,
     channels: Slab<Channel>,
     /// Their places, found by their keys: the keys themselves are in the slab.
     places: HashTable<u32>,
@@ -136,17 +139,16 @@ fn hash(key: &ChannelKey) -> u64 {
     first.rotate_left(32) ^ second
 }
 
-impl Default for Hub {
-    fn default() -> Self {
+impl Hub {
+    pub fn new(interest: Interest) -> Self {
         Self {
+            interest,
             channels: Slab::new(0),
             places: HashTable::new(),
             subscriptions: 0,
         }
     }
-}
 
-impl Hub {
     pub fn channel_count(&self) -> usize {
         self.channels.len()
     }
@@ -189,6 +191,7 @@ impl Hub {
             wants: Wants::default(),
             newest: None,
         });
+        self.interest.add(key.into());
         let channels = &self.channels;
         let rehash = |place: &u32| channels.at(*place).map_or(0, |each| hash(&each.key));
         self.places.insert_unique(hash(&key), id.index, rehash);
@@ -247,6 +250,7 @@ impl Hub {
         let Some(channel) = self.channels.remove(id) else {
             return;
         };
+        self.interest.remove(channel.key.into());
         let is_its = |place: &u32| *place == id.index;
         if let Ok(found) = self.places.find_entry(hash(&channel.key), is_its) {
             found.remove();
@@ -259,7 +263,22 @@ const _: () = assert!(size_of::<Channel>() <= 80);
 
 #[cfg(test)]
 mod tests {
+    use tidegate_ring::layout::Owner;
+    use tidegate_ring::log::{self, LogReader};
+    use tidegate_ring::region::Region;
+
     use super::*;
+
+    fn hub() -> Hub {
+        let owner = Owner {
+            generation: 1,
+            pid: 1,
+            start: 1,
+        };
+        let log = Region::heap(log::segment_bytes(1024, 1, 1));
+        log::format(&log, 1024, 1, 1, 0, owner).unwrap();
+        Hub::new(LogReader::join(log, 0).unwrap().interest().unwrap())
+    }
 
     fn subscriber(connection: u32, subscription: u32) -> Subscriber {
         Subscriber {
@@ -271,7 +290,7 @@ mod tests {
 
     #[test]
     fn leaving_moves_the_last_subscriber_into_the_gap() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         for connection in 0..3 {
             let place = hub.subscribe(id, subscriber(connection, 9), Format::UniWebSocket.into());
@@ -300,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_channel_goes_with_its_last_subscriber_and_its_id_names_no_later_one() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let key = ChannelKey([1, 2]);
         let id = hub.insert(key, "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::Tcp.into());
@@ -317,7 +336,7 @@ mod tests {
 
     #[test]
     fn whatever_comes_and_goes_channels_are_found_by_their_keys() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let key = |number: u64| ChannelKey([number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1, 1]);
         let mut ids: Vec<Option<ChannelId>> = vec![None; 1000];
         for step in 0..20_000u64 {
@@ -347,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_nobody_was_seen_to_want_is_wanted_no_more() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         let mut wants = Wants::from(Format::JsonWebSocket);
         wants.add(Wants::DELTA);
@@ -362,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_is_not_kept_up_to_date_is_no_base_for_whoever_comes_next() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::UniSse.into());
         hub.subscribe(id, subscriber(1, 0), Wants::DELTA);

@@ -58,11 +58,15 @@ table! { Count, COUNTS:
         "requests that were answered and opened no connection";
     ReceivedBytes = Counter, "received_bytes_total", "bytes received from clients";
     SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
-    Sends = Counter, "sends_total", "system calls that sent to clients";
-    SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
+    Sends = Counter, "sends_total", "sends to clients, by a system call each or in a batch";
+    SendsBlocked = Counter, "sends_blocked_total", "sends that left a rest for later";
+    SendBatches = Counter, "send_batches_total", "system calls that did a batch of sends";
+    IoUring = Gauge, "io_uring", "workers that send by io_uring";
     Publications = Counter, "publications_read_total", "publications read from the log";
     RecordsInvalid = Counter, "records_invalid_total",
         "records of the log that this worker does not understand";
+    Compressions = Counter, "compressions_total",
+        "messages compressed, each once for all who get it";
     Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
     DeliveriesDropped = Counter, "deliveries_dropped_total",
         "queued frames that were dropped with their connection or subscription";

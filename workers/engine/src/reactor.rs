@@ -29,6 +29,7 @@ use crate::keep::Keep;
 use crate::metrics::{Count, Histogram, Metrics, TurnPhase};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
+use crate::sending::Sender;
 use crate::session::{Memory, Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
@@ -290,21 +291,32 @@ impl Reactor {
         self.events.clear();
         let mut waited = self.epoll.wait(timeout, &mut self.events);
         if waited.is_ok() && may_sleep && self.events.is_empty() && self.has_records() {
-            // Records and no ring: its writer is about to, or has forgotten us.
+            // Records and no ring: they concern others, or it is about to come, or was forgotten.
+            let tail = self.sessions.reader.tail();
             waited = self.epoll.wait(RING_GRACE, &mut self.events);
-            let is_missed = !self.events.iter().any(|event| event.token == WAKE);
-            self.sessions
-                .metrics
-                .add(Count::MissedWakeups, usize::from(is_missed));
+            if !self.events.iter().any(|event| event.token == WAKE) {
+                self.sessions.suspect(tail);
+            }
         }
         self.sessions.reader.awake();
         self.sessions.uplink.awake();
         waited.map_err(EngineError::system("epoll_wait"))?;
+        self.let_more_come();
         self.note_events();
         Ok(())
     }
 
-    fn has_records(&self) -> bool {
+    /// Gives publications the time to gather that the operator wants them to have. It is at most
+    /// milliseconds, for which nothing else is done either.
+    fn let_more_come(&self) {
+        let delay = self.sessions.settings.batch_delay;
+        let has_work = self.log_has_more || self.sessions.has_to_flush();
+        if !delay.is_zero() && !has_work && self.has_records() {
+            std::thread::sleep(delay);
+        }
+    }
+
+    pub(super) fn has_records(&self) -> bool {
         self.sessions.reader.position() != self.sessions.reader.tail()
     }
 
@@ -483,12 +495,14 @@ fn sessions(
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
     let memory = Memory {
+        interest: reader.interest().map_err(of("log"))?,
         reader,
         table,
         history: HistoryStore::attach(history).map_err(of("history"))?,
         presence: PresenceTable::attach(presence).map_err(of("presence"))?,
     };
-    let mut sessions = Sessions::new(settings, metrics, memory, uplink)?;
+    let sender = Sender::new(settings.engine)?;
+    let mut sessions = Sessions::new(settings, metrics, memory, uplink, sender)?;
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

@@ -11,7 +11,7 @@ use crate::connection::{Connection, Dialect, Flags, Phase, uuid_v4};
 use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::close::Close;
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{HttpReject, Refused};
 use crate::protocol::websocket::PING_FRAME;
 use crate::slab::Token;
 use crate::sys;
@@ -69,7 +69,11 @@ impl Sessions {
                 self.metrics.add(Count::CloseTimeouts, 1);
                 self.forget(token);
             }
-            (Phase::Connecting, Dialect::Http) => self.reject(token, HttpReject::Timeout),
+            (Phase::Connecting, Dialect::Http) => {
+                let cors = self.emulations.remove(&token).unwrap_or_default();
+                let reject = HttpReject::Timeout;
+                self.reject(token, Refused { reject, cors });
+            }
             (Phase::Connecting, _) => self.condemn(token, Close::Stale),
             (Phase::Open, _) => self.life_signs(token),
         }

@@ -1,5 +1,8 @@
 //! A worker and a publisher for tests: the real ones, on threads, over heap memory and loopback.
 
+#[path = "../support/engine.rs"]
+pub mod engine;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,6 +80,7 @@ pub fn settings() -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 16,
+        engine: engine::engine(),
         recovery_publications_max: 100,
         close_timeout: Duration::from_millis(500),
         websocket_ping_interval: long,
@@ -94,8 +98,8 @@ pub fn settings() -> Settings {
 
 fn segments() -> (sequencer::Segments, Region, Region) {
     let region = |bytes| Region::heap(bytes);
-    let log = region(log::segment_bytes(LOG_BYTES, 2));
-    log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
+    let log = region(log::segment_bytes(LOG_BYTES, 2, 256));
+    log::format(&log, LOG_BYTES, 2, 256, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
     let history = region(history::segment_bytes(STORE_BYTES).unwrap());

@@ -6,4 +6,5 @@ mod house;
 mod limits;
 mod profiling;
 mod publishing;
+mod sending;
 mod subscribing;
