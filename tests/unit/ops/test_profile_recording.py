@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -11,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from ops.profile.recording import NoFlame, Recording, record
+from tests.support.waiting import wait_for
 
 FOLDED = """\
 python;_start;tidegate_engine::reactor::Reactor::run;tidegate_engine::sys::wait 3
 python;_start;tidegate_engine::reactor::Reactor::run;__send;tcp_sendmsg_[k] 1
 """
+
+SPY = 'while [ "$1" != --output ]; do shift; done; echo "a;b 2" > "$2"'
 
 
 @pytest.fixture
@@ -53,9 +58,25 @@ def test_a_profiler_that_may_not_look_says_so_and_what_would_allow_it(tools: Pat
 
 def test_where_perf_fails_the_other_profiler_is_asked(tools: Path) -> None:
     install(tools, "perf", "echo 'WARNING: perf not found for kernel 6.1' >&2; exit 2")
-    install(tools, "py-spy", f"while [ \"$1\" != --output ]; do shift; done; echo '{'a;b 2'}' > $2")
+    install(tools, "py-spy", SPY)
     found = record(os.getpid(), 0.1)
     assert (found.tool, found.samples, found.has_kernel) == ("py-spy", 2, False)
+
+
+def test_a_process_whose_program_has_been_replaced_is_known_by_that(
+    tools: Path, tmp_path: Path
+) -> None:
+    install(tools, "py-spy", SPY)
+    program = tmp_path / "old"
+    shutil.copy(Path("/bin/sleep"), program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            wait_for(lambda: Path(f"/proc/{process.pid}/exe").readlink() == program, "its exec")
+            assert not record(process.pid, 0.1).is_stale
+            program.unlink()
+            assert record(process.pid, 0.1).is_stale
+        finally:
+            process.kill()
 
 
 def test_what_a_profiler_leaves_behind_is_removed(
