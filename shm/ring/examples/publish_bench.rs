@@ -1,4 +1,5 @@
-//! What a publish costs the publisher: `cargo run --release -p tidegate-ring --example publish_bench`.
+//! What a publish costs the publisher:
+//! `cargo run --release -p tidegate-ring --example publish_bench`.
 //!
 //! One thread, private memory: requests are handed over, then the time is taken in which they
 //! are sequenced, logged, committed and answered. By channels (each published to in turn), requests
