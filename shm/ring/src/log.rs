@@ -78,8 +78,8 @@ const fn seat_at(seat: u32) -> usize {
 }
 
 /// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a
-/// power of two) with `readers` seats and a row of interest for each of `topics`, its first record to
-/// be at position `start` (a multiple of 16).
+/// power of two) with `readers` seats and a row of interest for each of `topics`, its first record
+/// to be at position `start` (a multiple of 16).
 ///
 /// # Errors
 /// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.

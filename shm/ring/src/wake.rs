@@ -80,7 +80,7 @@ impl Waker {
         sleep.is_some()
     }
 
-    /// The number of the sleep that nobody has ended yet, if there is one. Call [`announce`] before.
+    /// The number of the sleep, if there is one that was not ended yet. Call [`announce`] before.
     #[inline]
     pub fn sleep(&self, word: &AtomicU64) -> Option<u64> {
         let count = word.load(Ordering::Relaxed);

@@ -119,7 +119,6 @@ fn a_batch_that_was_given_up_wakes_nobody_later() {
     let mut batch = house.writer.batch().unwrap();
     let audience = Audience::Interested(topic(0));
     batch.push_for(audience, 1, &[b"never seen"]).unwrap();
-    drop(batch);
     assert_eq!(house.publish(1), NOBODY);
 }
 
@@ -130,7 +129,7 @@ fn a_batch_that_is_redone_wakes_everybody() {
     let mut batch = house.writer.batch().unwrap();
     let audience = Audience::Interested(topic(1));
     batch.push_for(audience, 1, &[b"prepared"]).unwrap();
-    drop(batch.prepare());
+    let _ = batch.prepare();
     sleep(&mut ann);
     let mut woken = Vec::new();
     house.writer.redo().unwrap().commit(|seat| woken.push(seat));

@@ -10,8 +10,8 @@
 //!
 //! Every bit has one writer, the reader of its seat. Seats share words, so a bit is changed by one
 //! atomic instruction that leaves the others alone (no loop, nothing to be left half-done by the
-//! dead). A reader that died leaves its bits behind: nobody is woken for them, because the writer is
-//! told that the seat is empty, and who sits down there next clears them.
+//! dead). A reader that died leaves its bits behind: nobody is woken for them, because the writer
+//! is told that the seat is empty, and who sits down there next clears them.
 //!
 //! No wake-up is lost. A reader announces a sleep only when it has read all that is committed, and
 //! the fence of that announcement comes after whatever it has set before; the writer looks at bits
@@ -19,9 +19,9 @@
 //! the commit, and does not sleep ([`crate::wake`]). No order is needed between a bit and what its
 //! reader looks up elsewhere, the channel table say: it is awake then.
 //!
-//! Who is let sleep falls behind, by [`spared_bytes_max`] at most: then it is woken all the same, so
-//! that nobody has to wait for it, and what it has to catch up with is little. A reader that never
-//! asked for [`super::LogReader::interest`] is woken for everything.
+//! Who is let sleep falls behind, by [`spared_bytes_max`] at most: then it is woken all the same,
+//! so that nobody has to wait for it, and what it has to catch up with is little. A reader that
+//! never asked for [`super::LogReader::interest`] is woken for everything.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

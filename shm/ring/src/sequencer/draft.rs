@@ -125,7 +125,11 @@ impl<'a> Draft<'a> {
                 generation: *generation,
                 position,
             };
-            let answer = match unanswered.remove(&position) {
+            // As good as always there are none: not even a hash is due then.
+            let given = (!unanswered.is_empty())
+                .then(|| unanswered.remove(&position))
+                .flatten();
+            let answer = match given {
                 Some(answer) => {
                     self.outcome.answered_again += 1;
                     answer
