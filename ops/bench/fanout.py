@@ -141,8 +141,8 @@ def _swarm(address: str, size: Size) -> Swarm:
 
 def _publish(producer: Producer) -> Callable[[int], None]:
     def publish(count: int) -> None:
-        for _ in range(count):
-            producer.publish(CHANNEL, payload())
+        for answer in [producer.begin(CHANNEL, payload()) for _ in range(count)]:
+            answer.result()
 
     return publish
 

@@ -156,7 +156,7 @@ def test_a_client_that_reads_later_gets_what_waited_for_it(one_worker: Gateway) 
             else:
                 threading.Event().wait(0.2)
             queued, before = one_worker.totals()["queued_bytes"], queued
-            assert top < 5000, "the kernel takes everything"
+            assert top < 5000, f"the kernel takes everything: {one_worker.ends()}"
         one_worker.control("reload")
         assert one_worker.totals()["queued_bytes"] >= 100_000
         top = one_worker.publish(CHANNEL, "last")["offset"]

@@ -14,6 +14,10 @@ use crate::settings::Settings;
 use crate::slab::Token;
 use crate::sys;
 
+/// Connections that are put down before the first of them is sent to: as many as stay in a
+/// processor's cache beside what the kernel touches for their sends.
+const SENDS_PER_LOT: usize = 64;
+
 /// How full a connection's queue is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pressure {
@@ -105,9 +109,12 @@ impl Sessions {
         let count = self.to_flush.len().min(SENDS_PER_BATCH);
         let batch: Vec<u32> = self.to_flush.drain(..count).collect();
         if self.sender.takes(count) {
-            self.flush_together(&batch);
-        } else {
-            batch.into_iter().for_each(|index| self.flush_one(index));
+            return self.flush_together(&batch);
+        }
+        for some in batch.chunks(SENDS_PER_LOT) {
+            // In one go: what each needs of memory comes while the one before is at work.
+            some.iter().for_each(|index| self.put_down_one(*index));
+            some.iter().for_each(|index| self.flush_one(*index));
         }
     }
 
@@ -148,7 +155,8 @@ impl Sessions {
             }
         }
         let results = self.sender.send(&offers);
-        self.metrics.add(Count::SendBatches, 1);
+        self.metrics
+            .add(Count::SendBatches, usize::from(!sent_to.is_empty()));
         for ((index, offered), result) in sent_to.into_iter().zip(results) {
             self.note_sent(index, offered, result);
         }

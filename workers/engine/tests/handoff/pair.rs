@@ -2,6 +2,7 @@
 //! that a test can stop them at any step of a hand-off, or drop one as if it had been killed.
 
 #[path = "../support/engine.rs"]
+#[allow(clippy::duplicate_mod, reason = "some tests have houses and pairs")]
 pub mod engine;
 
 use std::io::{Read, Write};

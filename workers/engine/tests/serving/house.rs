@@ -1,6 +1,7 @@
 //! A worker and a publisher for tests: the real ones, on threads, over heap memory and loopback.
 
 #[path = "../support/engine.rs"]
+#[allow(clippy::duplicate_mod, reason = "some tests have houses and pairs")]
 pub mod engine;
 
 use std::io::{Read, Write};
