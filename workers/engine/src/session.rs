@@ -53,6 +53,7 @@ use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
 use crate::protocol::http::HttpReject;
 use crate::protocol::{deflate, tcp as wire, websocket as frames};
+use crate::random::Pool;
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
@@ -122,6 +123,7 @@ pub struct Sessions {
     refused: usize,
     queued_bytes: usize,
     random: u64,
+    secrets: Pool,
     now: Tick,
     started_ns: u64,
 }
@@ -162,6 +164,7 @@ impl Sessions {
             refused: 0,
             queued_bytes: 0,
             random: host::random().unwrap_or(1) | 1,
+            secrets: Pool::default(),
             now: clock::start(),
             started_ns: host::monotonic_ns(),
             settings,

@@ -1,6 +1,7 @@
 //! Queues of connections: held against their bounds, and sent once a turn.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -38,6 +39,17 @@ pub(super) fn pressure(connection: &Connection, settings: &Settings) -> Pressure
 impl Sessions {
     /// Puts a frame for one connection into its queue.
     pub(super) fn enqueue(&mut self, token: Token, frame: Rc<Frame>) {
+        // What is said to a client of which more is known tends to be about that.
+        if let Some(connection) = self.connections.get_mut(token)
+            && connection.identity.is_some()
+        {
+            self.changed(token.index);
+        }
+        self.enqueue_ping(token, frame);
+    }
+
+    /// As [`Sessions::enqueue`], for what changes nothing that is known of a client.
+    pub(super) fn enqueue_ping(&mut self, token: Token, frame: Rc<Frame>) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -57,7 +69,7 @@ impl Sessions {
                 self.condemn(token, Close::Slow);
             }
             Pressure::Soft if connection.soft_since.is_none() => {
-                connection.soft_since = Some(self.now);
+                connection.soft_since = NonZero::new(self.now);
                 self.schedule_by(token.index, self.settings.queue_soft);
             }
             // What it left has been dropped, and this is its answer.
@@ -73,10 +85,6 @@ impl Sessions {
         };
         if connection.flags.raise(Flags::TO_FLUSH) {
             self.to_flush.push(index);
-        }
-        // What is said to a client of which more is known tends to be about that.
-        if connection.identity.is_some() {
-            connection.flags.set(Flags::CHANGED, true);
         }
         if connection.flags.raise(Flags::UNKEPT) {
             self.keep.behind.push(index);
@@ -103,7 +111,11 @@ impl Sessions {
     /// something: one system call for each at most. The others are first the next time.
     pub fn flush(&mut self, count: usize) {
         let mut list = std::mem::take(&mut self.to_flush);
-        let mut others = list.split_off(count.min(list.len()));
+        // At its beginning, a list would be split by an allocation of as much again.
+        let mut others = match count < list.len() {
+            true => list.split_off(count),
+            false => Vec::new(),
+        };
         list.retain(|index| {
             self.put_down_one(*index);
             self.flush_one(*index)
