@@ -68,6 +68,8 @@ class Port:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # Connections begin with the options of their listener: no call for each of them.
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             bound.bind((self.address, port))
         except OSError as error:
             bound.close()

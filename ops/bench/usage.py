@@ -22,6 +22,15 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(each.user + each.system for each in times)
 
 
+def run_seconds(pids: Iterable[int]) -> float:
+    """Time that these processes have run so far, all threads, to the nanosecond.
+
+    proc(5) has no word of `schedstat`: Documentation/scheduler/sched-stats.rst of the kernel.
+    """
+    tasks = (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def family(pid: int) -> list[int]:
     """The process and all its descendants."""
     process = psutil.Process(pid)
@@ -46,6 +55,21 @@ def pss_bytes(pid: int) -> int:
     """
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return (_kib(rollup, "Pss_Anon") + _kib(rollup, "Pss_Shmem")) * 1024
+
+
+def own_bytes(pid: int, segment: str) -> int:
+    """As `pss_bytes`, but of shared memory only what has `segment` in its name (proc(5) `smaps`).
+
+    Other segments are reserved in full when an instance starts: that a process looks at more of
+    them takes nothing from anybody.
+    """
+    others_kib, is_other = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line[0] in "0123456789abcdef":
+            is_other = "/dev/shm/" in line and segment not in line
+        elif is_other and line.startswith("Pss:"):
+            others_kib += int(line.split()[1])
+    return pss_bytes(pid) - others_kib * 1024
 
 
 def whole_pss_bytes(pid: int) -> int:

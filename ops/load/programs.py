@@ -272,6 +272,14 @@ class Bare(Program):
         )
         self._expect_sent(DELIVERY_TIMEOUT_S + messages / per_s)
 
+    def begin_pings(self, *, interval_s: float, for_s: float) -> None:
+        """Ping every client once in an interval, and read the pongs, from now on for so long."""
+        self.command("ping", interval_s=interval_s, for_s=for_s)
+
+    def wait_pinged(self, for_s: float) -> None:
+        """Return when that is over. Raises TidegateError if a socket had no room."""
+        self._expect_sent(DELIVERY_TIMEOUT_S + for_s)
+
     def _expect_sent(self, timeout_s: float) -> None:
         sent = self.expect("sent", timeout_s)
         if sent["refused"]:

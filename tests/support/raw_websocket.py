@@ -128,6 +128,11 @@ class RawWebSocket:
             push: dict[str, Any] = json.loads(payload)
             return push
 
+    def read_ping(self) -> None:
+        """Both forms of one, of which the frame comes last."""
+        assert self.read_frame() == (TEXT, b"{}")
+        assert self.read_frame() == (PING, b"")
+
     def read_close(self) -> tuple[int | None, str]:
         """Code and reason of the close frame, whatever comes before it."""
         while True:

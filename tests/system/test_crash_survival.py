@@ -22,7 +22,7 @@ from tests.support.commands import CommandClient
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.publishing import Publishing
-from tests.support.raw_websocket import FIN, PING, TEXT, RawWebSocket, frame
+from tests.support.raw_websocket import FIN, PING, PONG, TEXT, RawWebSocket, frame
 from tests.support.waiting import wait_for
 from tests.support.wire import raw_wire
 
@@ -157,6 +157,31 @@ def test_a_client_in_the_middle_of_a_frame_ends_it_with_the_next_worker(
         client.send(question[5:])
         assert client.read_frame()[1] == b"are you there?"
         assert one_worker.ends() == {}
+
+
+@pytest.mark.parametrize("answers", ["before", "after"])
+def test_a_client_that_was_pinged_goes_on_whether_it_has_answered_or_not(
+    start_gateway: Start, answers: str
+) -> None:
+    sections = ONE_WORKER | {"websocket": {"ping_interval_s": 4, "pong_timeout_s": 3}}
+    gateway = start_gateway(sections)
+    pong = frame(FIN | PONG)
+    with RawWebSocket(gateway.http_port) as client:
+        client.connect(CHANNEL)
+        client.read_ping()
+        received = gateway.totals()["received_bytes_total"]
+        if answers == "before":
+            client.send(pong)
+            wait_for(
+                lambda: gateway.totals()["received_bytes_total"] == received + len(pong), "a pong"
+            )
+        kill_worker(gateway)
+        if answers == "after":
+            client.send(pong)
+        for _ in range(2):
+            client.read_ping()
+            client.send(pong)
+        assert gateway.ends() == {}
 
 
 def test_a_handshake_half_done_is_finished_by_the_next_worker(one_worker: Gateway) -> None:

@@ -33,13 +33,22 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
 /// [`SegmentError::System`] where the kernel gives none (getrandom(2)).
 pub fn random() -> Result<u64, SegmentError> {
     let mut bytes = [0_u8; 8];
+    fill_random(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Fills `bytes`, at most 256, with random ones of the kernel's generator.
+///
+/// # Errors
+/// As [`random`].
+pub fn fill_random(bytes: &mut [u8]) -> Result<(), SegmentError> {
     // SAFETY: the kernel writes at most `bytes.len()` bytes.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     // Up to 256 bytes come whole and without EINTR once the generator is ready (getrandom(2)).
     if got != bytes.len() as isize {
         return Err(SegmentError::system("getrandom"));
     }
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(())
 }
 
 /// This process: pid, and start time in clock ticks since boot (field 22 of proc_pid_stat(5)).

@@ -9,11 +9,13 @@
 //! +128  intent    bytes of the arena before this position are written, or about to be
 //! +136  tail      ... are written
 //! 8192  arena: a ring (`ring.rs`) of frames, and of lists of frames
-//! then  slots, 40 bytes each           0 state | frames << 8 | flags << 16 | descriptor << 32
-//! then  blobs                          8 bytes handed to the kernel, modulo 2^32
+//! then  slots, 40 bytes each           0 state | flags << 4 | frames << 8 | blob's bytes << 16
+//! then  blobs                          4 descriptor
+//!                                      8 bytes handed to the kernel, modulo 2^32
 //!                                     12 ... of which in the first frame
 //!                                     16 log position
-//!                                     24 blob: place / 8 << 24 | bytes
+//!                                     24 blob: place / 8
+//!                                     28 bytes got from the kernel, modulo 2^32
 //!                                     32 frame 0, frame 1
 //! ```
 //!
@@ -44,9 +46,9 @@ use crate::ring::{Ring, check_capacity};
 pub const SLOTS_MAX: u64 = 1 << 24;
 /// Frames that may wait for one connection; one that has more is not kept until it has fewer.
 pub const FRAMES_MAX: usize = 1024;
-/// Longest blob: a connection with more to be known of, such as the beginning of a long message,
-/// is not kept until it has less.
-pub const BLOB_BYTES_MAX: usize = 64 * 1024;
+/// Longest blob, as slots have 16 bits for its length: a connection with more to be known of, such
+/// as the beginning of a long message, is not kept until it has less.
+pub const BLOB_BYTES_MAX: usize = u16::MAX as usize;
 /// Addresses, not memory, for the blobs of one connection on average.
 const BLOB_BYTES_PER_SLOT: usize = 512;
 /// And for all together, so that a keep of few connections has room for large ones.
@@ -71,6 +73,8 @@ const FREE: u8 = 0;
 const WRITING: u8 = 1;
 const HELD: u8 = 2;
 const GIVEN: u8 = 3;
+/// States are in the low bits of a slot's first byte, flags in the others.
+const STATE: u8 = 0x0F;
 
 /// As a number of frames: the first of the slot's references is one to a list.
 const LISTED: u8 = u8::MAX;
@@ -78,9 +82,11 @@ const LISTED: u8 = u8::MAX;
 const DIRECT: usize = 2;
 
 /// The publisher owes the connection an answer, which nobody could give after the worker's death.
-const OWES: u8 = 1;
+const OWES: u8 = 1 << 4;
 /// There is more to the connection than the keep takes.
-const PARTIAL: u8 = 1 << 1;
+const PARTIAL: u8 = 1 << 5;
+/// It was pinged, and has not been heard of since.
+const PINGED: u8 = 1 << 6;
 
 /// In place of the worker's own number for a channel: the frame is of none.
 const NO_CHANNEL: u64 = u64::MAX;

@@ -24,10 +24,12 @@ fn entry<'a>(descriptor: u32, frames: &'a [FrameRef], blob: Option<&'a [u8]>) ->
     Entry {
         descriptor,
         sent_bytes: 7,
+        received_bytes: 8,
         frames: Some(frames),
         head_sent_bytes: 0,
         position: 0,
         owes: false,
+        pinged: false,
         blob,
     }
 }
@@ -43,10 +45,12 @@ fn what_was_put_down_is_read() {
     let whole = Entry {
         descriptor: 5,
         sent_bytes: u32::MAX,
+        received_bytes: u32::MAX - 1,
         frames: Some(&frames),
         head_sent_bytes: 2,
         position: u64::MAX - 15,
         owes: true,
+        pinged: true,
         blob: Some(b"blob"),
     };
     writer.write(slot, &whole);
@@ -55,8 +59,12 @@ fn what_was_put_down_is_read() {
         panic!("not held");
     };
     assert_eq!((kept.descriptor, kept.sent_bytes), (5, u32::MAX));
+    assert_eq!(kept.received_bytes, u32::MAX - 1);
     assert_eq!((kept.head_sent_bytes, kept.position), (2, u64::MAX - 15));
-    assert_eq!((kept.owes, kept.blob.as_slice()), (true, &b"blob"[..]));
+    assert_eq!(
+        (kept.owes, kept.pinged, &kept.blob[..]),
+        (true, true, &b"blob"[..])
+    );
     let read: Vec<_> = kept
         .frames
         .into_iter()

@@ -400,9 +400,11 @@ fn keep_for_ever(region: Region, seed: u64, ready: &Bell) {
             descriptor: slot,
             sent_bytes: number as u32,
             frames: Some(&frames),
+            received_bytes: number as u32,
             head_sent_bytes: number as u32,
             position: number,
             owes: false,
+            pinged: false,
             blob: Some(&numbered(number)),
         };
         writer.write(slot, &entry);
@@ -431,8 +433,8 @@ fn a_worker_killed_anywhere_leaves_a_keep_of_which_nothing_torn_is_believed() {
                     let number = number_of(&kept.blob);
                     assert_eq!((kept.descriptor, kept.position), (slot, number));
                     assert_eq!(
-                        (kept.sent_bytes, kept.head_sent_bytes),
-                        (number as u32, number as u32)
+                        [kept.sent_bytes, kept.received_bytes, kept.head_sent_bytes],
+                        [number as u32; 3]
                     );
                     let frames: Vec<_> = kept
                         .frames

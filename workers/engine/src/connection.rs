@@ -1,6 +1,7 @@
 //! All that is kept of one client. Whatever a connection needs to go on in another process is in
 //! [`Connection`], and nowhere else: what the hub and the wheel hold can be rebuilt from it.
 
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 
 use tidegate_ring::host;
@@ -12,6 +13,7 @@ use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
 use crate::protocol::websocket::Inbound;
 use crate::sending::{Buffers, Offer};
+use crate::slab;
 use crate::wheel::Tick;
 
 /// How far a connection has come.
@@ -124,8 +126,8 @@ pub struct Connection {
     pub silence_max: Tick,
     /// When the peer was last heard of.
     pub heard: Tick,
-    /// Since when the queue is over the soft limit.
-    pub soft_since: Option<Tick>,
+    /// Since when the queue is over the soft limit. No clock shows 0 any more when it is read.
+    pub soft_since: Option<NonZero<Tick>>,
     pub outbox: Outbox,
     pub dialect: Dialect,
     pub subscriptions: Subscriptions,
@@ -160,11 +162,11 @@ impl Kept {
 
 /// A slot of the keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot(std::num::NonZeroU32);
+pub struct Slot(NonZero<u32>);
 
 impl Slot {
     pub fn new(number: u32) -> Self {
-        Self(std::num::NonZeroU32::MIN.saturating_add(number))
+        Self(NonZero::<u32>::MIN.saturating_add(number))
     }
 
     pub fn number(self) -> u32 {
@@ -173,7 +175,8 @@ impl Slot {
 }
 
 // A million of these are kept: what is added here is added a million times.
-const _: () = assert!(size_of::<Connection>() <= 144);
+const _: () = assert!(size_of::<Connection>() <= 136);
+const _: () = assert!(slab::entry_bytes::<Connection>() <= 144);
 const _: () = assert!(size_of::<Tcp>() <= 120);
 
 impl Connection {

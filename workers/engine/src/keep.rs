@@ -2,13 +2,15 @@
 //! `tidegate_ring::keep` for where, [`crate::keeper`] for who takes it up, and
 //! `session/keeping.rs` for when.
 
+mod packing;
+
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use tidegate_ring::keep::{Entry, FrameRef, KeepWriter};
 
-use crate::connection::{Connection, Slot};
+use crate::connection::{Connection, Flags, Slot};
 use crate::handoff::record::{self, Record};
 use crate::hub::ChannelId;
 use crate::outbox::{Frame, Outbox};
@@ -28,7 +30,9 @@ pub struct Keep {
     /// There are connections that nobody serves, and that are ours to keep.
     parked: bool,
     frames: Vec<FrameRef>,
+    /// The last description, and what it was packed from.
     blob: Vec<u8>,
+    unpacked: Vec<u8>,
 }
 
 impl Keep {
@@ -44,8 +48,16 @@ impl Keep {
     }
 
     /// Encodes all that is to be known of a connection beside its queue.
-    pub fn describe(&mut self, record: &Record, received_bytes: u32, channels: &[ChannelId]) {
-        encode_blob(record, received_bytes, channels, &mut self.blob);
+    pub fn describe(&mut self, record: &Record, channels: &[ChannelId]) {
+        self.unpacked.clear();
+        encode_blob(record, channels, &mut self.unpacked);
+        self.blob.clear();
+        packing::pack(&self.unpacked, &mut self.blob);
+    }
+
+    #[cfg(test)]
+    pub fn described(&self) -> &[u8] {
+        &self.blob
     }
 
     /// Puts a connection down; with `changed`, also what was described last.
@@ -68,10 +80,12 @@ impl Keep {
             &Entry {
                 descriptor: connection.socket.as_raw_fd() as u32,
                 sent_bytes: connection.kept.sent_bytes,
+                received_bytes: connection.kept.received_bytes,
                 frames: all.then_some(self.frames.as_slice()),
                 head_sent_bytes: connection.outbox.head().map_or(0, |(_, sent)| sent as u32),
                 position,
                 owes: Movable::of(connection) == Movable::Later,
+                pinged: connection.flags.has(Flags::PINGED),
                 blob: changed.then_some(self.blob.as_slice()),
             },
         );
@@ -180,11 +194,9 @@ fn name(writer: &mut KeepWriter, frame: &Rc<Frame>) -> Option<FrameRef> {
     Some(frame.kept.get())
 }
 
-/// A blob of the keep: received bytes u32, record, and for each of its subscriptions the channel
-/// number u64 that frames of the binary protocol name it by.
-fn encode_blob(record: &Record, received_bytes: u32, channels: &[ChannelId], out: &mut Vec<u8>) {
-    out.clear();
-    out.extend_from_slice(&received_bytes.to_le_bytes());
+/// What a blob of the keep is packed from: the record, and for each of its subscriptions the
+/// channel number u64 that frames of the binary protocol name it by.
+fn encode_blob(record: &Record, channels: &[ChannelId], out: &mut Vec<u8>) {
     record::encode(record, out);
     if matches!(record.speech, record::Speech::Tcp { .. }) {
         out.extend(channels.iter().flat_map(|id| id.bits().to_le_bytes()));
@@ -192,17 +204,16 @@ fn encode_blob(record: &Record, received_bytes: u32, channels: &[ChannelId], out
 }
 
 /// What [`Keep::describe`] encoded. `None`: it is no such blob.
-pub fn decode_blob(blob: &[u8]) -> Option<(Record, u32, Vec<ChannelId>)> {
-    let (received_bytes, rest) = blob.split_first_chunk()?;
-    let (record, rest) = record::decode(rest).ok()?;
-    let (channels, []) = rest.as_chunks::<8>() else {
-        return None;
+pub fn decode_blob(blob: &[u8]) -> Option<(Record, Vec<ChannelId>)> {
+    let blob = packing::unpack(blob)?;
+    let (record, rest) = record::decode(&blob).ok()?;
+    let count = match record.speech {
+        record::Speech::Tcp { .. } => record.subscriptions.len(),
+        _ => 0,
     };
+    // Behind them are the zeros of the last word.
+    let (channels, _) = rest.as_chunks::<8>();
+    let channels = channels.get(..count)?.iter();
     let number = |each: &[u8; 8]| ChannelId::from_bits(u64::from_le_bytes(*each));
-    let channels = channels.iter().map(number);
-    Some((
-        record,
-        u32::from_le_bytes(*received_bytes),
-        channels.collect(),
-    ))
+    Some((record, channels.map(number).collect()))
 }

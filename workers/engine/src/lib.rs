@@ -20,6 +20,7 @@ pub mod pacing;
 pub mod protocol;
 #[cfg(feature = "python")]
 mod python;
+mod random;
 pub mod reactor;
 pub mod sending;
 pub mod session;

@@ -404,8 +404,10 @@ impl Reactor {
         if self.epoll.add(socket, token.bits(), Watch::Edges).is_err() {
             // Out of epoll watches (max_user_watches, epoll(7)): as if out of descriptors.
             self.sessions.metrics.add(Count::RefusedDescriptors, 1);
-            self.sessions.hung_up(token);
+            return self.sessions.hung_up(token);
         }
+        // Its request tends to be there already: then it is answered, and put down, but once.
+        self.mark_to_read(token);
     }
 
     /// Takes what waits in the listeners' queues, whatever the budget of a turn.

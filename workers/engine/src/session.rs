@@ -54,6 +54,7 @@ use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
 use crate::protocol::http::{Cors, HttpReject, Refused};
 use crate::protocol::{deflate, tcp as wire, websocket as frames};
+use crate::random::Pool;
 use crate::sending::{Buffers, Sender};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
@@ -125,6 +126,7 @@ pub struct Sessions {
     refused: usize,
     queued_bytes: usize,
     random: u64,
+    secrets: Pool,
     now: Tick,
     started_ns: u64,
 }
@@ -167,6 +169,7 @@ impl Sessions {
             refused: 0,
             queued_bytes: 0,
             random: host::random().unwrap_or(1) | 1,
+            secrets: Pool::default(),
             now: clock::start(),
             started_ns: host::monotonic_ns(),
             settings,

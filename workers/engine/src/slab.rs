@@ -35,6 +35,11 @@ struct Entry<T> {
 
 const NONE: u32 = u32::MAX;
 
+/// What an entry takes.
+pub const fn entry_bytes<T>() -> usize {
+    size_of::<Entry<T>>()
+}
+
 pub struct Slab<T> {
     entries: Vec<Entry<T>>,
     first_vacant: u32,

@@ -111,23 +111,28 @@ impl Epoll {
     }
 }
 
-/// Takes one connection off `listener`'s queue: non-blocking, close-on-exec, without Nagle's delay.
+/// Takes one connection off `listener`'s queue: non-blocking, close-on-exec.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let (listener, null) = (listener.as_raw_fd(), std::ptr::null_mut());
     // SAFETY: accept4(2) takes null pointers when the peer's address is not wanted.
     let fd = syscall(unsafe { libc::accept4(listener, null, std::ptr::null_mut(), flags) })?;
     // SAFETY: the call above made this descriptor and nobody else has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Spares what `listener` accepts from now on Nagle's delay: a connection begins with the options
+/// of its listener, of which Linux makes it a copy.
+pub fn set_no_delay(listener: BorrowedFd<'_>) {
     let one: libc::c_int = 1;
     // SAFETY: the option's value lives through the call and has the length given.
     // A failure (a Unix socket in tests) costs latency only.
     unsafe {
         let value = (&raw const one).cast();
         let length = size_of::<libc::c_int>() as libc::socklen_t;
-        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, value, length);
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_NODELAY);
+        libc::setsockopt(listener.as_raw_fd(), level, option, value, length);
     }
-    Ok(socket)
 }
 
 /// Whether an accept(2) failed for want of descriptors or memory, of this process or of the host.

@@ -16,24 +16,35 @@ pub const TICK: Duration = Duration::from_millis(50);
 const SLOTS: usize = 4096;
 
 const NONE: u32 = u32::MAX;
+/// In place of the previous node: this one is in no list.
+const UNLINKED: u32 = u32::MAX - 1;
 
 #[derive(Clone, Copy)]
 struct Node {
     previous: u32,
     next: u32,
-    /// Meaningful while the node is in a list.
+    /// Says the slot too. Meaningful while the node is in a list.
     due: Tick,
-    slot: u16,
-    linked: bool,
 }
 
-const UNLINKED: Node = Node {
-    previous: NONE,
-    next: NONE,
-    due: 0,
-    slot: 0,
-    linked: false,
-};
+impl Node {
+    const FREE: Self = Self {
+        previous: UNLINKED,
+        next: NONE,
+        due: 0,
+    };
+
+    fn is_linked(&self) -> bool {
+        self.previous != UNLINKED
+    }
+}
+
+// One for each connection.
+const _: () = assert!(size_of::<Node>() == 12);
+
+fn slot_of(due: Tick) -> usize {
+    due as usize % SLOTS
+}
 
 pub struct Wheel {
     /// First entry of each slot's list.
@@ -60,23 +71,20 @@ impl Wheel {
     /// Makes `entry` due at `due` (the next tick at the earliest), in place of what it had.
     pub fn schedule(&mut self, entry: u32, due: Tick) {
         if self.nodes.len() <= entry as usize {
-            self.nodes.resize(entry as usize + 1, UNLINKED);
+            self.nodes.resize(entry as usize + 1, Node::FREE);
         }
         self.cancel(entry);
         let due = due.max(self.now + 1);
-        let slot = due as usize % SLOTS;
+        let slot = slot_of(due);
         let next = std::mem::replace(&mut self.heads[slot], entry);
         if next != NONE {
             self.nodes[next as usize].previous = entry;
         }
         self.occupied[slot / 64] |= 1 << (slot % 64);
-        let slot = slot as u16;
         self.nodes[entry as usize] = Node {
             previous: NONE,
             next,
             due,
-            slot,
-            linked: true,
         };
     }
 
@@ -89,20 +97,16 @@ impl Wheel {
 
     /// Forgets `entry`'s deadline, if it has one.
     pub fn cancel(&mut self, entry: u32) {
-        let Some(node) = self
-            .nodes
-            .get_mut(entry as usize)
-            .filter(|node| node.linked)
-        else {
+        let node = self.nodes.get_mut(entry as usize);
+        let Some(node) = node.filter(|node| node.is_linked()) else {
             return;
         };
         let Node {
             previous,
             next,
-            slot,
-            ..
-        } = std::mem::replace(node, UNLINKED);
-        let slot = usize::from(slot);
+            due,
+        } = std::mem::replace(node, Node::FREE);
+        let slot = slot_of(due);
         match previous {
             NONE => self.heads[slot] = next,
             _ => self.nodes[previous as usize].next = next,
@@ -119,7 +123,7 @@ impl Wheel {
     pub fn due(&self, entry: u32) -> Option<Tick> {
         self.nodes
             .get(entry as usize)
-            .filter(|node| node.linked)
+            .filter(|node| node.is_linked())
             .map(|node| node.due)
     }
 
@@ -128,7 +132,7 @@ impl Wheel {
         let ticks = now.saturating_sub(self.now).min(SLOTS as Tick);
         let first = now + 1 - ticks;
         for tick in first..=now {
-            let slot = tick as usize % SLOTS;
+            let slot = slot_of(tick);
             if self.occupied[slot / 64] & (1 << (slot % 64)) == 0 {
                 continue;
             }

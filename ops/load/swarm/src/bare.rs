@@ -2,9 +2,10 @@
 //!
 //! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
 //! ready-made frames to each of their sockets, with a plain `send()` loop or by io_uring, or what
-//! comes out of a pipe to one socket after the other. No epoll, no parsing, no queues, no checks:
-//! it knows the swarm's handshake and assumes that every socket has room.
+//! comes out of a pipe to one socket after the other. No epoll (but to read pongs), no parsing, no
+//! queues, no checks: it knows the swarm's handshake and assumes that every socket has room.
 
+mod pinging;
 mod ring;
 
 use std::io;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::pinging::Pinging;
 use self::ring::Ring;
 use crate::control::{Lines, say};
 use crate::sys;
@@ -67,6 +69,12 @@ pub enum BareCommand {
         per_s: f64,
         payload_bytes: usize,
     },
+    /// Ping each connection once in `interval_s`, and read the pongs; after `for_s` answered with
+    /// `sent`.
+    Ping {
+        interval_s: f64,
+        for_s: f64,
+    },
     Stop,
 }
 
@@ -75,6 +83,7 @@ const TO_ALL: u8 = 0;
 const TO_NEXT: u8 = 1;
 /// Only the answer that the two others do not, or not always, get.
 const REPORT: u8 = 2;
+const PING: u8 = 3;
 
 /// What the baseline says.
 #[derive(Debug, Serialize)]
@@ -222,6 +231,7 @@ impl<F: AsRawFd> Bare<F> {
                     per_s,
                     payload_bytes,
                 } => self.unicast(&channel, messages, per_s, payload_bytes)?,
+                BareCommand::Ping { interval_s, for_s } => self.ping(interval_s, for_s)?,
             }
         }
         Ok(())
@@ -233,6 +243,24 @@ impl<F: AsRawFd> Bare<F> {
             websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
         }
         let before = Progress::sum(&self.progress);
+        for link in &self.links {
+            sys::send_packet(link, &packet)?;
+        }
+        self.report_since(before)
+    }
+
+    fn ping(&mut self, interval_s: f64, for_s: f64) -> io::Result<()> {
+        let pinging = Pinging {
+            interval_ns: (interval_s * 1e9) as u64,
+            for_ns: (for_s * 1e9) as u64,
+        };
+        if pinging.interval_ns == 0 {
+            let message = "ping: interval_s must be above 0";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let before = Progress::sum(&self.progress);
+        let mut packet = vec![PING];
+        packet.extend(pinging.encode());
         for link in &self.links {
             sys::send_packet(link, &packet)?;
         }
@@ -341,6 +369,7 @@ impl Sender {
                         continue;
                     }
                     Some(&TO_ALL) => self.deliver(0..self.sockets.len(), length)?,
+                    Some(&PING) => self.ping(length)?,
                     Some(_) => {}
                 }
                 self.progress.rounds += 1;
@@ -370,6 +399,18 @@ impl Sender {
         sys::send(&socket, &answer)?;
         self.sockets.push(socket);
         self.progress.accepted += 1;
+        Ok(())
+    }
+
+    /// Does as the packet of `length` bytes asks.
+    fn ping(&mut self, length: usize) -> io::Result<()> {
+        let pinging = Pinging::decode(&self.buffer[1..length]);
+        let pinging = pinging.ok_or(io::ErrorKind::InvalidData)?;
+        let mut frame = Vec::new();
+        websocket::encode_from_server(&mut frame, websocket::PING, b"");
+        let (sent, refused) = pinging.run(&self.sockets, &frame)?;
+        self.progress.sent += sent;
+        self.progress.refused += refused;
         Ok(())
     }
 

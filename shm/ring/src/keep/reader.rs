@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::{
-    BLOB_ALIGN, BLOB_AT, BLOB_BYTES_MAX, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, GIVEN,
-    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, POSITION_AT,
-    RECEIVED_AT, SENT_AT, SETTLED_AT, SLOTS_AT, TAIL_AT, WRITING,
+    BLOB_ALIGN, BLOB_AT, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, GIVEN, GIVEN_AT, HELD,
+    INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, PINGED, POSITION_AT, RECEIVED_AT,
+    SENT_AT, SETTLED_AT, SLOTS_AT, STATE, TAIL_AT, WRITING,
 };
 use crate::error::SegmentError;
 use crate::region::{Region, WORD};
@@ -26,12 +26,16 @@ pub struct Kept {
     pub descriptor: u32,
     /// Bytes that were handed to the kernel, modulo 2^32.
     pub sent_bytes: u32,
+    /// Bytes that were got from it and acted on, modulo 2^32.
+    pub received_bytes: u32,
     pub frames: Vec<KeptFrame>,
     pub head_sent_bytes: u32,
     /// It has the publications before this position of the log.
     pub position: u64,
     /// The publisher owed it an answer, which nobody can give now.
     pub owes: bool,
+    /// It was pinged, and not heard of since.
+    pub pinged: bool,
     pub blob: Vec<u8>,
 }
 
@@ -109,7 +113,8 @@ impl KeepView {
         let at = self.map.slot_at(slot);
         // SYNC: pairs with keep/writer.rs::KeepWriter::write and set_state
         let word = self.region.word(at).load(Ordering::Acquire);
-        let [state, count, flags, ..] = word.to_le_bytes();
+        let [state_and_flags, count, ..] = word.to_le_bytes();
+        let (state, flags) = (state_and_flags & STATE, state_and_flags & !STATE);
         let descriptor = (word >> 32) as u32;
         let damaged = |damage| State::Damaged { descriptor, damage };
         match state {
@@ -127,16 +132,19 @@ impl KeepView {
         let Some(frames) = self.frames(count, direct) else {
             return damaged(Damage::Overwritten);
         };
-        let Some(blob) = self.blob(self.region.load(at + BLOB_AT)) else {
+        let held = self.region.load(at + BLOB_AT);
+        let Some(blob) = self.blob(held as u32, (word >> 16) as u16) else {
             return damaged(Damage::Partial);
         };
         State::Held(Kept {
             descriptor,
             sent_bytes: sent as u32,
+            received_bytes: (held >> 32) as u32,
             frames,
             head_sent_bytes: (sent >> 32) as u32,
             position: self.region.load(at + POSITION_AT),
             owes: flags & OWES != 0,
+            pinged: flags & PINGED != 0,
             blob,
         })
     }
@@ -190,13 +198,10 @@ impl KeepView {
         found
     }
 
-    fn blob(&self, word: u64) -> Option<Vec<u8>> {
-        let (place, bytes) = (
-            (word >> 24) as usize * BLOB_ALIGN,
-            (word & 0xFF_FFFF) as usize,
-        );
+    fn blob(&self, place: u32, bytes: u16) -> Option<Vec<u8>> {
+        let (place, bytes) = (place as usize * BLOB_ALIGN, usize::from(bytes));
         let is_inside = place >= self.map.blobs_at && place + bytes <= self.map.end;
-        if word == 0 || !is_inside || bytes > BLOB_BYTES_MAX {
+        if !is_inside {
             return None;
         }
         let words = self.region.words(place, bytes.div_ceil(WORD));

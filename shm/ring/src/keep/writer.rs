@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::blobs::Places;
 use super::{
     ARENA_AT, BLOB_ALIGN, BLOB_AT, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, FREE, GIVEN,
-    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, POSITION_AT,
-    RECEIVED_AT, SENT_AT, SETTLED_AT, SLOT_BYTES, SLOTS_AT, TAIL_AT, WRITING,
+    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, PINGED, POSITION_AT,
+    RECEIVED_AT, SENT_AT, SETTLED_AT, SLOT_BYTES, SLOTS_AT, STATE, TAIL_AT, WRITING,
 };
 use crate::error::SegmentError;
 use crate::layout::PAGE;
@@ -27,6 +27,8 @@ pub struct Entry<'a> {
     pub descriptor: u32,
     /// Bytes that were handed to the kernel since the connection began, modulo 2^32.
     pub sent_bytes: u32,
+    /// Bytes that were got from the kernel and acted on, modulo 2^32.
+    pub received_bytes: u32,
     /// What is still to be sent, in order; `None`: more than the keep takes.
     pub frames: Option<&'a [FrameRef]>,
     /// Bytes of the first frame that are among `sent_bytes`.
@@ -35,8 +37,17 @@ pub struct Entry<'a> {
     pub position: u64,
     /// The publisher owes it an answer.
     pub owes: bool,
+    /// It was pinged, and has not been heard of since.
+    pub pinged: bool,
     /// What else there is to know; `None`: what was last said of it holds.
     pub blob: Option<&'a [u8]>,
+}
+
+/// Where a blob is, as a slot says it: its place in units of [`BLOB_ALIGN`]; 0: there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Blob {
+    place: u32,
+    bytes: u16,
 }
 
 /// The only writer of a keep.
@@ -170,7 +181,8 @@ impl KeepWriter {
     #[inline]
     pub fn write(&mut self, slot: u32, entry: &Entry<'_>) {
         let at = self.map.slot_at(slot);
-        let mut flags = if entry.owes { OWES } else { 0 };
+        let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+        let mut flags = flag(entry.owes, OWES) | flag(entry.pinged, PINGED);
         let (count, references) = match entry.frames.and_then(|frames| self.references(frames)) {
             Some(found) => found,
             None => {
@@ -178,12 +190,12 @@ impl KeepWriter {
                 (0, [0; DIRECT])
             }
         };
-        let before = self.region.load(at + BLOB_AT);
-        let mut blob = before;
-        if let Some(bytes) = entry.blob {
-            blob = self.put_blob(bytes).unwrap_or(0);
-        }
-        if blob == 0 {
+        let before = self.blob_of(at);
+        let blob = match entry.blob {
+            Some(bytes) => self.put_blob(bytes).unwrap_or_default(),
+            None => before,
+        };
+        if blob.place == 0 {
             flags |= PARTIAL;
         }
         let words = self.region.words(at, SLOT_BYTES / WORD);
@@ -191,20 +203,26 @@ impl KeepWriter {
         store(0, WRITING.into());
         // SYNC: pairs with keep/reader.rs::KeepView::read. Nothing below is there before it.
         fence(Ordering::Release);
-        let sent = u64::from(entry.sent_bytes) | u64::from(entry.head_sent_bytes) << 32;
-        store(SENT_AT, sent);
+        store(SENT_AT, pair(entry.sent_bytes, entry.head_sent_bytes));
         store(POSITION_AT, entry.position);
-        store(BLOB_AT, blob);
-        let [first, second] = references.map(u64::from);
-        store(FRAMES_AT, first | second << 32);
-        let state = u64::from(HELD)
+        store(BLOB_AT, pair(blob.place, entry.received_bytes));
+        store(FRAMES_AT, pair(references[0], references[1]));
+        let state = u64::from(HELD | flags)
             | u64::from(count) << 8
-            | u64::from(flags) << 16
+            | u64::from(blob.bytes) << 16
             | u64::from(entry.descriptor) << 32;
         // SYNC: pairs with keep/reader.rs::KeepView::read. It says so only when all is there.
         words[0].store(state, Ordering::Release);
         if blob != before {
             self.give_blob(before);
+        }
+    }
+
+    /// What a slot says of its blob; of one in use, it is whole, as nobody else writes it.
+    fn blob_of(&self, at: usize) -> Blob {
+        Blob {
+            place: self.region.load(at + BLOB_AT) as u32,
+            bytes: (self.region.load(at) >> 16) as u16,
         }
     }
 
@@ -238,8 +256,8 @@ impl KeepWriter {
         self.is_fresh(self.list.1).then_some((LISTED, direct))
     }
 
-    /// Puts a blob down where none is; returns the word that names it.
-    fn put_blob(&mut self, bytes: &[u8]) -> Option<u64> {
+    /// Puts a blob down where none is.
+    fn put_blob(&mut self, bytes: &[u8]) -> Option<Blob> {
         let place = self.blobs.take(bytes.len())?;
         let wanted = place + bytes.len().next_multiple_of(BLOB_ALIGN);
         match self.reserved(self.blobs_reserved, wanted, self.map.end) {
@@ -259,13 +277,16 @@ impl KeepWriter {
             last[..rest.len()].copy_from_slice(rest);
             words[chunks.len()].store(u64::from_le_bytes(last), Ordering::Relaxed);
         }
-        Some(((place / BLOB_ALIGN) as u64) << 24 | bytes.len() as u64)
+        Some(Blob {
+            place: (place / BLOB_ALIGN) as u32,
+            bytes: bytes.len() as u16,
+        })
     }
 
-    fn give_blob(&mut self, word: u64) {
-        if word != 0 {
-            let place = (word >> 24) as usize * BLOB_ALIGN;
-            self.blobs.give(place, (word & 0xFF_FFFF) as usize);
+    fn give_blob(&mut self, blob: Blob) {
+        if blob.place != 0 {
+            let place = blob.place as usize * BLOB_ALIGN;
+            self.blobs.give(place, blob.bytes.into());
         }
     }
 
@@ -273,9 +294,8 @@ impl KeepWriter {
     pub fn free(&mut self, slot: u32) {
         let at = self.map.slot_at(slot);
         self.set_state(slot, FREE);
-        let blob = self.region.load(at + BLOB_AT);
+        self.give_blob(self.blob_of(at));
         self.region.store(at + BLOB_AT, 0);
-        self.give_blob(blob);
         self.free_slots.push(slot);
     }
 
@@ -291,7 +311,7 @@ impl KeepWriter {
 
     fn set_state(&mut self, slot: u32, state: u8) {
         let word = self.region.word(self.map.slot_at(slot));
-        let rest = word.load(Ordering::Relaxed) & !0xFF;
+        let rest = word.load(Ordering::Relaxed) & !u64::from(STATE);
         // SYNC: pairs with keep/reader.rs::KeepView::read. Before whatever the writer does next.
         word.store(rest | u64::from(state), Ordering::Release);
         fence(Ordering::SeqCst);
@@ -338,6 +358,11 @@ impl KeepWriter {
         }
         Some(upto)
     }
+}
+
+/// A word of two numbers.
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// As a slot names it. The arena is shorter than what these 32 bits can tell apart.

@@ -105,7 +105,8 @@ pub fn resume(
     places: &mut Places,
     now_ns: u64,
 ) -> Result<Resumed, Loss> {
-    let (mut record, received_bytes, channels) = decode_blob(&kept.blob).ok_or(Loss::Torn)?;
+    let (mut record, channels) = decode_blob(&kept.blob).ok_or(Loss::Torn)?;
+    record.pinged = kept.pinged;
     let is_closing = record.phase == Phase::Closing;
     let mut sent = counted.sent_bytes.wrapping_sub(kept.sent_bytes) as usize;
     let queued: usize = kept.frames.iter().map(|frame| frame.bytes.len()).sum();
@@ -142,7 +143,7 @@ pub fn resume(
     pass_time(&mut record, now_ns);
     let loss = if is_closing {
         None
-    } else if received_bytes != counted.received_bytes {
+    } else if kept.received_bytes != counted.received_bytes {
         Some(Loss::Input)
     } else if kept.owes {
         Some(Loss::Answer)

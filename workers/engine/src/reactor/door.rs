@@ -38,6 +38,7 @@ impl Door {
     pub fn new(http: OwnedFd, tcp: OwnedFd) -> io::Result<Self> {
         for socket in [&http, &tcp] {
             sys::set_nonblocking(socket.as_fd())?;
+            sys::set_no_delay(socket.as_fd());
         }
         let listener = |socket, transport| Listener {
             socket,

@@ -57,6 +57,8 @@ impl Reactor {
 
     /// Reads on behind what is held from before.
     fn read_on(&mut self, token: Token, mut held: Vec<u8>) -> bool {
+        // What is held is put down.
+        self.sessions.changed(token.index);
         let before = held.len();
         let growth = before.max(INPUT_GROWTH_BYTES);
         let max = self.sessions.input_bytes_max();
@@ -108,5 +110,6 @@ impl Reactor {
             return self.sessions.condemn(token, Close::MessageTooBig);
         }
         connection.input = Some(Box::new(rest));
+        self.sessions.changed(token.index);
     }
 }

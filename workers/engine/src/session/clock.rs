@@ -21,6 +21,10 @@ use crate::wheel::{TICK, Tick};
 /// which it adopts, such as when a peer was last heard of, lie on it. No timeout is longer.
 const CLOCK_START: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Pings are sent in lots, one each 100 ms: a worker that has little else to do wakes for many of
+/// them at once, and most of their pongs are there when all have been sent.
+const PROBE_STEP: Tick = 2;
+
 /// What the clock shows when a worker begins.
 pub(super) fn start() -> Tick {
     ticks(CLOCK_START)
@@ -29,6 +33,11 @@ pub(super) fn start() -> Tick {
 /// A time in ticks, rounded up.
 pub(super) fn ticks(time: Duration) -> Tick {
     Tick::try_from(time.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(Tick::MAX / 2)
+}
+
+/// The first time from `due` on at which probes are sent.
+pub(super) fn next_lot(due: Tick) -> Tick {
+    due.next_multiple_of(PROBE_STEP)
 }
 
 impl Sessions {
@@ -90,7 +99,7 @@ impl Sessions {
         };
         if connection
             .soft_since
-            .is_some_and(|since| now >= since + soft)
+            .is_some_and(|since| now >= since.get() + soft)
         {
             return self.condemn(token, Close::Slow);
         }
@@ -104,7 +113,7 @@ impl Sessions {
         let interval = connection.probe_interval;
         let probes = now >= connection.probe_due && interval > 0;
         if probes {
-            connection.probe_due = now + interval;
+            connection.probe_due = next_lot(now + interval);
             connection.flags.set(Flags::PINGED | Flags::CHANGED, true);
         }
         let (is_tcp, format) = (connection.is_tcp(), connection.format);
@@ -114,9 +123,20 @@ impl Sessions {
             self.metrics.add(Count::Pings, 1);
             match is_tcp {
                 true => self.tcp_heartbeat(token),
-                false if is_native => self.enqueue(token, Frame::new(PING_FRAME)),
-                false => self.enqueue(token, Rc::clone(&self.pings[format as usize])),
+                false if is_native => self.enqueue_ping(token, Frame::new(PING_FRAME)),
+                false => self.enqueue_ping(token, Rc::clone(&self.pings[format as usize])),
             }
+        }
+    }
+
+    /// A peer that owed a pong has been heard of, if it did. Its deadline is moved while what is
+    /// known of it is at hand, rather than looked at once more when it comes.
+    pub(super) fn pong_came(&mut self, token: Token) {
+        if let Some(connection) = self.connections.get_mut(token)
+            && connection.flags.has(Flags::PINGED)
+        {
+            connection.flags.set(Flags::PINGED, false);
+            self.schedule_next(token);
         }
     }
 
@@ -136,7 +156,7 @@ impl Sessions {
         let times = [
             (connection.probe_interval > 0).then_some(connection.probe_due),
             pong_due(connection),
-            connection.soft_since.map(|since| since + soft),
+            connection.soft_since.map(|since| since.get() + soft),
             expiry_s.map(|at_s| self.now + ticks_until(at_s)),
         ];
         let next = times.into_iter().flatten().min();
@@ -167,12 +187,13 @@ impl Sessions {
         // the same instant (a storm of reconnects) are not all probed at the same instant.
         let first = interval - (random % u64::from(interval / 2 + 1)) as Tick;
         let now = self.now;
+        let first = next_lot(now + first);
         connection.phase = Phase::Open;
         connection.heard = now;
         connection.probe_interval = interval;
         connection.silence_max = ticks(silence_max);
-        connection.probe_due = now + first;
-        self.wheel.schedule(token.index, now + first);
+        connection.probe_due = first;
+        self.wheel.schedule(token.index, first);
     }
 
     /// Draws the UUID that a client and its logs know its connection by.
@@ -187,7 +208,12 @@ impl Sessions {
 
     /// A UUID that nobody can guess.
     pub(super) fn new_uuid(&mut self) -> [u8; 16] {
-        new_uuid([self.random(), self.random()])
+        let bits = self.secrets.take();
+        // Early at boot the kernel has no random numbers yet.
+        uuid_v4(bits.unwrap_or_else(|| {
+            let halves = [self.random(), self.random()].map(u64::to_ne_bytes);
+            *halves.as_flattened().first_chunk().expect("16 bytes")
+        }))
     }
 
     pub(super) fn schedule(&mut self, index: u32, after: Duration) {
@@ -197,15 +223,6 @@ impl Sessions {
     pub(super) fn schedule_by(&mut self, index: u32, after: Duration) {
         self.wheel.schedule_by(index, self.now + ticks(after));
     }
-}
-
-/// `fallback` stands in where the kernel has no random numbers (getrandom(2) fails early at boot).
-fn new_uuid(fallback: [u64; 2]) -> [u8; 16] {
-    let mut bits = [0; 16];
-    for (half, fallback) in bits.chunks_exact_mut(8).zip(fallback) {
-        half.copy_from_slice(&host::random().unwrap_or(fallback).to_ne_bytes());
-    }
-    uuid_v4(bits)
 }
 
 /// When the peer has owed a sign of life for too long. A pong is due so long after its ping; in the

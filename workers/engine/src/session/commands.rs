@@ -157,7 +157,7 @@ impl Sessions {
             // Nothing was asked that this could answer.
             return self.condemn(token, Close::BadRequest);
         }
-        connection.flags.set(Flags::PINGED, false);
+        self.pong_came(token);
     }
 
     fn unsubscribe_command(&mut self, token: Token, id: u32, channel: &str) -> Result<(), Fault> {

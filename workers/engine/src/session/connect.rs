@@ -230,7 +230,6 @@ impl Sessions {
             ..
         } = admitted;
         let is_nobody = user.is_empty() && expire_at.is_none() && info.is_empty();
-        let session = self.new_uuid();
         let by_hook = self.asks.is_on(AskKind::Refresh);
         let Some(connection) = self.connections.get_mut(connecting.token) else {
             return;
@@ -238,6 +237,10 @@ impl Sessions {
         if is_nobody && meta.is_empty() && !is_command && connection.identity.is_none() {
             return;
         }
+        let session = self.new_uuid();
+        let Some(connection) = self.connections.get_mut(connecting.token) else {
+            return;
+        };
         // A unidirectional client has no way to bring a new token: when its time is over, it comes
         // back with one.
         let before = connection.identity.take().unwrap_or_default();

@@ -19,14 +19,14 @@ impl Sessions {
     /// Does what is due because time is over; false: the connection has ended with that.
     pub(super) fn expire(&mut self, token: Token) -> bool {
         let delay = self.settings.expired_close_delay;
-        let now_s = now_s();
-        let is_over = |expiry: Expiry| expiry.acts_at_s(delay).is_some_and(|at_s| now_s >= at_s);
         let Some(connection) = self.connections.get_mut(token) else {
             return false;
         };
         let Some(client) = &mut connection.identity else {
             return true;
         };
+        let now_s = now_s();
+        let is_over = |expiry: Expiry| expiry.acts_at_s(delay).is_some_and(|at_s| now_s >= at_s);
         if is_over(client.expiry) {
             if !client.expiry.by_hook {
                 self.condemn(token, Close::ConnectionExpired);

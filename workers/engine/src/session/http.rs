@@ -24,6 +24,7 @@ use crate::slab::Token;
 
 impl Sessions {
     pub(super) fn http_received(&mut self, token: Token, bytes: &[u8]) -> usize {
+        self.changed(token.index);
         let settings = &self.settings;
         let rules = Rules {
             limits: HttpLimits {

@@ -6,8 +6,9 @@ use crate::connection::Flags;
 use crate::slab::Token;
 
 impl Sessions {
-    /// More than the queue of a connection has changed.
-    pub(super) fn changed(&mut self, index: u32) {
+    /// More of a connection has changed than its queue, how much was received of it, and whether it
+    /// owes a pong.
+    pub fn changed(&mut self, index: u32) {
         if let Some(connection) = self.connections.at_mut(index) {
             connection.flags.set(Flags::CHANGED, true);
             if connection.flags.raise(Flags::UNKEPT) {
@@ -16,12 +17,15 @@ impl Sessions {
         }
     }
 
-    /// Bytes of a client have been taken from the kernel.
+    /// Bytes of a client have been taken from the kernel. If they change anything, whoever acts on
+    /// them says so.
     pub fn count_received(&mut self, token: Token, bytes: usize) {
         if let Some(connection) = self.connections.get_mut(token) {
             let received = &mut connection.kept.received_bytes;
             *received = received.wrapping_add(bytes as u32);
-            self.changed(token.index);
+            if connection.flags.raise(Flags::UNKEPT) {
+                self.keep.behind.push(token.index);
+            }
         }
     }
 
@@ -75,8 +79,7 @@ impl Sessions {
         if let Some((record, channels)) = described
             && !connection.flags.has(Flags::REFUSED)
         {
-            let received_bytes = connection.kept.received_bytes;
-            self.keep.describe(&record, received_bytes, &channels);
+            self.keep.describe(&record, &channels);
             self.keep.put(connection, position, true);
         }
     }

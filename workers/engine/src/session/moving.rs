@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -188,7 +189,9 @@ impl Sessions {
             probe_interval_ms: milliseconds(connection.probe_interval),
             silence_max_ms: milliseconds(connection.silence_max),
             heard_ms: milliseconds(now - connection.heard),
-            soft_ms: connection.soft_since.map(|since| milliseconds(now - since)),
+            soft_ms: connection
+                .soft_since
+                .map(|since| milliseconds(now - since.get())),
         })
     }
 
@@ -370,7 +373,7 @@ impl Sessions {
             probe_due: self.now + from_milliseconds(timers.probe_ms),
             probe_interval: from_milliseconds(timers.probe_interval_ms),
             silence_max: from_milliseconds(timers.silence_max_ms),
-            soft_since: timers.soft_ms.map(ago),
+            soft_since: timers.soft_ms.map(ago).and_then(NonZero::new),
             identity: record.identity.map(|identity| Box::new(identity.into())),
             client: record.client,
             connected_ms: record.connected_ms,

@@ -1,6 +1,7 @@
 //! Queues of connections: held against their bounds, and sent once a turn.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -43,6 +44,17 @@ pub(super) fn pressure(connection: &Connection, settings: &Settings) -> Pressure
 impl Sessions {
     /// Puts a frame for one connection into its queue.
     pub(super) fn enqueue(&mut self, token: Token, frame: Rc<Frame>) {
+        // What is said to a client of which more is known tends to be about that.
+        if let Some(connection) = self.connections.get_mut(token)
+            && connection.identity.is_some()
+        {
+            self.changed(token.index);
+        }
+        self.enqueue_ping(token, frame);
+    }
+
+    /// As [`Sessions::enqueue`], for what changes nothing that is known of a client.
+    pub(super) fn enqueue_ping(&mut self, token: Token, frame: Rc<Frame>) {
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
@@ -62,7 +74,7 @@ impl Sessions {
                 self.condemn(token, Close::Slow);
             }
             Pressure::Soft if connection.soft_since.is_none() => {
-                connection.soft_since = Some(self.now);
+                connection.soft_since = NonZero::new(self.now);
                 self.schedule_by(token.index, self.settings.queue_soft);
             }
             // What it left has been dropped, and this is its answer.
@@ -78,10 +90,6 @@ impl Sessions {
         };
         if connection.flags.raise(Flags::TO_FLUSH) {
             self.to_flush.push_back(index);
-        }
-        // What is said to a client of which more is known tends to be about that.
-        if connection.identity.is_some() {
-            connection.flags.set(Flags::CHANGED, true);
         }
         // It is in that list, which is put down from as well.
         connection.flags.set(Flags::UNKEPT, true);

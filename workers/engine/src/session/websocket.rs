@@ -7,7 +7,7 @@ use crate::connection::{Dialect, Flags, Phase};
 use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::Parsed;
-use crate::protocol::centrifuge::parse_commands;
+use crate::protocol::centrifuge::{Command, parse_commands};
 use crate::protocol::close::Close;
 use crate::protocol::websocket::{self, Event, Opcode};
 use crate::slab::Token;
@@ -33,7 +33,7 @@ impl Sessions {
                 connection.heard = now;
                 // Others owe a pong of their dialect.
                 if connection.format.is_uni() || connection.flags.has(Flags::NATIVE_PINGS) {
-                    connection.flags.set(Flags::PINGED, false);
+                    self.pong_came(token);
                 }
                 self.websocket_event(token, value);
                 consumed
@@ -54,6 +54,9 @@ impl Sessions {
             Event::Ping(_) | Event::Pong(_) | Event::Close { .. } => Count::ReceivedControl,
         };
         self.metrics.add(count, 1);
+        if matches!(event, Event::Fragment | Event::Close { .. }) {
+            self.changed(token.index);
+        }
         match (event, phase) {
             (Event::Close { code, .. }, _) => self.websocket_closed(token, code),
             (_, Phase::Closing) => {}
@@ -76,10 +79,17 @@ impl Sessions {
         let (format, phase) = (connection.format, connection.phase);
         if !format.is_uni() {
             return match parse_commands(format.encoding(), message) {
-                Ok(commands) => self.commands(token, commands),
+                Ok(commands) => {
+                    // A pong says nothing that is put down apart from the keep's own bit for it.
+                    if !commands.iter().all(Command::is_pong) {
+                        self.changed(token.index);
+                    }
+                    self.commands(token, commands);
+                }
                 Err(close) => self.condemn(token, close),
             };
         }
+        self.changed(token.index);
         match phase {
             Phase::Connecting => self.uni_connect(token, message),
             // What a client says after its connect request has no meaning in a unidirectional

@@ -8,7 +8,7 @@ use tidegate_ring::publication::{Source, Version};
 use tidegate_ring::{channels, log};
 
 use super::*;
-use crate::handoff::record;
+use crate::keep::Keep;
 use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, FlowState, SERVER_WINDOW, Window};
 use crate::sending::Buffers;
@@ -68,8 +68,8 @@ fn record(speech: Speech) -> Record {
 }
 
 fn kept(record: &Record, frames: &[Vec<u8>], head_sent_bytes: u32) -> Kept {
-    let mut blob = 100u32.to_le_bytes().to_vec();
-    record::encode(record, &mut blob);
+    let mut keep = Keep::default();
+    keep.describe(record, &[]);
     let frame = |bytes: &Vec<u8>| KeptFrame {
         channel: None,
         bytes: bytes.clone(),
@@ -78,11 +78,13 @@ fn kept(record: &Record, frames: &[Vec<u8>], head_sent_bytes: u32) -> Kept {
         descriptor: 9,
         // So that the count wraps.
         sent_bytes: u32::MAX - 1,
+        received_bytes: 100,
         frames: frames.iter().map(frame).collect(),
         head_sent_bytes,
         position: 0,
         owes: false,
-        blob,
+        pinged: false,
+        blob: keep.described().to_vec(),
     }
 }
 
@@ -235,6 +237,17 @@ fn time_goes_on_while_nobody_serves() {
         (timers.due_ms, timers.probe_ms, timers.heard_ms),
         (4000, 3000, 1100)
     );
+}
+
+#[test]
+fn whether_a_pong_is_owed_is_put_down_apart_from_the_rest() {
+    for (described, pinged) in [(true, false), (false, true)] {
+        let mut record = record(Speech::WebSocket(None));
+        record.pinged = described;
+        let mut kept = kept(&record, &[], 0);
+        kept.pinged = pinged;
+        assert_eq!(resumed(kept, 0).unwrap().record.pinged, pinged);
+    }
 }
 
 #[test]

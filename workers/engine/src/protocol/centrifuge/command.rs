@@ -17,6 +17,12 @@ pub struct Command {
     pub request: Request,
 }
 
+impl Command {
+    pub fn is_pong(&self) -> bool {
+        matches!(self.request, Request::Pong)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// The answer to our ping.
