@@ -62,7 +62,8 @@ impl PublicKey {
             key.map(|key| (algorithm, key))
         });
         let keys = keys.into_iter().collect::<Result<_, _>>();
-        keys.map(Self).map_err(|error| format!("no RSA key: {error}"))
+        keys.map(Self)
+            .map_err(|error| format!("no RSA key: {error}"))
     }
 
     /// A key by its point, as SEC 1 §2.3.3 or RFC 8032 §5.1.2 writes it, or its whole
