@@ -337,7 +337,7 @@ impl Sessions {
         }
     }
 
-    /// Makes a subscription and answers the SUBSCRIBE. There is no word for data that comes with it.
+    /// Makes a subscription and answers the SUBSCRIBE, which has no word for data beside it.
     fn tcp_enter(
         &mut self,
         token: Token,
