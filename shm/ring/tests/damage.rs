@@ -65,7 +65,7 @@ fn a_request_with_a_length_beyond_the_ring_is_corrupt_after_the_good_ones() {
     producer.publish(&request(1, b"1")).unwrap();
     producer.publish(&request(2, b"2")).unwrap();
     let ring_at = region.len() - (UPLINK_CAPACITY + UPLINK_CAPACITY / 4) as usize;
-    let second_at = ring_at + 80;
+    let second_at = ring_at + 96;
     assert_eq!(
         region.load(second_at),
         region.load(ring_at),
@@ -80,7 +80,7 @@ fn a_request_with_a_length_beyond_the_ring_is_corrupt_after_the_good_ones() {
         })
     };
     assert_eq!(read(), Ok(1));
-    assert_eq!(read(), Err(UplinkError::Corrupt { position: 80 }));
+    assert_eq!(read(), Err(UplinkError::Corrupt { position: 96 }));
     assert_eq!(ids, [1]);
 }
 

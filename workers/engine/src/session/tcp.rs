@@ -277,11 +277,7 @@ impl Sessions {
                 .since
                 .map(|since| (since.epoch.to_string(), since.offset)),
         };
-        let entrance = self
-            .admissible(token, subscribe.channel)
-            .and_then(|()| Ok(self.entrance(token, subscribe.channel)?));
-        match entrance {
-            Ok(Entrance::Open) => self.tcp_enter(token, &asked, &Admitted::default(), false),
+        match self.tcp_entrance(token, subscribe.channel) {
             Ok(Entrance::Hook) => {
                 if let Some(mut body) = self.body(token) {
                     body.channel = subscribe.channel;
@@ -289,10 +285,15 @@ impl Sessions {
                     self.ask(token, AskKind::Subscribe, body, Then::TcpSubscribe(asked));
                 }
             }
-            Ok(Entrance::Closed(closed)) => {
-                self.tcp_subscribe_refused(token, &asked, SubscribeError::Denied(closed));
-            }
+            Ok(_) => self.tcp_enter(token, &asked, &Admitted::default(), false),
             Err(error) => self.tcp_subscribe_refused(token, &asked, error),
+        }
+    }
+
+    fn tcp_entrance(&mut self, token: Token, channel: &str) -> Result<Entrance, SubscribeError> {
+        match self.entrance(token, channel)? {
+            Entrance::Closed(closed) => Err(SubscribeError::Denied(closed)),
+            entrance => self.admissible(token, channel).map(|()| entrance),
         }
     }
 
@@ -320,7 +321,7 @@ impl Sessions {
         }
     }
 
-    /// Makes a subscription and answers the SUBSCRIBE. There is no word for data that comes with it.
+    /// Makes a subscription and answers the SUBSCRIBE, which has no word for data beside it.
     fn tcp_enter(
         &mut self,
         token: Token,
