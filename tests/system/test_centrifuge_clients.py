@@ -38,7 +38,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     "workers": {"crash_loop_deaths": 1000, "restart_delay_max_s": 0.2},
     "client": {"personal_channel": True, "personal_channel_namespace": "personal"},
     "tokens": {"hmac_secret": SECRET},
-    "hooks": {"app": "tests.support.sdk.app:App"},
+    "hooks": {"app": "tests.support.sdk.app:App", "timeout_s": 20.0},
     "channel": {
         "namespaces": [
             {"name": "room", **ROOM},
