@@ -5,7 +5,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 20
 BIN := .venv/bin
 PY := $(BIN)/python
-RUST := $(shell find shm/ring workers/engine ops/load/swarm -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST := $(shell find shm/ring workers/engine ops/load/swarm ops/profile/flame -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
 .PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench million clean
@@ -17,10 +17,10 @@ $(PY):
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --upgrade pip
 
-# What `pip install tidegate[...]` takes for each job; the tests run the demonstration and
-# the benchmarks too.
+# What `pip install tidegate[...]` takes for each job; the tests run the demonstration, the benchmarks and
+# the profiler too.
 EXTRAS_demo := [demo]
-EXTRAS_test := [test,demo,bench]
+EXTRAS_test := [test,demo,bench,profile]
 
 # An editable install compiles both extension modules in release mode. The warnings that are switched
 # off are about packages at the root of a repository, which is where ours are meant to be.
@@ -56,6 +56,7 @@ format: .venv/.test  ## Rewrite all sources in the house style
 
 rust-test:  ## Unit, property, model and kill tests of the crates
 	cargo test --workspace --locked
+	TIDEGATE_TEST_ENGINE=io_uring cargo test --package tidegate-engine --test serving --test handoff --locked
 
 # A target directory of its own: --cfg loom would otherwise rebuild everything twice.
 loom:  ## Check the lock-free code against every interleaving
@@ -67,6 +68,7 @@ fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 # A file of tests stays in one process: its tests share a gateway.
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak' --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m 'sending and not soak' --engine io_uring --numprocesses 2 --dist loadfile
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

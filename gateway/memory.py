@@ -89,8 +89,10 @@ class Memory:
             segments = (
                 make(
                     "log",
-                    _ring.log_size(log.capacity_bytes, seats),
-                    lambda fd: _ring.format_log(fd, log.capacity_bytes, seats, identity),
+                    _ring.log_size(log.capacity_bytes, seats, log.channels_max),
+                    lambda fd: _ring.format_log(
+                        fd, log.capacity_bytes, seats, log.channels_max, identity
+                    ),
                     "log.capacity_bytes",
                 ),
                 make(

@@ -86,6 +86,7 @@ class Producer:
         idempotency_key: str | None = None,
         skip_history: bool = False,
         version: int = 0,
+        version_epoch: str | None = None,
         delta: bool = False,
         binary: bool = False,
         timeout_s: float = TIMEOUT_S,
@@ -94,10 +95,11 @@ class Producer:
 
         `data` is JSON text as bytes, any bytes where `binary`, or any other object that becomes
         JSON. `skip_history`: only for those who are there now, without an offset. `version`: not
-        published unless it is above that of the channel's newest, whose place is returned then.
-        `delta`: subscribers that asked for it get the difference to the one before. Raises
-        PublishError: refused, no room or no answer in time; Unreachable: the gateway is gone. After
-        a timeout the message may still be published: repeat it with the same `idempotency_key`.
+        published unless it is above that of the channel's newest, whose place is returned then, or
+        that one was of another `version_epoch`. `delta`: subscribers that asked for it get the
+        difference to the one before. Raises PublishError: refused, no room or no answer in time;
+        Unreachable: the gateway is gone. After a timeout the message may still be published: repeat
+        it with the same `idempotency_key`.
         """
         pending = self.begin(
             channel,
@@ -106,6 +108,7 @@ class Producer:
             idempotency_key=idempotency_key,
             skip_history=skip_history,
             version=version,
+            version_epoch=version_epoch,
             delta=delta,
             binary=binary,
             timeout_s=timeout_s,
@@ -121,6 +124,7 @@ class Producer:
         idempotency_key: str | None = None,
         skip_history: bool = False,
         version: int = 0,
+        version_epoch: str | None = None,
         delta: bool = False,
         binary: bool = False,
         timeout_s: float = TIMEOUT_S,
@@ -131,7 +135,15 @@ class Producer:
         threads may count on this one for their answers.
         """
         message = _Message.of(
-            channel, data, tags, idempotency_key, skip_history, version, delta, binary
+            channel,
+            data,
+            tags,
+            idempotency_key,
+            skip_history,
+            version,
+            version_epoch,
+            delta,
+            binary,
         )
         return self._current().begin(message.hand_over, time.monotonic() + timeout_s)
 
@@ -144,6 +156,7 @@ class Producer:
         idempotency_key: str | None = None,
         skip_history: bool = False,
         version: int = 0,
+        version_epoch: str | None = None,
         delta: bool = False,
         binary: bool = False,
         timeout_s: float = TIMEOUT_S,
@@ -153,7 +166,15 @@ class Producer:
         Waits only where the uplink is full.
         """
         message = _Message.of(
-            channel, data, tags, idempotency_key, skip_history, version, delta, binary
+            channel,
+            data,
+            tags,
+            idempotency_key,
+            skip_history,
+            version,
+            version_epoch,
+            delta,
+            binary,
         )
         self._current().hand_over(message.hand_over, time.monotonic() + timeout_s, None)
 
@@ -212,6 +233,7 @@ class _Message:
     idempotency_key: str | None
     skip_history: bool
     version: int
+    version_epoch: str | None
     delta: bool
     binary: bool
 
@@ -224,6 +246,7 @@ class _Message:
         idempotency_key: str | None,
         skip_history: bool,
         version: int,
+        version_epoch: str | None,
         delta: bool,
         binary: bool,
     ) -> Self:
@@ -251,7 +274,17 @@ class _Message:
                 code="bad_request",
                 status=STATUS_BAD_REQUEST,
             )
-        return cls(channel, body, encoded, idempotency_key, skip_history, version, delta, binary)
+        return cls(
+            channel,
+            body,
+            encoded,
+            idempotency_key,
+            skip_history,
+            version,
+            version_epoch,
+            delta,
+            binary,
+        )
 
     def hand_over(self, uplink: _ring.Producer, want_reply: bool) -> int:
         return uplink.publish(
@@ -261,6 +294,7 @@ class _Message:
             idempotency_key=self.idempotency_key,
             skip_history=self.skip_history,
             version=self.version,
+            version_epoch=self.version_epoch,
             delta=self.delta,
             binary=self.binary,
             want_reply=want_reply,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from gateway.assembly import Assembly
 from gateway.config import Config
 from gateway.errors import InstanceError
 from gateway.host.examine import warning_at_start
+from gateway.host.kernel import Kernel
 from gateway.supervisor import Supervisor
 from workers import log
 
@@ -31,6 +33,9 @@ def run(config: Config) -> int:
     _raise_descriptor_limit()
     if warning := warning_at_start(config):
         logger.warning(warning)
+    if config.workers.engine == "auto" and (refused := Kernel().io_uring()):
+        reason = errno.errorcode.get(refused, str(refused))
+        logger.info(f"io_uring is refused ({reason}): workers send by epoll and a call for each")
     with ExitStack() as held:
         return Supervisor(Assembly.make(config, held), held).run()
 

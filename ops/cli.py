@@ -11,6 +11,7 @@ import click
 from ops import doctor, messages, observe, operate, start, token
 from ops.bench import command as bench
 from ops.load import command as load
+from ops.profile import command as profile
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,6 +28,7 @@ def tidegate() -> None:
       tidegate token mint --user 42             make a token for a client
       tidegate reload                           replace all workers, one after the other
       tidegate load -n 10000 --rate 10          ten thousand clients, ten messages a second
+      tidegate profile --seconds 10             see where a worker's time goes
       tidegate doctor --connections 1e6         see whether this host can hold a million
 
     Commands find the gateway on this host by themselves; with several, choose by -i NAME.
@@ -36,7 +38,7 @@ def tidegate() -> None:
     """
 
 
-for module in (start, observe, operate, messages, token, doctor, load, bench):
+for module in (start, observe, operate, messages, token, doctor, load, profile, bench):
     for command in module.COMMANDS:
         tidegate.add_command(command)
 

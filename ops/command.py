@@ -30,8 +30,8 @@ Command = Callable[..., Exit | None]
 class Seconds(click.FloatRange):
     """A time of at least `least` seconds, and finite."""
 
-    def __init__(self, least: float) -> None:
-        super().__init__(min=least, max=TIME_S_MAX)
+    def __init__(self, least: float, most: float = TIME_S_MAX) -> None:
+        super().__init__(min=least, max=most)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

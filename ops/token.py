@@ -108,7 +108,7 @@ def mint(output: Output, path: Path | None, overrides: tuple[str, ...], **option
         else (config.tokens, "tokens")
     )
     claims = _claims(rules, options)
-    signed = _signed(claims, rules.hmac_secret, section, options)
+    signed = _signed(claims, rules, section, options)
     if output.as_json:
         output.data({"token": signed, "claims": claims})
     else:
@@ -147,17 +147,37 @@ def check(output: Output, path: Path | None, overrides: tuple[str, ...], text: s
     return Exit.NO if problem else Exit.OK
 
 
-def _claims(rules: Any, options: dict[str, Any]) -> dict[str, Any]:
+def common_claims(rules: Any, expires_s: int) -> dict[str, Any]:
+    """What a token says, whosever it is, by the rules of `[tokens]` or `[subscription_tokens]`.
+
+    `expires_s`: from now; 0: never.
+    """
     now_s = int(time.time())
-    claims: dict[str, Any] = {rules.user_id_claim or "sub": options["user"], "iat": now_s}
-    if options["expires_s"]:
-        claims["exp"] = now_s + options["expires_s"]
-    for name, value in (
-        ("channel", options["channel"]),
-        ("aud", rules.audience),
-        ("iss", rules.issuer),
-        ("channels", list(options["subs"])),
-    ):
+    claims: dict[str, Any] = {"iat": now_s}
+    if expires_s:
+        claims["exp"] = now_s + expires_s
+    for name, value in (("aud", rules.audience), ("iss", rules.issuer)):
+        if value:
+            claims[name] = value
+    return claims
+
+
+def user_claim(rules: Any) -> str:
+    return rules.user_id_claim or "sub"
+
+
+def hmac_secret(rules: Any, section: str, remedy: str) -> str:
+    """Raises ConfigError without one."""
+    if not rules.hmac_secret:
+        reason = "is not set, so that there is nothing to sign with"
+        problem = Problem(f"{section}.hmac_secret", "", reason, remedy)
+        raise ConfigError("configuration", [problem])
+    return str(rules.hmac_secret)
+
+
+def _claims(rules: Any, options: dict[str, Any]) -> dict[str, Any]:
+    claims = {user_claim(rules): options["user"], **common_claims(rules, options["expires_s"])}
+    for name, value in (("channel", options["channel"]), ("channels", list(options["subs"]))):
         if value:
             claims[name] = value
     for name in ("info", "data", "meta"):
@@ -166,23 +186,12 @@ def _claims(rules: Any, options: dict[str, Any]) -> dict[str, Any]:
     return claims
 
 
-def _signed(claims: dict[str, Any], secret: str, section: str, options: dict[str, Any]) -> str:
+def _signed(claims: dict[str, Any], rules: Any, section: str, options: dict[str, Any]) -> str:
     import jwt
 
     if options["private_key"] is None:
-        if not secret:
-            raise ConfigError(
-                "configuration",
-                [
-                    Problem(
-                        f"{section}.hmac_secret",
-                        "",
-                        "is not set, so that there is nothing to sign with",
-                        "set it, or give --private-key",
-                    )
-                ],
-            )
-        key, algorithm = secret, "HS256"
+        key = hmac_secret(rules, section, "set it, or give --private-key")
+        algorithm = "HS256"
     else:
         key = options["private_key"].read_text()
         algorithm = _algorithm_of(key)

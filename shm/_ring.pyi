@@ -41,8 +41,12 @@ ROLE_API: int
 CHANNEL_BYTES_MAX: int
 """The longest channel name, in bytes of UTF-8."""
 
-def log_size(capacity_bytes: int, readers: int) -> int:
-    """Bytes of a log segment. Raises FormatError for a capacity that is no power of two."""
+def log_size(capacity_bytes: int, readers: int, topics: int) -> int:
+    """Bytes of a log segment. Raises FormatError for a capacity that is no power of two.
+
+    `topics`: rows of interest, as many as there are channels. With fewer, readers are woken for
+    what does not concern them more often.
+    """
 
 def channels_size(channels_max: int) -> int:
     """Bytes of a channel table that holds at least `channels_max` channels."""
@@ -57,7 +61,7 @@ def heap_size(memory_bytes: int) -> int:
 
 # `identity` is the generation of the segment, and its owner's pid and start time.
 def format_log(
-    fd: int, capacity_bytes: int, readers: int, identity: tuple[int, int, int]
+    fd: int, capacity_bytes: int, readers: int, topics: int, identity: tuple[int, int, int]
 ) -> None: ...
 def format_channels(fd: int, channels_max: int, identity: tuple[int, int, int]) -> None: ...
 def format_stats(
@@ -162,6 +166,7 @@ class Producer:
         idempotency_key: str | None = None,
         skip_history: bool = False,
         version: int = 0,
+        version_epoch: str | None = None,
         delta: bool = False,
         binary: bool = False,
         want_reply: bool = True,
@@ -171,7 +176,8 @@ class Producer:
         `data` is JSON text, or any bytes where `binary`; `tags` is a JSON object. JSON is checked
         and compacted. A publish to a channel with the idempotency key of an earlier one gets that
         one's reply for five minutes, and is not published; nor is one with a `version` that is not
-        above that of the channel's newest, whose place the reply then carries. With `skip_history`
+        above that of the channel's newest, whose place the reply then carries, unless that one was
+        of another `version_epoch`. With `skip_history`
         it gets no offset, and only those who are there get it; with `delta`, subscribers that asked
         for it get the difference to the one before. Raises BadRequest, TooLarge, and Full where the
         uplink has no room now or too many requests wait for their replies.

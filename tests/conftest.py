@@ -8,7 +8,24 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.gateway import Gateway, running_gateway
+from gateway.host.kernel import Kernel
+from tests.support.gateway import DEFAULTS, Gateway, running_gateway
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=["auto", "epoll", "io_uring"],
+        default="auto",
+        help="what the workers of the system tests send by (workers.engine)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    engine = config.getoption("--engine")
+    if engine == "io_uring" and (refused := Kernel().io_uring()):
+        pytest.exit(f"the kernel refuses io_uring: errno {refused}", returncode=0)
+    DEFAULTS["workers"]["engine"] = engine
 
 # The same examples each time, however slow the machine is: a failure is one of the code, and comes
 # back. `fuzz/` is where chance searches.

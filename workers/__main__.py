@@ -139,6 +139,8 @@ def _obey(link: Link, engine: Engine, message: dict[str, Any], descriptors: dict
                 logger.error("a survey is not answered", extra={"reason": error})
             else:
                 link.send({"type": "surveyed", "id": message["id"]})
+        case "profile":
+            engine.profile(message["duration_s"])
         case "reopen_logs":
             try:
                 log.reopen()

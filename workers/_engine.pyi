@@ -110,6 +110,13 @@ class Engine:
     def resume(self) -> None:
         """Accept connections again, after a giving that was to be this worker's last act."""
 
+    def profile(self, duration_s: float) -> None:
+        """Time the phases of turns, and count their batches, for so long from now on.
+
+        The statistics have them. Asked again it goes on for longer, never shorter; it ends by
+        itself. Raises ValueError for a time that is none.
+        """
+
     def survey(self, fd: int) -> None:
         """Write a JSON object to the file `fd`: how many subscribers each channel has here.
 

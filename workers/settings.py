@@ -147,6 +147,10 @@ class WorkerSettings:
     header_bytes_max: int
     headers_max: int
     accepts_per_turn_max: int
+    engine: Literal["auto", "epoll", "io_uring"]
+    """What sends to clients: io_uring for many at once, where it can be; or a call for each."""
+    batch_delay_us: int
+    """How long publications wait for more of them, to leave together."""
     recovery_publications_max: int
     history_publications_max: int
     close_timeout_s: float
@@ -166,6 +170,8 @@ class WorkerSettings:
     """Origins that browsers may come from; empty: only requests without Origin; `*`: all."""
     allow_anonymous: bool
     """Whether the bidirectional dialects let in who shows no token."""
+    allow_anonymous_tokens: bool
+    """Whether a connection token may be of nobody: without a user, or with an empty one."""
     expired_close_delay_s: float
     personal_channel: bool
     """Whether each user is subscribed to a channel of its own at connecting."""

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate_engine::protocol::deflate::{compress, expand};
+use tidegate_engine::protocol::deflate::{Window, compress, expand};
 use tidegate_engine::protocol::delta::create;
 use tidegate_fuzz::parameters;
 
@@ -56,8 +56,10 @@ fuzz_target!(|input: &[u8]| {
     if std::str::from_utf8(target).is_ok() {
         assert!(std::str::from_utf8(&delta).is_ok());
     }
-    if let Some(compressed) = compress(bytes) {
-        assert_eq!(expand(&compressed, bytes.len()).as_deref(), Ok(bytes));
+    for window in [Window::Full, Window::Narrow] {
+        if let Some(compressed) = compress(bytes, window) {
+            assert_eq!(expand(&compressed, bytes.len()).as_deref(), Ok(bytes));
+        }
     }
     // Neither is anything but its own bytes safe to expand, nor unbounded.
     if let Ok(expanded) = expand(bytes, usize::from(flags)) {

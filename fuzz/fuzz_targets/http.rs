@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use tidegate_engine::protocol::Parsed;
-use tidegate_engine::protocol::http::{HttpLimits, HttpReject, Opening, Rules, parse_opening};
+use tidegate_engine::protocol::http::{
+    HttpLimits, HttpReject, Opening, Refused, Rules, parse_opening, passed_on,
+};
 use tidegate_engine::settings::Transport;
 use tidegate_fuzz::parameters;
 
@@ -25,20 +27,26 @@ const TRANSPORTS: [Transport; 6] = [
 
 fn check(opening: &Opening) {
     let (response, status, is_open) = match opening {
-        Opening::WebSocket { response, .. } => (response, "101", true),
-        Opening::Stream { response, .. } => (response, "200", true),
-        Opening::Emulation { response, body, .. } => {
+        Opening::WebSocket { response, .. } => (response.clone(), "101", true),
+        Opening::Stream { response, .. } => (response.clone(), "200", true),
+        Opening::Emulation { cors, body, .. } => {
             assert!(body.len() <= BODY_BYTES_MAX);
-            (response, "204", false)
+            (passed_on(cors), "204", false)
         }
-        Opening::Answered { response } => (response, "20", false),
+        Opening::Answered { response } => (response.clone(), "20", false),
     };
-    let head = String::from_utf8_lossy(response);
-    assert!(head.starts_with(&format!("HTTP/1.1 {status}")));
-    let (head, after) = head.split_once("\r\n\r\n").expect("a head ends");
+    let after = check_response(&response, status);
+    assert!(!is_open || after.is_empty() || after == "\r\n");
+}
+
+/// A whole response; returns what follows its head.
+fn check_response(response: &[u8], status: &str) -> String {
+    let text = String::from_utf8_lossy(response);
+    assert!(text.starts_with(&format!("HTTP/1.1 {status}")));
+    let (head, after) = text.split_once("\r\n\r\n").expect("a head ends");
     // What a request says must not end up as a line of the answer.
     assert!(head.split("\r\n").skip(1).all(|line| line.contains(": ")));
-    assert!(!is_open || after.is_empty() || after == "\r\n");
+    after.to_owned()
 }
 
 /// Everything that a request comes to; `None` while it is incomplete.
@@ -60,7 +68,10 @@ fn outcome(bytes: &[u8]) -> Option<Result<(String, usize), HttpReject>> {
             check(&value);
             Some(Ok((format!("{value:?}"), consumed)))
         }
-        Err(reject) => Some(Err(reject)),
+        Err(Refused { reject, cors }) => {
+            check_response(&reject.response(&cors), reject.status());
+            Some(Err(reject))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ import falcon
 import msgspec
 
 from gateway.api import metrics, requests
-from gateway.api.methods import Counters, Methods
+from gateway.api.methods import Answer, Counters, Methods
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class KeyCheck:
 
 
 class ApiResource:
-    """`POST /api/<method>`."""
+    """`POST /api/<method>`, and `POST /api` with the method in the body."""
 
     def __init__(self, methods: Methods) -> None:
         self._methods = methods
@@ -78,6 +78,23 @@ class ApiResource:
             resp.status = falcon.code_to_http_status(HTTP_STATUSES.get(answer["code"], 500))
         resp.content_type = falcon.MEDIA_JSON
         resp.data = msgspec.json.encode(answer)
+
+    def on_post_commands(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """`POST /api`, as back ends did it before each method had a path: commands, a line each."""
+        try:
+            commands = requests.decode_commands(_read_body(req, self._body_bytes_max))
+            answers = [self._answered(command) for command in commands]
+        except requests.NotJson as error:
+            raise falcon.HTTPBadRequest(description=f"not lines of commands: {error}") from error
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = msgspec.json.Encoder().encode_lines(answers)
+
+    def _answered(self, command: requests.Command) -> Answer:
+        answer = self._methods.answer(command.method, bytes(command.params))
+        # Only a batch answers with anything but a result, and its place is within one here.
+        if "replies" in answer:
+            answer = {"result": answer}
+        return {"id": command.id, **answer} if command.id else answer
 
 
 class HealthResource:
@@ -103,7 +120,9 @@ def build(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The application. `problem` says in one line why this gateway is not ready, or nothing."""
     app = falcon.App(middleware=[KeyCheck(key)])
-    app.add_route("/api/{method}", ApiResource(methods))
+    api = ApiResource(methods)
+    app.add_route("/api/{method}", api)
+    app.add_route("/api", api, suffix="commands")
     for path, check in (
         ("/health", problem),
         ("/health/ready", problem),

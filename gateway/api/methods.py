@@ -121,6 +121,7 @@ class Methods:
             skip_history=bool(publication.skip_history),
             delta=bool(publication.delta),
             version=publication.version or 0,
+            version_epoch=publication.version_epoch,
             timeout_s=PUBLISH_TIMEOUT_S,
         )
 

@@ -79,11 +79,10 @@ class Publication(Request, frozen=True, kw_only=True):
     version: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
     """Of what the data describes: an older one than the channel has is not published."""
     version_epoch: str | None = None
+    """Names the count that `version` is of; versions of two counts are not compared."""
 
     def payload(self) -> tuple[bytes, bool]:
         """The data, and whether it is binary. Raises PublishError for what cannot be published."""
-        if self.version_epoch:
-            raise refusal(NOT_AVAILABLE, "version_epoch: versions are compared as numbers alone")
         if len((self.idempotency_key or "").encode()) > IDEMPOTENCY_KEY_BYTES_MAX:
             raise refusal(
                 BAD_REQUEST, f"idempotency_key: longer than {IDEMPOTENCY_KEY_BYTES_MAX} bytes"
@@ -299,6 +298,14 @@ class Batch(Request, frozen=True, kw_only=True):
         return checked
 
 
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that names its method itself; its answer comes back with its id."""
+
+    method: str
+    params: Raw = Raw(b"{}")
+    id: int = 0
+
+
 METHODS: dict[str, type[Request]] = {
     "publish": Publish,
     "broadcast": Broadcast,
@@ -320,6 +327,8 @@ _DECODERS: dict[str, msgspec.json.Decoder[Request]] = {
     method: msgspec.json.Decoder(kind) for method, kind in METHODS.items()
 }
 
+_COMMANDS = msgspec.json.Decoder(Command)
+
 
 def refusal(status: int, reason: str) -> PublishError:
     """The error with the number `status`: its standard text, then what exactly is wrong."""
@@ -337,6 +346,17 @@ def decode(method: str, body: bytes) -> Request:
         raise refusal(BAD_REQUEST, str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotJson(str(error)) from error
+
+
+def decode_commands(body: bytes) -> list[Command]:
+    """The commands in `body`, one a line. Raises NotJson, or PublishError (107) for too many."""
+    try:
+        commands = _COMMANDS.decode_lines(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NotJson(str(error)) from error
+    if len(commands) > BATCH_COMMANDS_MAX:
+        raise NotJson(f"{len(commands)} commands in one request, at most {BATCH_COMMANDS_MAX}")
+    return commands
 
 
 def _bytes_of_base64(key: str, text: str) -> bytes:

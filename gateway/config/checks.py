@@ -6,6 +6,7 @@ problems, so that one run reports them all.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import resource
@@ -36,17 +37,21 @@ class Host:
     cpus: int
     memory_bytes: int
     descriptors_max: int
+    io_uring_refused: int = 0
+    """The errno with which the kernel refuses us io_uring; 0: it does not."""
 
     @classmethod
     def here(cls) -> Host:
-        """Allowed CPUs, memory (the cgroup's if less) and hard RLIMIT_NOFILE of this process."""
+        """Allowed CPUs, memory (the cgroup's if less), hard RLIMIT_NOFILE, and what the kernel
+        says to io_uring_setup(2)."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard == resource.RLIM_INFINITY:
             hard = CONNECTIONS_AUTO_MAX + DESCRIPTORS_RESERVED
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = Kernel().cgroup_memory_bytes()
+        kernel = Kernel()
+        limit = kernel.cgroup_memory_bytes()
         bound = memory if limit is None else min(memory, limit)
-        return cls(len(os.sched_getaffinity(0)), bound, hard)
+        return cls(len(os.sched_getaffinity(0)), bound, hard, kernel.io_uring())
 
 
 def worker_count(config: Config, host: Host) -> int:
@@ -69,7 +74,7 @@ def connections_max(config: Config, host: Host) -> int:
 def check(config: Config, host: Host) -> list[Problem]:
     """Every combination in `config` that cannot hold on `host`."""
     rules = (
-        *(_queues, _descriptors, _log, _uplinks, _timers, _balance, _steering),
+        *(_queues, _descriptors, _engine, _log, _uplinks, _timers, _balance, _steering),
         *(_addresses, _paths, _key),
     )
     problems = [problem for rule in rules for problem in rule(config, host)]
@@ -140,6 +145,17 @@ def _descriptors(config: Config, host: Host) -> Iterator[Problem]:
         )
 
 
+def _engine(config: Config, host: Host) -> Iterator[Problem]:
+    refused = host.io_uring_refused
+    if config.workers.engine == "io_uring" and refused:
+        yield Problem(
+            "workers.engine",
+            '"io_uring"',
+            f"the kernel refuses it: {os.strerror(refused)} ({errno.errorcode.get(refused)})",
+            'set "auto", which does without; or see what `tidegate doctor` says of io_uring',
+        )
+
+
 def _log(config: Config, host: Host) -> Iterator[Problem]:
     log, message = config.log, config.limits.message_bytes_max + RECORD_OVERHEAD_BYTES
     if log.capacity_bytes & (log.capacity_bytes - 1):
@@ -158,7 +174,7 @@ def _log(config: Config, host: Host) -> Iterator[Problem]:
             f"limits.message_bytes_max = {config.limits.message_bytes_max} needs {message}",
             f"set at least {_power_of_two(8 * message)}, or lower the message limit",
         )
-    segments = log.capacity_bytes + 96 * log.channels_max + log.uplinks_max * log.uplink_bytes
+    segments = log.capacity_bytes + 128 * log.channels_max + log.uplinks_max * log.uplink_bytes
     segments += config.history.memory_bytes + config.presence.memory_bytes
     if segments > host.memory_bytes // 2:
         yield Problem(

@@ -72,6 +72,9 @@ class WorkersSection(Section, frozen=True, kw_only=True):
     count: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 0
     pin: Literal["node", "cpu", "none"] = "node"
     steer: Literal["hash", "cpu"] = "hash"
+    engine: Literal["auto", "epoll", "io_uring"] = "auto"
+    # A worker does nothing else meanwhile: longer would be felt by all of its clients.
+    batch_delay_us: Annotated[int, Meta(ge=0, le=10_000)] = 0
     # An idle worker shows a sign of life every half second.
     stall_timeout_s: Annotated[float, Meta(ge=1, le=31_536_000)] = 10.0
     restart_delay_min_s: SomeSeconds = 0.1
@@ -91,6 +94,7 @@ class ClientSection(Section, frozen=True, kw_only=True):
     allowed_origins: list[str] = msgspec.field(default_factory=list)
     transports: list[Transport] = msgspec.field(default_factory=lambda: list(TRANSPORTS))
     allow_anonymous: bool = False
+    allow_anonymous_tokens: bool = True
     user_connections_max: Annotated[int, Meta(ge=0, le=16_000_000)] = 0
     expired_close_delay_s: Seconds = 25.0
     personal_channel: bool = False

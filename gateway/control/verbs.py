@@ -20,6 +20,7 @@ from gateway.operations import Operations
 from gateway.runtime import Runtime
 from gateway.steps import Report, Steps
 from gateway.uplinks import Uplink
+from shm import stats
 
 LEVELS = {
     "status": Level.OBSERVER,
@@ -28,6 +29,7 @@ LEVELS = {
     "survey": Level.OBSERVER,
     "publish": Level.OPERATOR,
     "uplink": Level.OPERATOR,
+    "profile": Level.OPERATOR,
     "reload": Level.OPERATOR,
     "scale": Level.OPERATOR,
     "rebalance": Level.OPERATOR,
@@ -35,6 +37,9 @@ LEVELS = {
     "upgrade": Level.ADMIN,
     "stop": Level.ADMIN,
 }
+
+PROFILE_S_MAX = 3600.0
+"""Of one request, which may be repeated."""
 
 logger = logging.getLogger("tidegate.control")
 
@@ -59,6 +64,11 @@ class ReloadArguments(Arguments, forbid_unknown_fields=True, frozen=True):
 
 class ScaleArguments(Arguments, forbid_unknown_fields=True, frozen=True):
     count: int
+
+
+class ProfileArguments(Arguments, forbid_unknown_fields=True, frozen=True):
+    pid: int
+    duration_s: Annotated[float, msgspec.Meta(ge=0, le=PROFILE_S_MAX)]
 
 
 class PublishArguments(Arguments, forbid_unknown_fields=True, frozen=True):
@@ -101,6 +111,7 @@ class Verbs:
             "survey": self._survey,
             "publish": self._publish,
             "uplink": self._lend_uplink,
+            "profile": self._profile,
             "reload": self._reload,
             "scale": self._scale,
             "rebalance": self._rebalance,
@@ -152,6 +163,24 @@ class Verbs:
     def _answer_config(self, request: Request) -> None:
         _arguments(request, Arguments)
         request.reply({"config": effective(self._runtime.config, self._runtime.host)})
+
+    def _profile(self, request: Request) -> None:
+        """Has a worker time its turns for a while, and tells what it has counted until now."""
+        arguments = _arguments(request, ProfileArguments)
+        workers = (worker for slot in self._fleet.slots for worker in slot.workers)
+        worker = next((each for each in workers if each.pid == arguments.pid), None)
+        if worker is None:
+            raise ControlError(
+                f"no worker has the pid {arguments.pid}",
+                remedy="`tidegate slots` shows those that there are",
+                code="no_worker",
+            )
+        if arguments.duration_s:
+            worker.send("profile", duration_s=arguments.duration_s)
+        counted = stats.by_row(self._runtime.memory.reader).get(worker.stats_row, {})
+        request.reply(
+            {"slot": worker.slot, "generation": worker.generation, "counted": counted},
+        )
 
     # ---- producing
 

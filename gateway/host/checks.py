@@ -137,7 +137,7 @@ CHECKS: tuple[Check, ...] = (
     _sysctl(
         "net.ipv4.tcp_mem",
         "pages for all TCP buffers: above the second number windows shrink, above the third sends "
-        "fail; a message on its way to everybody is a page for each",
+        "fail; a used socket keeps a page, a message on its way to everybody takes one for each",
         looks.tcp_mem,
     ),
     Check(

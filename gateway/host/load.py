@@ -54,7 +54,7 @@ class Load:
         granted = replace(host, descriptors_max=1 << 62)
         others = 3 + api.workers
         segments = (
-            _ring.log_size(log.capacity_bytes, 2 * WORKERS_MAX)
+            _ring.log_size(log.capacity_bytes, 2 * WORKERS_MAX, log.channels_max)
             + _ring.channels_size(log.channels_max)
             + (log.uplinks_max + 2 * workers) * _ring.uplink_size(log.uplink_bytes)
             + STATISTICS_BYTES

@@ -23,6 +23,8 @@ LINGERING = (9, 8)
 """An eighth more in a table where connections that ended linger."""
 IO_URING_MEMLOCK_BYTES = 8 * MIB
 """Rings of one process with room to spare."""
+TCP_PAGES = 2
+"""Of a connection: a socket that was used keeps one, and a message on its way takes one."""
 LOCAL_PORT_FIRST, LOCAL_PORT_LAST = 10240, 65535
 """Below are the ports that servers like to have."""
 CLOCKS_WITHOUT_A_CALL = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
@@ -127,10 +129,9 @@ def tcp_mem(kernel: Kernel, load: Load) -> Seen | None:
     now = kernel.numbers("proc/sys/net/ipv4/tcp_mem")
     if now is None or len(now) != 3:
         return None
-    # In pages, and a message under way takes one for each connection that it goes to.
-    pages = load.connections
+    pages = TCP_PAGES * load.connections
     wanted = [max(a, b) for a, b in zip(now, (pages * 3 // 4, pages, pages * 3 // 2), strict=True)]
-    return Seen(_words(now), _words(wanted), now[1])
+    return Seen(_words(now), _words(wanted), now[1] // TCP_PAGES)
 
 
 def port_range(kernel: Kernel, load: Load) -> Seen | None:

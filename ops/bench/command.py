@@ -15,7 +15,10 @@ from ops.output import Exit, Output
 if TYPE_CHECKING:
     from ops.bench.result import Result
 
-BENCHMARKS = ("ring", "fanout", "connect", "unicast", "mixed", "idle", "reload", "peers")
+BENCHMARKS = (
+    *("ring", "fanout", "connect", "session", "unicast", "mixed", "storm"),
+    *("api", "produce", "presence", "idle", "servers", "reload", "peers"),
+)
 """What `all` runs, in the order of the README's table."""
 MILLION = "million"
 """Takes a quarter of an hour and most of the machine: only by its name."""

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.errors import TidegateError
 from ops.bench.result import Goal, Measure, Result
@@ -46,11 +47,11 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
     gateway: list[Crossing] = []
     bare: list[Crossing] = []
     with Subject(workers=WORKERS) as subject:
-        _let_in(subject.address, subject.pids, size)  # Caches and allocators warm up.
+        let_in(subject.address, subject.pids, size.connections)  # Caches and allocators warm up.
         for pair in range(size.pairs):
-            gateway.append(_let_in(subject.address, subject.pids, size))
+            gateway.append(let_in(subject.address, subject.pids, size.connections))
             with contextlib.closing(Bare(processes=WORKERS, connections=size.connections)) as loop:
-                bare.append(_let_in(loop.address, loop.pids, size))
+                bare.append(let_in(loop.address, loop.pids, size.connections))
             say(
                 f"pair {pair + 1}: gateway {gateway[-1].cost_us:.1f}, bare "
                 f"{bare[-1].cost_us:.1f} µs CPU per connection"
@@ -78,11 +79,12 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
     )
 
 
-def _let_in(address: str, pids: list[int], size: Size) -> Crossing:
+def let_in(address: str, pids: list[int], connections: int, **plan: Any) -> Crossing:
+    """What it took to get so many clients connected and subscribed; `plan` as swarms take it."""
     before_s, began_s = cpu_seconds(pids), time.monotonic()
     with Swarm(
-        address=address, connections=size.connections, run_s_max=RUN_S_MAX, channel=CHANNEL
+        address=address, connections=connections, run_s_max=RUN_S_MAX, channel=CHANNEL, **plan
     ) as swarm:
         swarm.wait_ready()
         spent_s, lasted_s = cpu_seconds(pids) - before_s, time.monotonic() - began_s
-    return Crossing(spent_s * 1e6 / size.connections, size.connections / lasted_s)
+    return Crossing(spent_s * 1e6 / connections, connections / lasted_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ RUN = (sys.executable, "-m", "ops.cli", "run")
 
 CONFIGURATION = """\
 [gateway]
-name = "bench-{pid}"
+name = "{name}"
 run_dir = "{directory}"
 [workers]
 count = {workers}
@@ -38,6 +39,9 @@ port = 0
 spread_s = 0.1
 """
 """All else has its default: what is measured is what users get."""
+
+_numbers = itertools.count(1)
+"""Of the gateways of this process, of which several may run at a time."""
 
 
 class Subject:
@@ -58,10 +62,10 @@ class Subject:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as cleanup:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-")))
-            name = f"bench-{os.getpid()}"
+            name = f"bench-{os.getpid()}-{next(_numbers)}"
             config = directory / "tidegate.toml"
             config.write_text(
-                CONFIGURATION.format(pid=os.getpid(), directory=directory, workers=self._workers)
+                CONFIGURATION.format(name=name, directory=directory, workers=self._workers)
             )
             self._log_path = directory / "gateway.log"
             self.control_path = directory / name / "control.sock"
@@ -90,6 +94,11 @@ class Subject:
     def address(self) -> str:
         """Of the WebSocket port, `host:port`."""
         return str(self.status["endpoints"]["http"]).rpartition("//")[2]
+
+    @property
+    def api_address(self) -> str:
+        """Of the server API, `host:port`."""
+        return str(self.status["endpoints"]["api"]).rpartition("//")[2]
 
     @property
     def name(self) -> str:

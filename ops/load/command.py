@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from gateway.errors import TidegateError
 from ops.command import Connect, Count, Seconds, instance_options
 from ops.output import Exit, Output, duration, table
+from ops.start import config_option, load_config, set_option
 
 if TYPE_CHECKING:
     from ops.load.run import Outcome
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX = 10_000_000
 """More than loopback addresses of one test, and any machine's memory, hold."""
 RATE_MAX = 1_000_000.0
-ENDPOINTS = {"websocket": "http", "tcp": "tcp"}
+ENDPOINTS = {"websocket": "http", "centrifuge": "http", "sse": "http", "tcp": "tcp"}
 """The gateway's endpoint for each dialect."""
+TOKEN_EXPIRES_S = 3 * 86_400
+"""Longer than any test: nobody has to bring another one."""
 PATTERNS = ("all", "own", "shard:K", "mixed:K")
 
 
@@ -53,7 +57,16 @@ def _percent(name: str, help: str, most: float = 100.0) -> Callable[[Any], Any]:
 @click.option(
     "--address", metavar="HOST:PORT", help="Client port; the running gateway's if absent."
 )
-@click.option("--dialect", type=click.Choice(list(ENDPOINTS)), default="websocket")
+@click.option(
+    "--dialect",
+    type=click.Choice(list(ENDPOINTS)),
+    default="websocket",
+    show_default=True,
+    help="websocket and sse are one-way; centrifuge is what the SDKs speak.",
+)
+@click.option("--tokens", is_flag=True, help="Each with a token, by the HMAC secret of -c.")
+@config_option
+@set_option
 @click.option("--channel", default="public:load", show_default=True, help="Base of their names.")
 @click.option(
     "--subscribe",
@@ -99,6 +112,7 @@ def load(connect: Connect, output: Output, serve_at: str | None, **options: Any)
       tidegate load -n 10000 --rate 10
       tidegate load -n 5000 --subscribe own --rate 2000 --duration 60
       tidegate load -n 20000 --dialect tcp --churn 50 --stall 1 --misbehave 1 --rate 5
+      tidegate load -n 10000 --dialect centrifuge --tokens -c tidegate.toml --rate 10
       tidegate load --address gateway:8000 --api http://gateway:8002/api --rate 10
       tidegate load --agent 10.0.0.7:7000         on other machines; then here:
       tidegate load -n 200000 --agents 10.0.0.7:7000,10.0.0.8:7000 --rate 5
@@ -107,7 +121,10 @@ def load(connect: Connect, output: Output, serve_at: str | None, **options: Any)
     by the time in each message. An interrupt ends the test early, and it is told what was seen.
     Exit status: 0 all is well, 1 something was lost, repeated, refused or closed.
 
-    An agent opens connections for whoever knows its key: keep its port to machines of your own.
+    SDKs are let in by a token unless the gateway has client.allow_anonymous: see --tokens.
+
+    An agent opens connections for whoever knows its key, and learns the secret of tokens: keep its
+    port to machines of your own.
     """
     if serve_at is not None:
         return _serve(output, serve_at, options["agent_key"])
@@ -146,6 +163,9 @@ def _run(
     channel: str,
     agents: str,
     agent_key: str,
+    tokens: bool,
+    path: Path | None,
+    overrides: tuple[str, ...],
     **options: Any,
 ) -> Outcome:
     from ops.load.agent import Agent
@@ -172,6 +192,7 @@ def _run(
             handshakes_max=options["handshakes"],
             connects_per_s=options["connect_rate"],
             transport=dialect,
+            tokens=_tokens(path, overrides) if tokens else None,
             channel=channel,
             subscribe=subscribe,
             reconnect=options["reconnect"],
@@ -182,6 +203,18 @@ def _run(
         output.meter() as meter,
     ):
         return run(crowd, test, publish, meter)
+
+
+def _tokens(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """By what swarms make the tokens of their clients. Raises ConfigError."""
+    from ops.token import common_claims, hmac_secret, user_claim
+
+    rules = load_config(path, overrides).tokens
+    return {
+        "secret": hmac_secret(rules, "tokens", "give the gateway's configuration with -c"),
+        "user_claim": user_claim(rules),
+        "claims": common_claims(rules, TOKEN_EXPIRES_S),
+    }
 
 
 def channels(base: str, subscribe: Pattern, connections: int) -> list[str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import select
 import socket
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from gateway.errors import TidegateError
+from ops import programs
+
+LoopName = Literal["send", "io_uring"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,37 +32,10 @@ READ_BYTES = 65536
 
 @cache
 def build() -> Path:
-    """The directory of the programs: compiled here in a checkout, else beside the interpreter.
-
-    Raises TidegateError where they are neither there nor can be compiled.
+    """The directory of the programs. Raises TidegateError where they are neither there nor can be
+    compiled.
     """
-    if not (ROOT / "Cargo.toml").exists():
-        return _installed()
-    try:
-        subprocess.run(
-            ["cargo", "build", "--release", "--locked", "--quiet", "--package", "tidegate-load"],
-            cwd=ROOT,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise TidegateError(
-            f"the load programs cannot be built ({error})",
-            remedy="install a Rust toolchain",
-            code="load",
-        ) from error
-    target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
-    return ROOT / target / "release"
-
-
-def _installed() -> Path:
-    directory = Path(sys.executable).parent
-    if not (directory / "tidegate-swarm").exists():
-        raise TidegateError(
-            f"the load programs are not in {directory}",
-            remedy="run this in a checkout of Tidegate, with a Rust toolchain",
-            code="load",
-        )
-    return directory
+    return programs.directory("tidegate-load", "tidegate-swarm")
 
 
 def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:
@@ -229,6 +204,14 @@ class Swarm(Program):
         # Longer than the swarm's own patience, so that it can say how far it came.
         self.expect("reached", timeout_s + 5)
 
+    def drop_off(self) -> None:
+        """Cut all connections, as a network does; the clients stay away."""
+        self.command("drop_off")
+
+    def come_back(self) -> None:
+        """Let those that are away come back, at once."""
+        self.command("come_back")
+
     def report(self) -> dict[str, Any]:
         self.command("report")
         return self.expect("report", STOP_TIMEOUT_S)
@@ -253,8 +236,14 @@ class Bare(Program):
 
     name = "tidegate-bare"
 
-    def __init__(self, *, processes: int, connections: int) -> None:
-        super().__init__({"processes": processes, "connections": connections})
+    def __init__(
+        self,
+        *,
+        processes: int,
+        connections: int,
+        sends_by: LoopName = "send",
+    ) -> None:
+        super().__init__({"processes": processes, "connections": connections, "sends_by": sends_by})
         listening = self.expect("listening", CONNECT_TIMEOUT_S)
         self.address = f"127.0.0.1:{listening['port']}"
         self.pids: list[int] = listening["pids"]
@@ -263,9 +252,10 @@ class Bare(Program):
     def wait_ready(self) -> None:
         self.expect("ready", CONNECT_TIMEOUT_S)
 
-    def send(self, text: str) -> None:
-        """Send one text frame to every client. Raises TidegateError if a socket had no room."""
-        self.command("send", text=text)
+    def send(self, texts: Sequence[str]) -> None:
+        """Send a text frame of each, all at once, to every client. Raises TidegateError if a socket
+        had no room."""
+        self.command("send", texts=texts)
         self._expect_sent(DELIVERY_TIMEOUT_S)
 
     def unicast(self, *, channel: str, messages: int, per_s: float, payload_bytes: int) -> None:

@@ -141,7 +141,7 @@ def _connect(crowd: Crowd, test: Test, meter: Meter) -> Outcome:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in seen.failures.items())
         raise Unreachable(
             f"no client could connect: {reasons}",
-            remedy="give the gateway's client port with --address",
+            remedy="give the gateway's client port with --address; for 3501 and 3500, --tokens",
         )
     return Outcome(
         wanted=crowd.connections, connect_s=time.monotonic() - crowd.began_s, connecting=seen

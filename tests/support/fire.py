@@ -2,6 +2,8 @@
 
     python -m tests.support.fire '{"port": 8000, "clients": 1000, "channels": [...], ...}'
 
+A client may be told that it missed something for ever only if it missed more than `missed_max`.
+
 It writes `{"ready": true}` once everybody is subscribed. When it reads a line, the newest offset of
 each channel, nobody drops any more, everybody catches up, and it writes what it has seen.
 
@@ -41,7 +43,7 @@ class Tally:
     drops: int = 0
     recovered: int = 0
     gaps: int = 0
-    """Told by `recovered: false`."""
+    """Told by `recovered: false`, and explained by how much was missed."""
     ends: dict[str, int] = field(default_factory=dict)
     """Close codes, and resets (0)."""
     faults: list[str] = field(default_factory=list)
@@ -118,6 +120,11 @@ class Client:
                 self.fire.tally.fault(f"{self.name} recovered into another epoch")
         else:
             self.fire.tally.gaps += 1
+            if epoch != self.epoch or offset - self.offset <= self.fire.missed_max:
+                self.fire.tally.fault(
+                    f"{self.name} could not recover from {self.epoch}:{self.offset}"
+                    f" to {epoch}:{offset}, which no bound explains"
+                )
             self.epoch, self.offset = epoch, offset
         for publication in result.get("publications", ()):
             self.take_publication(publication)
@@ -211,6 +218,7 @@ class Fire:
         self.name: str = config["name"]
         self.port: int = config["port"]
         self.channels: list[str] = config["channels"]
+        self.missed_max: int = config["missed_max"]
         self.tally = Tally()
         self.arrived = 0
         self._drops_per_s: float = config["drops_per_s"]

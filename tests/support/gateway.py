@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,14 @@ class Gateway:
 
     # ---- life
 
-    def start(self, *, wait: bool = True) -> Gateway:
-        """Start the supervisor; with `wait`, return when it has told systemd READY=1."""
+    def start(self, *, wait: bool = True, within: Sequence[str] = ()) -> Gateway:
+        """Start the supervisor, by the command `within` if there is one; with `wait`, return when
+        it has told systemd READY=1."""
         notify = {"NOTIFY_SOCKET": str(self.directory / "notify")}
         environment = os.environ | notify | self.environment
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ops.cli", "run", "-c", str(self.config_path)],
+                [*within, sys.executable, "-P", "-m", "ops.cli", "run", "-c", self.config_path],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

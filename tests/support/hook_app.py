@@ -38,6 +38,8 @@ class App:
     def subscribe(self, request: dict[str, Any]) -> Any:
         if request["user"] == "banned":
             return {"error": {"code": 403, "message": "you know why"}}
+        if request["channel"] == "asked:never":
+            return {"error": {"code": 451, "message": f"not over {request['transport']}"}}
         result: dict[str, Any] = {"data": {"topic": request["channel"]}}
         if request["channel"].startswith("asked:refresh"):
             result["expire_at"] = soon()

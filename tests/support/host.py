@@ -31,7 +31,7 @@ GENEROUS: Files = {
     "proc/sys/fs/epoll/max_user_watches": "7000000",
     "proc/sys/net/core/somaxconn": "16384",
     "proc/sys/net/ipv4/tcp_max_syn_backlog": "16384",
-    "proc/sys/net/ipv4/tcp_mem": "786432\t1048576\t1572864",
+    "proc/sys/net/ipv4/tcp_mem": "1572864\t2097152\t3145728",
     "proc/sys/net/ipv4/tcp_rmem": "4096\t131072\t33554432",
     "proc/sys/net/ipv4/tcp_wmem": "4096\t16384\t4194304",
     "proc/sys/net/ipv4/ip_local_port_range": "1024\t65535",

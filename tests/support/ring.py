@@ -39,8 +39,8 @@ class Memory:
     ) -> None:
         self._owner = Owner.this_process()
         self._fds: list[int] = []
-        self.log = self._make(_ring.log_size(capacity_bytes, READERS))
-        _ring.format_log(self.log, capacity_bytes, READERS, self.identity(1))
+        self.log = self._make(_ring.log_size(capacity_bytes, READERS, channels_max))
+        _ring.format_log(self.log, capacity_bytes, READERS, channels_max, self.identity(1))
         self.channels = self._make(_ring.channels_size(channels_max))
         _ring.format_channels(self.channels, channels_max, self.identity(1))
         self.history = self._make(_ring.heap_size(store_bytes))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import urllib.parse
 from typing import Any, NamedTuple
+
+import pytest
 
 TIMEOUT_S = 60.0
 
@@ -32,6 +36,41 @@ def request(
         fields.setdefault("Content-Length", str(len(body)))
     lines = [f"{method} {target} HTTP/{version}", *(f"{key}: {fields[key]}" for key in fields)]
     return Stream(port, ("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+
+
+class Curl:
+    """`curl -N`, which shows each message as soon as it is there. Skips the test without curl."""
+
+    def __init__(self, url: str, *options: str) -> None:
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed here")
+        self._process = subprocess.Popen(
+            ["curl", "-sSN", "--noproxy", "*", "--max-time", str(TIMEOUT_S), *options, url],
+            stdout=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Curl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def read(self) -> dict[str, Any]:
+        """The message of the next line that has one; pings and ids of events are passed over."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            text = line.strip().removeprefix(b"data: ")
+            if text.startswith(b"{") and text != b"{}":
+                message: dict[str, Any] = json.loads(text)
+                return message
+        raise AssertionError(f"curl ended with {self._process.wait()}")
+
+    def end(self) -> int:
+        """Wait until the gateway ends the stream; returns curl's status."""
+        return self._process.wait(TIMEOUT_S)
 
 
 class Stream:

@@ -7,6 +7,8 @@ import base64
 import http.client
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -140,6 +142,35 @@ def test_a_publication_of_an_older_version_is_answered_and_goes_nowhere(
         assert (status, "result" in answer) == (200, True)
     assert [client.push()["pub"]["data"] for _ in range(2)] == ["five", "six"]
     assert data_of(read(api, room, limit=-1)) == ["five", "six"]
+
+
+def test_versions_of_another_epoch_are_another_count(
+    gateway: Gateway, api: cent.Client, connect: Connect, user: str, room: str
+) -> None:
+    client = connect(user, room)
+
+    def publish_version(version: int, epoch: str, data: str) -> int:
+        body = {"channel": room, "data": data, "version": version, "version_epoch": epoch}
+        status, answer = raw(gateway, "publish", **body)
+        assert status == 200
+        return int(answer["result"]["offset"])
+
+    assert publish_version(5, "a", "five of a") == 1
+    assert publish_version(5, "a", "five of a again") == 1
+    assert publish_version(4, "", "four of any") == 1
+    # The publisher that knew of it is not there any more: its successor does.
+    os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+    assert publish_version(4, "a", "four of a") == 1
+    assert publish_version(1, "b", "one of b") == 2
+    assert publish_version(1, "b", "one of b again") == 2
+    assert publish_version(2, "b", "two of b") == 3
+    batch = {"publish": {"channel": room, "data": "x", "version": 2, "version_epoch": "b"}}
+    assert raw(gateway, "batch", commands=[batch])[1]["replies"][0]["publish"]["offset"] == 3
+    broadcast = {"channels": [room], "data": "three of b", "version": 3, "version_epoch": "b"}
+    raw(gateway, "broadcast", **broadcast)
+    heard = [client.push()["pub"]["data"] for _ in range(4)]
+    assert heard == ["five of a", "one of b", "two of b", "three of b"]
+    assert data_of(read(api, room, limit=-1)) == heard
 
 
 def test_base64_data_is_json_for_who_speaks_json(
@@ -369,6 +400,46 @@ def test_fields_that_clients_count_on_are_there_also_when_empty(
     assert raw(gateway, "channels", pattern="nothing")[1] == {"result": {"channels": {}}}
     [node] = raw(gateway, "info")[1]["result"]["nodes"]
     assert {"uid", "name", "version", "num_clients", "num_users"} <= node.keys()
+
+
+def test_commands_that_name_their_method_are_answered_a_line_each(
+    gateway: Gateway, connect: Connect, user: str, room: str
+) -> None:
+    client = connect(user, room)
+    commands: list[dict[str, Any]] = [
+        {"method": "publish", "params": {"channel": room, "data": 1}},
+        {"id": 7, "method": "publish", "params": {"channel": "nowhere:a", "data": 1}},
+        {"id": 8, "method": "presence_stats", "params": {"channel": room}},
+        {"method": "info"},
+        {"method": "unheard_of", "params": {}},
+    ]
+    status, lines = post_commands(gateway, "\n".join(json.dumps(each) for each in commands))
+    answers = [json.loads(line) for line in lines.splitlines()]
+    assert status == 200 and len(answers) == len(commands)
+    assert answers[0]["result"]["offset"] == 1 and "id" not in answers[0]
+    assert (answers[1]["id"], answers[1]["error"]["code"]) == (7, 102)
+    assert answers[2] == {"id": 8, "result": {"num_clients": 1, "num_users": 1}}
+    assert answers[3]["result"]["nodes"] and answers[4]["error"]["code"] == 104
+    assert client.push()["pub"]["data"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [("nonsense", 400), ('{"params": {}}', 400), ("[]", 400), ("", 200)]
+)
+def test_lines_that_are_no_commands_are_not_done(gateway: Gateway, body: str, status: int) -> None:
+    assert post_commands(gateway, body)[0] == status
+    assert post_commands(gateway, body, key="wrong")[0] == 401
+
+
+def post_commands(gateway: Gateway, body: str, key: str | None = None) -> tuple[int, str]:
+    url = urlsplit(gateway.api_url)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    try:
+        connection.request("POST", "/api", body, {"X-API-Key": key or gateway.api_key})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("parallel", [False, True])

@@ -13,9 +13,10 @@ from typing import Any
 import cent
 import pytest
 
+from gateway.producer import Producer
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.relay import relay_to
-from tests.support.sdk import KINDS, SdkClient, SdkError, sdk_clients
+from tests.support.sdk import JAVASCRIPT, KINDS, SdkClient, SdkError, sdk_clients
 from tests.support.tokens import SECRET, connection_token, signed, subscription_token
 from tests.support.waiting import wait_for
 
@@ -50,6 +51,8 @@ CONFIG: dict[str, dict[str, Any]] = {
             | {"force_recovery": True},
             {"name": "delta", **ROOM, "allowed_delta_types": ["fossil"], "delta_publish": True},
             {"name": "asked", "subscribe_hook": True, "publish_hook": True},
+            {"name": "placed", "allow_subscribe_for_client": True, "allow_positioning": True}
+            | {"recovery": False},
         ]
     },
 }
@@ -66,6 +69,34 @@ def frail_gateway() -> Iterator[Gateway]:
     """One whose workers take their connections along when they die."""
     workers = CONFIG["workers"] | {"survive_crashes": False}
     sections = CONFIG | {"workers": workers}
+    with running_gateway(sections, environment={"PYTHONPATH": ROOT}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict_gateway() -> Iterator[Gateway]:
+    """One that wants to know who everybody is."""
+    client = CONFIG["client"] | {"allow_anonymous_tokens": False}
+    sections = CONFIG | {"client": client, "workers": {"count": 1}}
+    with running_gateway(sections, environment={"PYTHONPATH": ROOT}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def compressing_gateway() -> Iterator[Gateway]:
+    sections = CONFIG | {"websocket": {"compression": True}}
+    with running_gateway(sections, environment={"PYTHONPATH": ROOT}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small_gateway() -> Iterator[Gateway]:
+    """One whose log is lapped by a hundred and thirty messages of 8 kB, with a worker that may
+    stand still for long."""
+    sections = CONFIG | {
+        "workers": {"count": 1, "stall_timeout_s": 60},
+        "log": {"capacity_bytes": 1 << 20, "lag_budget_ms": 500},
+    }
     with running_gateway(sections, environment={"PYTHONPATH": ROOT}) as running:
         yield running
 
@@ -126,6 +157,16 @@ def test_a_client_without_a_token_is_refused(gateway: Gateway, clients: Clients)
     assert client.wait("disconnected")["code"] == 3501
 
 
+def test_a_client_whose_token_is_of_nobody_is_refused_for_good_where_that_is_forbidden(
+    gateway: Gateway, strict_gateway: Gateway, clients: Clients
+) -> None:
+    clients(gateway.http_port, token=connection_token("")).connect()
+    client = clients(strict_gateway.http_port, token=connection_token(""))
+    client.call("connect")
+    ended = client.wait("disconnected")
+    assert (ended["code"], ended["reason"]) == (3507, "permission denied")
+
+
 def test_an_expired_token_is_renewed_and_the_client_connects(
     gateway: Gateway, clients: Clients, user: str
 ) -> None:
@@ -168,6 +209,24 @@ def test_what_is_not_allowed_is_refused_by_number(
     client.connect()
     client.call("subscribe", channel=channel, options={})
     assert client.wait("unsubscribed", channel=channel)["code"] == code
+
+
+def test_the_log_tells_the_developer_which_option_opens_a_channel_and_the_client_does_not(
+    strict_gateway: Gateway, clients: Clients, user: str
+) -> None:
+    client = clients(strict_gateway.http_port, token=connection_token(user))
+    client.connect()
+    channel = f"closed:{user}"
+    client.call("subscribe", channel=channel, options={})
+    told = client.wait("unsubscribed", channel=channel)
+    assert (told["code"], told["reason"]) == (103, "permission denied")
+    wait_for(
+        lambda: (
+            f'(user "{user}") may not subscribe "{channel}": its namespace needs '
+            "allow_subscribe_for_client = true" in strict_gateway.log()
+        ),
+        "the line in the log",
+    )
 
 
 def test_a_subscription_token_opens_a_private_channel(
@@ -232,6 +291,31 @@ def test_channels_of_a_token_are_subscribed_at_connecting(
     assert client.wait("server_publication", channel=room)["data"] == 1
 
 
+def test_a_refresh_by_a_token_with_other_channels_makes_the_client_come_back_with_those(
+    gateway: Gateway, clients: Clients, api: cent.Client, user: str, room: str
+) -> None:
+    kept, gone, new = (f"{room}-{name}" for name in ("kept", "gone", "new"))
+    asked = []
+
+    def tokens(channel: str) -> str:
+        asked.append(channel)
+        if len(asked) == 1:
+            return connection_token(user, expires_s=4, channels=[kept, gone])
+        return connection_token(user, channels=[kept, new])
+
+    client = clients(gateway.http_port, tokens=tokens)
+    client.connect()
+    client.wait("connecting")
+    client.wait("server_subscribed", channel=gone)
+    assert client.wait("connecting")["code"] == 3010
+    client.wait("server_subscribed", channel=new)
+    client.wait("server_unsubscribed", channel=gone)
+    publish(api, gone, "unheard")
+    publish(api, kept, "heard")
+    assert client.wait("server_publication", channel=kept)["data"] == "heard"
+    assert not client.seen("server_publication") and not client.seen("connecting")
+
+
 # ---- recovery
 
 
@@ -271,6 +355,31 @@ def test_a_client_that_missed_more_than_history_has_is_told(
         assert again["was_recovering"] and not again["recovered"]
         publish(api, room, "after")
         assert client.data(room, 1) == ["after"]
+
+
+def test_a_client_that_only_wants_to_know_its_place_is_told_when_that_is_lost(
+    small_gateway: Gateway, clients: Clients, user: str
+) -> None:
+    channel = f"placed:{user}"
+    client = clients(small_gateway.http_port, token=connection_token(user))
+    client.connect()
+    first = client.subscribe(channel, positioned=True)
+    assert first["positioned"] and not first["recoverable"]
+    client.wait("subscribing", channel=channel)
+    [worker] = small_gateway.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with Producer(small_gateway.control_path) as producer:
+            for _ in range(400):
+                producer.publish(channel, "x" * 8000)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert client.wait("subscribing", channel=channel)["code"] == 2500
+    again = client.wait("subscribed", channel=channel)
+    assert again["positioned"] and not again["recovered"]
+    small_gateway.publish(channel, "after")
+    client.wait("publication", channel=channel, data="after")
+    assert len(client.seen("connecting")) == 1
 
 
 def test_the_newest_publication_greets_a_subscriber_of_a_cache(
@@ -379,6 +488,24 @@ def test_calls_reach_the_application(gateway: Gateway, clients: Clients, user: s
     assert refused.value.code == 404
 
 
+@pytest.mark.parametrize("clients", JAVASCRIPT, indirect=True)
+def test_messages_reach_the_application(gateway: Gateway, clients: Clients, user: str) -> None:
+    """Of the two SDKs this one alone can send them."""
+    client = clients(gateway.http_port, token=connection_token(user))
+    client.connect()
+    sent = [{"n": 1}, "two", [3]]
+    for data in sent:
+        client.call("send", data=data)
+    heard: list[Any] = []
+
+    def all_heard() -> bool:
+        heard[:] = client.call("rpc", method="heard", data={})
+        return len(heard) >= len(sent)
+
+    wait_for(all_heard, "the messages")
+    assert heard == sent
+
+
 def test_the_application_decides_where_it_is_asked(
     gateway: Gateway, clients: Clients, user: str
 ) -> None:
@@ -461,6 +588,35 @@ def test_a_reload_is_nothing_that_a_client_could_see(
     assert client.wait("publication", channel=room)["info"]["client"] == identity
     assert client.call("presence", channel=room).keys() == {identity}
     assert len(client.seen("connecting")) == 1 and not client.seen("leave")
+
+
+@pytest.mark.parametrize(
+    "clients", [kind for kind in KINDS if "websocket" in kind or "python" in kind], indirect=True
+)
+def test_compressed_messages_arrive_both_ways_and_through_a_reload(
+    compressing_gateway: Gateway, clients: Clients, user: str, room: str
+) -> None:
+    api = cent.Client(compressing_gateway.api_url, api_key=compressing_gateway.api_key, timeout=10)
+    client = clients(compressing_gateway.http_port, token=connection_token(user))
+    client.connect()
+    client.subscribe(room, recoverable=True)
+
+    def exchange(number: int) -> None:
+        before = compressing_gateway.totals()["compressions_total"]
+        long = {"number": number, "text": "high tide and low tide " * 200}
+        publish(api, room, long, "short")
+        assert client.data(room, 2) == [long, "short"]
+        client.call("publish", channel=room, data=long)
+        assert client.data(room, 1) == [long]
+        wait_for(
+            lambda: compressing_gateway.totals()["compressions_total"] >= before + 2,
+            "both long ones to be counted",
+        )
+
+    exchange(1)
+    compressing_gateway.control("reload")
+    exchange(2)
+    assert len(client.seen("connecting")) == 1 and not client.seen("error")
 
 
 @contextlib.contextmanager

@@ -392,7 +392,7 @@ def test_help_begins_with_examples_and_loads_nothing_heavy() -> None:
     [
         *("run", "check-config", "status", "slots", "config"),
         *("reload", "scale", "rebalance", "stop", "drain", "publish", "subscribe"),
-        *("load", "bench", "doctor"),
+        *("load", "bench", "doctor", "profile"),
     ],
 )
 def test_every_command_has_help_with_an_example(verb: str) -> None:

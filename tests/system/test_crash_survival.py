@@ -91,6 +91,7 @@ def settle(gateway: Gateway) -> None:
     )
 
 
+@pytest.mark.sending
 def test_workers_killed_under_load_cost_their_clients_a_pause_and_nothing_else(
     start_gateway: Start,
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_worker_that_hangs_is_killed_and_its_clients_go_on(start_gateway: Star
         assert gateway.ends() == {}
 
 
+@pytest.mark.sending
 def test_messages_published_while_nobody_serves_arrive(one_worker: Gateway) -> None:
     with Crowd(one_worker, CHANNEL) as crowd:
         for _ in range(3):
@@ -172,6 +174,7 @@ def test_a_handshake_half_done_is_finished_by_the_next_worker(one_worker: Gatewa
         assert one_worker.ends() == {}
 
 
+@pytest.mark.sending
 @pytest.mark.parametrize("dialect", ["websocket", "tcp"])
 def test_a_client_that_reads_slowly_gets_the_rest_of_a_frame_from_the_next_worker(
     start_gateway: Start, dialect: str

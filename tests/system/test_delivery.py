@@ -17,6 +17,9 @@ from tests.support.publishing import Publishing
 from tests.support.subscriber import Seen, Subscriber
 from tests.support.waiting import wait_for
 
+# Run with each of the workers' engines.
+pytestmark = pytest.mark.sending
+
 Start = Callable[..., Gateway]
 
 SUICIDAL_PRODUCER = """

@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -244,8 +245,10 @@ def offer(**parameters: Any) -> list[ClientPerMessageDeflateFactory]:
         (offer(client_max_window_bits=9), True),
         (offer(server_no_context_takeover=True, client_no_context_takeover=True), True),
         (offer(server_max_window_bits=15), True),
-        (offer(server_max_window_bits=10), False),
-        (offer(server_max_window_bits=10) + offer(), True),
+        (offer(server_max_window_bits=14), True),
+        (offer(server_max_window_bits=9), True),
+        (offer(server_max_window_bits=8), False),
+        (offer(server_max_window_bits=8) + offer(), True),
     ],
 )
 def test_compression_is_agreed_to_where_an_offer_can_be_met(
@@ -254,9 +257,47 @@ def test_compression_is_agreed_to_where_an_offer_can_be_met(
     with FramePeer(gateway.http_port, "json", offers) as peer:
         assert bool(peer.protocol.extensions) == agreed
         peer.connect(CHANNEL)
+        # What comes again does so beyond the smallest windows, too.
+        text = "".join(f"tide {number:x} " for number in range(0, 70_000, 997)) * 3
         for _ in range(2):
-            gateway.publish(CHANNEL, {"text": "tide " * 100})
-            assert published_text(peer.read_reply()) == "tide " * 100
+            gateway.publish(CHANNEL, {"text": text})
+            assert published_text(peer.read_reply()) == text
+
+
+def test_a_message_is_compressed_once_however_many_get_it(
+    start_gateway: Callable[..., Gateway],
+) -> None:
+    gateway = start_gateway(
+        {
+            "client": {"allow_anonymous": True},
+            "websocket": {"compression": True},
+            "workers": {"count": 1},
+        }
+    )
+
+    def compressions() -> int:
+        return gateway.totals()["compressions_total"]
+
+    with ExitStack() as stack:
+        peers = [
+            stack.enter_context(FramePeer(gateway.http_port, "json", DEFLATE)) for _ in range(50)
+        ]
+        for peer in peers:
+            peer.connect(CHANNEL)
+        before = compressions()
+        gateway.publish(CHANNEL, {"text": "tide " * 100})
+        assert {published_text(peer.read_reply()) for peer in peers} == {"tide " * 100}
+        wait_for(lambda: compressions() > before, "it is counted")
+        assert compressions() == before + 1
+        # Who has room for less needs another frame, and all of those share it.
+        for offers in [offer(server_max_window_bits=bits) for bits in (9, 12)]:
+            peer = stack.enter_context(FramePeer(gateway.http_port, "json", offers))
+            peer.connect(CHANNEL)
+            peers.append(peer)
+        before = compressions()
+        gateway.publish(CHANNEL, {"text": "ebb " * 100})
+        assert {published_text(peer.read_reply()) for peer in peers} == {"ebb " * 100}
+        wait_for(lambda: compressions() == before + 2, "both are counted")
 
 
 def test_only_messages_of_the_configured_size_are_compressed(gateway: Gateway) -> None:

@@ -42,6 +42,7 @@ def one_worker(start_gateway: Start) -> Gateway:
 # ---- nobody notices
 
 
+@pytest.mark.sending
 def test_no_client_notices_a_reload_under_full_load(start_gateway: Start) -> None:
     gateway = start_gateway()
     with (
@@ -105,6 +106,7 @@ def test_ten_reloads_leave_nothing_behind(start_gateway: Start) -> None:
         crowd.assert_undisturbed(gateway.publish(CHANNEL, 1)["offset"])
 
 
+@pytest.mark.sending
 def test_half_a_frame_is_completed_by_the_rest_at_the_next_worker(one_worker: Gateway) -> None:
     ping = frame(FIN | PING, b"are you there?")
     with ExitStack() as stack:
@@ -139,6 +141,7 @@ def test_half_a_handshake_is_completed_at_the_next_worker(one_worker: Gateway) -
             assert "connect" in socket.read_push()
 
 
+@pytest.mark.sending
 def test_a_client_that_reads_later_gets_what_waited_for_it(one_worker: Gateway) -> None:
     data = "x" * 8000
     with RawWebSocket(one_worker.http_port) as socket:
@@ -160,6 +163,7 @@ def test_a_client_that_reads_later_gets_what_waited_for_it(one_worker: Gateway) 
         assert [socket.read_push()["pub"]["offset"] for _ in range(top)] == list(range(1, top + 1))
 
 
+@pytest.mark.sending
 def test_the_binary_protocol_goes_on_with_its_numbers(one_worker: Gateway) -> None:
     with raw_wire(one_worker.tcp_port) as wire:
         wire.connect(crc=True)
@@ -176,6 +180,7 @@ def test_the_binary_protocol_goes_on_with_its_numbers(one_worker: Gateway) -> No
             assert (answer.request, answer.position.offset) == (number, number)
 
 
+@pytest.mark.sending
 def test_publishes_of_clients_are_answered_once_over_reloads(one_worker: Gateway) -> None:
     stopping = threading.Event()
     with Client(f"127.0.0.1:{one_worker.tcp_port}") as client:
@@ -256,6 +261,7 @@ def test_no_new_client_is_refused_or_reset_while_workers_leave(start_gateway: St
 # ---- scale and rebalance
 
 
+@pytest.mark.sending
 def test_scaling_down_drops_nobody(start_gateway: Start) -> None:
     gateway = start_gateway({"workers": {"count": 3}})
     with (

@@ -13,10 +13,14 @@ import cent
 import psutil
 import pytest
 
+from gateway.client import Message, payloads
+from gateway.client.frames import Kind
+from gateway.client.sync import Client
 from tests.support.commands import CommandClient
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.hook_app import TOO_LONG_S
 from tests.support.waiting import wait_for
+from tests.support.wire import raw_wire
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1.5
@@ -115,6 +119,36 @@ def test_the_application_turns_clients_away(gateway: Gateway) -> None:
     with CommandClient(gateway.http_port) as client:
         client.send("connect", data={"disconnect": 4499})
         assert client.closed() == (4499, "go away")
+
+
+def test_the_application_is_asked_about_clients_of_the_binary_protocol_too(
+    gateway: Gateway, diary: Path
+) -> None:
+    with Client(f"127.0.0.1:{gateway.tcp_port}", name="binary") as client:
+        subscription = client.subscribe("asked:binary")
+        gateway.publish("asked:binary", "heard")
+        message = subscription.receive(timeout_s=10)
+        assert isinstance(message, Message) and json.loads(message.data) == "heard"
+        # What expires, the application prolongs.
+        refreshed = client.subscribe("asked:refresh-binary")
+        wait_for(
+            lambda: any(
+                note["channel"] == "asked:refresh-binary" and note["transport"] == "tcp"
+                for note in noted(diary, "sub_refresh")
+            ),
+            "the question whether it may stay",
+        )
+        gateway.publish("asked:refresh-binary", "on")
+        assert isinstance(refreshed.receive(timeout_s=10), Message)
+    with raw_wire(gateway.tcp_port) as raw:
+        raw.connect()
+        for number, channel in ((7, "asked:never"), (8, "asked:after")):
+            raw.send(Kind.SUBSCRIBE, payloads.Subscribe(number, channel, None).encode())
+        failure = payloads.Failure.parse(raw.expect(Kind.ERROR).payload)
+        assert (failure.request, failure.code) == (7, 451)
+        assert failure.message == "not over tcp"
+        # What came behind it has waited for it.
+        assert payloads.Subscribed.parse(raw.expect(Kind.SUBSCRIBED).payload).request == 8
 
 
 def test_the_application_says_who_may_subscribe(connect: Connect) -> None:

@@ -59,6 +59,7 @@ def stalled_subscriber(
     return client
 
 
+@pytest.mark.sending
 def test_a_client_over_the_hard_limit_is_closed_as_slow_and_the_others_get_everything(
     start_gateway: Start, sockets: Callable[[int], socket.socket]
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_client_over_the_hard_limit_is_closed_as_slow_and_the_others_get_every
         assert len(reader.connects) == 1
 
 
+@pytest.mark.sending
 def test_a_client_over_the_soft_limit_for_too_long_is_closed_as_slow(
     start_gateway: Start, sockets: Callable[[int], socket.socket]
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_flood_of_headers_is_answered_and_counted(
     assert client.recv(12) == b"HTTP/1.1 431"
 
 
+@pytest.mark.sending
 def test_connections_over_the_limit_are_told_so(
     start_gateway: Start, sockets: Callable[[int], socket.socket]
 ) -> None:
@@ -148,6 +151,7 @@ def test_connections_over_the_limit_are_told_so(
             subscriber.wait_for_offset("public:full", 1)
 
 
+@pytest.mark.sending
 def test_garbage_of_every_kind_neither_ends_a_worker_nor_stays_in_its_memory(
     start_gateway: Start,
 ) -> None:

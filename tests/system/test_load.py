@@ -6,21 +6,45 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.producer import Producer
 from ops.bench import nginx, plot
 from ops.bench.result import Curve, Result
 from ops.load.programs import ROOT, Swarm
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.tokens import SECRET
+from tests.support.waiting import wait_for
 
 RUN_S_MAX = 90.0
 BENCHMARK_TIMEOUT_S = 200.0
 CONNECTIONS = 30
+TRANSPORTS = ("websocket", "centrifuge", "sse", "tcp")
+FAULTS = ("gaps", "repeats", "unrecovered", "foreign")
+ANONYMOUS = {"client": {"allow_anonymous": True}}
+PUBLIC = {
+    "name": "public",
+    "allow_subscribe_for_client": True,
+    "allow_subscribe_for_anonymous": True,
+}
+KEPT = {
+    **PUBLIC,
+    "name": "kept",
+    "history_size": 100,
+    "history_ttl_s": 300.0,
+}
 TCP_MEM = Path("/proc/sys/net/ipv4/tcp_mem")
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    """One whose channels `kept:` have a history, and that needs no tokens."""
+    with running_gateway({"channel": {"namespaces": [PUBLIC, KEPT]}, **ANONYMOUS}) as running:
+        yield running
 
 
 def swarm_of(gateway: Gateway, transport: str, **plan: Any) -> Swarm:
@@ -40,7 +64,7 @@ def positions(swarm: Swarm) -> dict[str, dict[str, int]]:
     return channels
 
 
-@pytest.mark.parametrize("transport", ["websocket", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_every_pattern_of_subscription_gets_its_messages(gateway: Gateway, transport: str) -> None:
     base = f"public:pattern-{transport}"
     with swarm_of(gateway, transport, channel=base, subscribe={"shard": 3}) as swarm:
@@ -62,11 +86,11 @@ def test_every_pattern_of_subscription_gets_its_messages(gateway: Gateway, trans
         swarm.flawless_report()
 
 
-@pytest.mark.parametrize("transport", ["websocket", "tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_swarm_that_reconnects_misses_nothing_in_a_reload_that_closes(
     start_gateway: Callable[..., Gateway], transport: str
 ) -> None:
-    gateway = start_gateway({"reload": {"handoff": False}})
+    gateway = start_gateway({"reload": {"handoff": False}, **ANONYMOUS})
     channel = "public:reload"
     with swarm_of(gateway, transport, channel=channel, reconnect=True) as swarm:
         swarm.wait_ready()
@@ -81,13 +105,86 @@ def test_a_swarm_that_reconnects_misses_nothing_in_a_reload_that_closes(
         stand = positions(swarm)[channel]
     # One slot after the other: who comes back to a slot whose turn is still to come returns twice.
     assert CONNECTIONS <= report["reconnects"] <= 2 * CONNECTIONS
-    faults = ("gaps", "repeats", "unrecovered", "foreign")
-    assert {fault: report[fault] for fault in faults} == dict.fromkeys(faults, 0)
+    assert faults(report) == dict.fromkeys(FAULTS, 0)
     assert stand == {
         "subscribers": CONNECTIONS,
         "offset_min": last["offset"],
         "offset_max": last["offset"],
     }
+
+
+def faults(report: dict[str, Any]) -> dict[str, int]:
+    return {fault: report[fault] for fault in FAULTS}
+
+
+def away(gateway: Gateway, swarm: Swarm) -> None:
+    """Cut everybody off; returns when the gateway has noticed."""
+    swarm.drop_off()
+    wait_for(lambda: sum(gateway.connections()) == 0, "the gateway sees that they are gone")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_who_is_cut_off_comes_back_with_what_it_missed(gateway: Gateway, transport: str) -> None:
+    channel = f"kept:cut-{transport}"
+    with swarm_of(gateway, transport, channel=channel) as swarm:
+        swarm.wait_ready()
+        swarm.announce(6)
+        gateway.publish(channel, {"n": 0})
+        # Whoever has seen something has something to come back with.
+        wait_for(lambda: swarm.report()["deliveries"] == CONNECTIONS, "the first message")
+        away(gateway, swarm)
+        for number in range(1, 5):
+            gateway.publish(channel, {"n": number})
+        swarm.come_back()
+        wait_for(lambda: swarm.report()["connected"] == CONNECTIONS, "all are back")
+        gateway.publish(channel, {"n": 5})
+        swarm.wait_delivered()
+        report = swarm.flawless_report()
+    assert (report["recovered"], report["reconnects"]) == (4 * CONNECTIONS, CONNECTIONS)
+    assert report["latency_returned"]["count"] == CONNECTIONS
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_who_cannot_be_caught_up_is_told_and_goes_on(gateway: Gateway, transport: str) -> None:
+    channel = f"kept:lost-{transport}"
+    with (
+        Producer(gateway.control_path) as producer,
+        swarm_of(gateway, transport, channel=channel) as swarm,
+    ):
+        swarm.wait_ready()
+        gateway.publish(channel, {})
+        wait_for(lambda: swarm.report()["deliveries"] == CONNECTIONS, "the first message")
+        away(gateway, swarm)
+        gateway.publish(channel, {})
+        producer.history_remove(channel)
+        swarm.come_back()
+        wait_for(lambda: swarm.report()["connected"] == CONNECTIONS, "all are back")
+        gateway.publish(channel, {})
+        wait_for(lambda: swarm.report()["deliveries"] == 2 * CONNECTIONS, "the last message")
+        report = swarm.report()
+    assert faults(report) == dict.fromkeys(FAULTS, 0) | {"unrecovered": CONNECTIONS}
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_every_client_shows_a_token_of_its_own(
+    start_gateway: Callable[..., Gateway], transport: str
+) -> None:
+    gateway = start_gateway(
+        {
+            "tokens": {"hmac_secret": SECRET, "audience": "load"},
+            "client": {"personal_channel": True, "user_connections_max": 1},
+            "workers": {"count": 1},
+        }
+    )
+    tokens = {"secret": SECRET, "user_claim": "sub", "claims": {"aud": "load"}}
+    with swarm_of(gateway, transport, channel="public:users", tokens=tokens) as swarm:
+        swarm.wait_ready()
+        # A second connection of one user would be refused.
+        assert sum(gateway.connections()) == CONNECTIONS
+    for wrong in ({"secret": "x" * 32}, {"claims": {"aud": "others"}}):
+        with swarm_of(gateway, transport, tokens=tokens | wrong) as swarm:
+            assert swarm.expect("ready", RUN_S_MAX)["connected"] == 0
+            assert swarm.report()["failures"] == {"3500": CONNECTIONS}
 
 
 def quick_result(benchmark: str) -> dict[str, Any]:
@@ -102,7 +199,13 @@ def quick_result(benchmark: str) -> dict[str, Any]:
     return dict(result)
 
 
-@pytest.mark.parametrize("benchmark", ["ring", "fanout", "connect", "unicast", "mixed", "idle"])
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        *("ring", "fanout", "connect", "session", "unicast", "mixed", "storm"),
+        *("api", "produce", "presence", "idle"),
+    ],
+)
 def test_a_benchmark_runs_to_its_end(benchmark: str) -> None:
     result = quick_result(benchmark)
     assert result["benchmark"] == benchmark

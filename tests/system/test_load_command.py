@@ -16,10 +16,18 @@ from typing import Any
 import pytest
 
 from tests.support.command_line import ENVIRONMENT, TIMEOUT_S, at, command, tidegate
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.tokens import SECRET
 from tests.support.waiting import wait_for
 
 KEY = "agents-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    """One that knows tokens."""
+    with running_gateway({"tokens": {"hmac_secret": SECRET, "issuer": "load"}}) as running:
+        yield running
 
 
 def figures(gateway: Gateway, *arguments: object) -> dict[str, Any]:
@@ -30,8 +38,15 @@ def figures(gateway: Gateway, *arguments: object) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("dialect", ["websocket", "tcp"])
-@pytest.mark.parametrize("pattern", ["all", "own", "shard:7", "mixed:10"])
+@pytest.mark.parametrize(
+    ("dialect", "pattern"),
+    [
+        *(("websocket", pattern) for pattern in ("all", "own", "shard:7", "mixed:10")),
+        *(("tcp", pattern) for pattern in ("all", "own", "shard:7", "mixed:10")),
+        *(("centrifuge", pattern) for pattern in ("all", "shard:7")),
+        *(("sse", pattern) for pattern in ("own", "mixed:10")),
+    ],
+)
 def test_every_message_is_delivered_to_all_subscribers_of_its_channel(
     gateway: Gateway, dialect: str, pattern: str
 ) -> None:
@@ -40,6 +55,7 @@ def test_every_message_is_delivered_to_all_subscribers_of_its_channel(
         *("-n", 60, "--dialect", dialect, "--subscribe", pattern, "--processes", 3),
         *("--channel", f"public:{dialect}-{pattern.partition(':')[0]}"),
         *("--rate", 100, "--duration", 1),
+        *(("--tokens", "-c", gateway.config_path) if dialect == "centrifuge" else ()),
     )
     assert found["connections"]["connected"] == 60
     assert 0 < found["published"] <= 110
@@ -66,18 +82,35 @@ def test_a_wrong_key_of_the_api_is_told_with_a_remedy(gateway: Gateway) -> None:
     assert "--api-key" in ran.err
 
 
-def test_those_who_churn_stall_and_misbehave_cost_the_others_nothing(gateway: Gateway) -> None:
+@pytest.mark.parametrize("dialect", ["websocket", "centrifuge", "sse"])
+def test_those_who_churn_stall_and_misbehave_cost_the_others_nothing(
+    gateway: Gateway, dialect: str
+) -> None:
     found = figures(
         gateway,
         *("-n", 200, "--churn", 1200, "--stall", 5, "--misbehave", 10),
-        *("--rate", 50, "--duration", 3, "--channel", "public:unruly"),
+        *("--rate", 50, "--duration", 3, "--channel", f"public:unruly-{dialect}"),
+        *("--dialect", dialect, "--tokens", "-c", gateway.config_path),
     )
     # 170 are faithful; one that is away at that moment is caught up when it is back.
     assert found["delivered"] == found["expected"] == 170 * found["published"]
     assert found["churned"] > 0
     assert found["reconnects"] > 0
     kinds = {what.partition(":")[0] for what in found["misdeeds"]}
-    assert {"garbage", "bad frame", "reset"} <= kinds
+    # Whatever is said on a one-way stream, nobody listens.
+    assert {"garbage", "reset", *([] if dialect == "sse" else ["bad frame"])} <= kinds
+
+
+def test_clients_without_a_token_are_told_what_they_lack(gateway: Gateway) -> None:
+    ran = tidegate("load", *at(gateway), "-n", 3, "--dialect", "centrifuge", "--no-reconnect")
+    assert ran.status == 3
+    assert "3501 (3)" in ran.err and "--tokens" in ran.err
+
+
+def test_tokens_need_the_secret_of_the_gateway(gateway: Gateway) -> None:
+    ran = tidegate("load", *at(gateway), "-n", 3, "--tokens")
+    assert ran.status == 2
+    assert "tokens.hmac_secret" in ran.err and "-c" in ran.err
 
 
 def test_a_pace_of_connecting_is_kept(gateway: Gateway) -> None:

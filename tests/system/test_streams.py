@@ -16,7 +16,7 @@ from centrifuge.protocol.client_pb2 import EmulationRequest, Reply
 from google.protobuf.json_format import MessageToDict
 
 from tests.support.gateway import Gateway, running_gateway
-from tests.support.streams import EventSource, Stream, request, with_query
+from tests.support.streams import Curl, EventSource, Stream, request, with_query
 from tests.support.waiting import wait_for
 
 ORIGIN = "https://app.example"
@@ -60,6 +60,27 @@ def test_whoever_can_read_lines_can_listen(gateway: Gateway, path: str, version:
         assert CHANNEL in next_message()["connect"]["subs"]
         gateway.publish(CHANNEL, {"text": "κόσμε\n🌊"})
         assert next_message()["pub"]["data"] == {"text": "κόσμε\n🌊"}
+
+
+@pytest.mark.parametrize("path", ["/connection/uni_sse", "/connection/uni_http_stream"])
+def test_curl_listens_and_notices_no_reload(
+    start_gateway: Callable[..., Gateway], path: str
+) -> None:
+    gateway = start_gateway(SECTIONS | {"workers": {"count": 1}})
+    url = f"http://127.0.0.1:{gateway.http_port}"
+    is_sse = path.endswith("sse")
+    options = [] if is_sse else ["-d", json.dumps(SUBS)]
+    with Curl(url + (with_query(path, SUBS) if is_sse else path), *options) as curl:
+        assert CHANNEL in curl.read()["connect"]["subs"]
+        gateway.publish(CHANNEL, 1)
+        assert curl.read()["pub"]["data"] == 1
+        moved = gateway.control("reload")
+        assert sum(slot["moved"] for slot in moved["slots"]) == 1
+        gateway.publish(CHANNEL, 2)
+        assert curl.read()["pub"]["data"] == 2
+        assert gateway.stop() == 0
+        assert curl.read() == {"disconnect": {"code": 3001, "reason": "shutdown"}}
+        assert curl.end() == 0
 
 
 def test_a_one_way_client_is_told_why_it_ends(gateway: Gateway) -> None:
@@ -368,6 +389,34 @@ def test_a_request_that_is_refused_is_told_why(
         body = answer.read()
         assert body and len(body) == int(answer.headers["content-length"])
         assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "target", "body"),
+    [
+        (400, "GET", "/connection/sse", b""),
+        (400, "POST", "/connection/http_stream", b"nonsense"),
+        (400, "GET", "/connection/websocket", b""),
+        (400, "POST", "/emulation", b"nonsense"),
+        (404, "POST", "/emulation", b'{"node":"another","session":"x","data":"{}"}'),
+        (404, "GET", "/connection/uni_grpc", b""),
+        (405, "GET", "/emulation", b""),
+        (413, "POST", "/emulation", b" " * 65537),
+    ],
+)
+def test_a_page_of_an_allowed_origin_may_read_why_it_is_refused(
+    gateway: Gateway, status: int, method: str, target: str, body: bytes
+) -> None:
+    headers = {"Origin": ORIGIN}
+    with request(gateway.http_port, target, method=method, headers=headers, body=body) as answer:
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert answer.headers["vary"] == "Origin"
+    stranger = {"Origin": "https://elsewhere.example"}
+    with request(gateway.http_port, target, method=method, headers=stranger, body=body) as answer:
+        assert answer.status == 403
+        assert "access-control-allow-origin" not in answer.headers
 
 
 def test_a_page_of_an_allowed_origin_may_listen_and_speak(gateway: Gateway) -> None:

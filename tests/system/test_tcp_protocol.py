@@ -105,6 +105,7 @@ def receive(subscription: Any, count: int) -> list[Message]:
 # ---- windows and acknowledgements
 
 
+@pytest.mark.sending
 def test_without_acknowledgements_a_client_gets_no_more_than_its_window(
     gateway: Gateway, raw: RawWire, channel: str
 ) -> None:
@@ -127,6 +128,7 @@ def test_without_acknowledgements_a_client_gets_no_more_than_its_window(
     assert [frame.seq for frame in found] == list(range(1, len(found) + 1))
 
 
+@pytest.mark.sending
 def test_a_closed_window_stops_data_but_not_answers(
     gateway: Gateway, raw: RawWire, channel: str
 ) -> None:
@@ -185,6 +187,7 @@ def test_the_server_acknowledges_publishes(raw: RawWire, channel: str) -> None:
 # ---- long messages
 
 
+@pytest.mark.sending
 @pytest.mark.parametrize("window", [500, 20_000, 65_535])
 def test_a_message_longer_than_a_frame_or_the_window_comes_in_fragments(
     gateway: Gateway, raw: RawWire, channel: str, window: int
@@ -209,6 +212,7 @@ def test_a_message_longer_than_a_frame_or_the_window_comes_in_fragments(
     assert [frame.payload[0] for frame in found] == [1] * (len(found) - 1) + [0]
 
 
+@pytest.mark.sending
 def test_the_longest_message_goes_and_comes_through_the_client(
     client: Client, channel: str
 ) -> None:
@@ -234,6 +238,7 @@ def test_a_message_over_the_limit_is_a_numbered_close(raw: RawWire, channel: str
 # ---- checksums
 
 
+@pytest.mark.sending
 def test_checksums_protect_both_directions_when_agreed(
     gateway: Gateway, raw: RawWire, channel: str
 ) -> None:
@@ -263,6 +268,7 @@ def test_the_client_works_with_checksums(gateway: Gateway, channel: str) -> None
     [vector for vector in VECTORS["violations"] if vector["from"] != "server"],
     ids=lambda vector: str(vector["name"]),
 )
+@pytest.mark.sending
 def test_each_violation_is_a_numbered_close_and_is_counted(
     gateway: Gateway, raw: RawWire, vector: dict[str, Any]
 ) -> None:
@@ -487,6 +493,7 @@ def test_a_client_comes_back_after_a_reload_and_misses_nothing(
         )
 
 
+@pytest.mark.sending
 def test_a_client_that_pauses_is_waited_for_and_gets_everything(
     gateway: Gateway, channel: str
 ) -> None:

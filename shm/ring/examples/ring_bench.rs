@@ -153,7 +153,7 @@ enum Log {
 
 impl Contestant for Log {
     fn segment_bytes(capacity: usize) -> usize {
-        log::segment_bytes(capacity as u64, 1)
+        log::segment_bytes(capacity as u64, 1, 1)
     }
 
     fn format(region: &Region, capacity: usize) {
@@ -162,7 +162,7 @@ impl Contestant for Log {
             pid: 1,
             start: 1,
         };
-        log::format(region, capacity as u64, 1, 0, owner).expect("format");
+        log::format(region, capacity as u64, 1, 1, 0, owner).expect("format");
     }
 
     fn sender(region: Region, _: usize) -> Log {

@@ -15,6 +15,7 @@
 //! that a killed publisher had prepared can be made again by the next.
 
 use crate::channels::ChannelKey;
+use crate::log::{Audience, Topic};
 use crate::publication::{PublicationView, RECORD_KIND, Source};
 
 /// Kind of the records that tell subscribers of a join or a leave.
@@ -93,6 +94,22 @@ pub struct RemovalView<'a> {
     pub channel: &'a str,
 }
 
+impl From<ChannelKey> for Topic {
+    fn from(key: ChannelKey) -> Self {
+        Self::of(key.0[0])
+    }
+}
+
+/// What the owner of a session is interested in: random UUIDs (RFC 9562, version 4) begin with
+/// random bits.
+#[must_use]
+pub fn topic_of_session(session: &[u8; 16]) -> Topic {
+    let [first, ..] = session.as_chunks::<8>().0 else {
+        return Topic::of(0);
+    };
+    Topic::of(u64::from_be_bytes(*first))
+}
+
 impl<'a> Entry<'a> {
     /// Reads a record. `None` where it makes no sense: nothing of it may be believed.
     #[must_use]
@@ -149,6 +166,19 @@ impl<'a> Entry<'a> {
             Self::Order(view) => view.source,
             Self::Emulation(view) => view.source,
             Self::Removal(view) => view.source,
+        }
+    }
+
+    /// Which workers have to know of it at once.
+    #[must_use]
+    pub fn audience(&self) -> Audience {
+        match self {
+            Self::Publication(view) => Audience::Interested(view.key.into()),
+            Self::Event(view) => Audience::Interested(view.key.into()),
+            Self::Order(_) => Audience::Everybody,
+            Self::Emulation(view) => Audience::Interested(topic_of_session(&view.session)),
+            // The tables have followed already.
+            Self::Presence(_) | Self::Removal(_) => Audience::Nobody,
         }
     }
 

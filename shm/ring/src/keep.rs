@@ -82,6 +82,9 @@ const OWES: u8 = 1;
 /// There is more to the connection than the keep takes.
 const PARTIAL: u8 = 1 << 1;
 
+/// In place of the worker's own number for a channel: the frame is of none.
+const NO_CHANNEL: u64 = u64::MAX;
+
 /// Kinds of the arena's records.
 const FRAME: u32 = 1;
 const LIST: u32 = 2;

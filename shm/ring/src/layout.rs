@@ -13,8 +13,10 @@
 //! 128   state, stored last        +136  sleeping           8192  request ring
 //! 4096  end of header             +144  lapped             then  reply ring
 //!                                 +152  generation
+//!                                 +160  selective
 //!                                 +256  evicted (writer)
 //!                               +384  seat 1 ...
+//!                               then rows of interest: a bit a seat (its reader)
 //!                               then, page-aligned: the ring
 //! ```
 //!
@@ -95,7 +97,7 @@ impl Kind {
     /// Version of the layout of this kind; any change of the layout changes it.
     pub const fn version(self) -> u32 {
         match self {
-            Kind::Log | Kind::Channels | Kind::Uplink => 2,
+            Kind::Log | Kind::Channels | Kind::Uplink => 3,
             Kind::Statistics | Kind::History | Kind::Presence | Kind::Keep => 1,
         }
     }

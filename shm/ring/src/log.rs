@@ -14,11 +14,13 @@
 //! evicted or not yet known to the writer still never believes an overwritten byte (safety).
 
 mod batch;
+mod interest;
 mod reader;
 mod writer;
 
 pub use crate::ring::Record;
 pub use batch::{Batch, Prepared};
+pub use interest::{Audience, Interest, Topic};
 pub use reader::LogReader;
 pub use writer::LogWriter;
 
@@ -27,6 +29,7 @@ use crate::layout::{self, HEADER_BYTES, Kind, LINE, Owner};
 use crate::region::{Region, WORD};
 use crate::ring::{ALIGN, Fault, Ring, Walk, check_capacity};
 use crate::sync::{Ordering, fence};
+use interest::Rows;
 
 const INTENT_AT: usize = HEADER_BYTES;
 const PREPARED_AT: usize = INTENT_AT + LINE;
@@ -42,26 +45,32 @@ const JOINED: usize = LINE;
 const SLEEPING: usize = JOINED + WORD;
 const LAPPED: usize = SLEEPING + WORD;
 const GENERATION: usize = LAPPED + WORD;
+const SELECTIVE: usize = GENERATION + WORD;
 const EVICTED: usize = 2 * LINE;
 
-const _: () = assert!(GENERATION + WORD <= EVICTED && EVICTED + WORD <= SEAT_BYTES);
+const _: () = assert!(SELECTIVE + WORD <= EVICTED && EVICTED + WORD <= SEAT_BYTES);
 
 /// Most reader seats of a log: the writer looks at each of them once for each batch.
 pub const READERS_MAX: u32 = 256;
 
 const CAPACITY_PARAMETER: usize = 0;
 const READERS_PARAMETER: usize = 1;
+const TOPICS_PARAMETER: usize = 2;
+
+/// Most rows of interest: as many as there can be channels.
+pub const TOPICS_MAX: u64 = 1 << 26;
 
 /// A look at one record copies so many bytes first: most records, whole.
 const LOOK_BYTES: usize = 512;
 
-/// Bytes of a segment that holds a log.
-pub const fn segment_bytes(capacity: u64, readers: u32) -> usize {
-    ring_at(readers) + capacity as usize
+/// Bytes of a segment that holds a log. Of `topics`, that is to say channels, there may be more:
+/// then readers are woken in vain more often.
+pub const fn segment_bytes(capacity: u64, readers: u32, topics: u64) -> usize {
+    ring_at(Rows::new(readers, topics)) + capacity as usize
 }
 
-const fn ring_at(readers: u32) -> usize {
-    layout::whole_pages(seat_at(readers))
+const fn ring_at(rows: Rows) -> usize {
+    layout::whole_pages(rows.end())
 }
 
 const fn seat_at(seat: u32) -> usize {
@@ -69,8 +78,8 @@ const fn seat_at(seat: u32) -> usize {
 }
 
 /// Makes a zeroed region of at least [`segment_bytes`] bytes an empty log of `capacity` bytes (a
-/// power of two) with `readers` seats, its first record to be at position `start` (a multiple of
-/// 16).
+/// power of two) with `readers` seats and a row of interest for each of `topics`, its first record to
+/// be at position `start` (a multiple of 16).
 ///
 /// # Errors
 /// [`SegmentError::Parameter`] if the parameters or the size of the region are not possible.
@@ -78,6 +87,7 @@ pub fn format(
     region: &Region,
     capacity: u64,
     readers: u32,
+    topics: u64,
     start: u64,
     owner: Owner,
 ) -> Result<(), SegmentError> {
@@ -86,15 +96,18 @@ pub fn format(
     if readers == 0 || readers > READERS_MAX {
         return refuse("readers", readers.into(), "1 to 256 seats");
     }
+    if topics == 0 || topics > TOPICS_MAX {
+        return refuse("topics", topics, "between 1 and 67108864");
+    }
     if !start.is_multiple_of(ALIGN as u64) {
         return refuse("start", start, "a multiple of 16");
     }
-    Ring::new(region, ring_at(readers), capacity)?;
+    Ring::new(region, ring_at(Rows::new(readers, topics)), capacity)?;
     layout::format(
         region,
         Kind::Log,
         owner,
-        &[capacity, readers.into()],
+        &[capacity, readers.into(), topics],
         |region| {
             for offset in [INTENT_AT, PREPARED_AT, TAIL_AT, ANSWERED_AT] {
                 region.store(offset, start);
@@ -109,6 +122,7 @@ pub fn format(
 pub struct LogView {
     ring: Ring,
     readers: u32,
+    rows: Rows,
 }
 
 impl LogView {
@@ -116,21 +130,23 @@ impl LogView {
     /// Every [`SegmentError`] that says why the region is not a log that this build can use.
     pub fn attach(region: &Region) -> Result<LogView, SegmentError> {
         let header = layout::attach(region, Kind::Log)?;
-        let value = header.parameters[READERS_PARAMETER];
-        let readers = u32::try_from(value)
-            .ok()
-            .filter(|readers| *readers <= READERS_MAX)
-            .ok_or(SegmentError::Parameter {
-                name: "readers",
-                value,
-                rule: "1 to 256 seats",
-            })?;
-        let ring = Ring::new(
-            region,
-            ring_at(readers),
-            header.parameters[CAPACITY_PARAMETER],
-        )?;
-        Ok(LogView { ring, readers })
+        let parameter = |name, at, max: u64, rule| match header.parameters[at] {
+            value if value <= max => Ok(value),
+            value => Err(SegmentError::Parameter { name, value, rule }),
+        };
+        let readers_max = READERS_MAX.into();
+        let readers =
+            parameter("readers", READERS_PARAMETER, readers_max, "1 to 256 seats")? as u32;
+        let rule = "between 1 and 67108864";
+        let topics = parameter("topics", TOPICS_PARAMETER, TOPICS_MAX, rule)?;
+        let rows = Rows::new(readers, topics);
+        let capacity = header.parameters[CAPACITY_PARAMETER];
+        let ring = Ring::new(region, ring_at(rows), capacity)?;
+        Ok(LogView {
+            ring,
+            readers,
+            rows,
+        })
     }
 
     /// Bytes of the ring.

@@ -10,7 +10,7 @@
 //! then, each only where its flag says so:
 //!    idempotency      u64 x 3        hash and previous keyed
 //!    except           UUID, 16 bytes
-//!    version          u64
+//!    version          u64 x 2        number, epoch
 //!    info bytes       u32
 //! then channel (UTF-8), tags (a JSON object, or nothing), info, data
 //! ```
@@ -53,7 +53,7 @@ pub const HEADER_BYTES_MAX: usize =
 const FIXED_BYTES: usize = 72;
 const IDEMPOTENCY_BYTES: usize = 24;
 const UUID_BYTES: usize = 16;
-const VERSION_BYTES: usize = 8;
+const VERSION_BYTES: usize = 16;
 const INFO_BYTES: usize = 4;
 
 const FLAG_JSON: u8 = 1;
@@ -85,6 +85,32 @@ pub struct Idempotency {
     pub previous: u64,
 }
 
+/// Which state of something a publication describes, by its producer's own count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    /// 0: none.
+    pub number: u64,
+    /// Hash of the name that the producer gave to this count. 0: it has no name.
+    pub epoch: u64,
+}
+
+impl Version {
+    /// What publications without a version have.
+    pub const NONE: Self = Self {
+        number: 0,
+        epoch: 0,
+    };
+
+    /// Whether it tells nothing that `newest`, the channel's, has not told before. Counts of two
+    /// names cannot be compared; one without a name is compared with any.
+    #[must_use]
+    pub fn is_superseded_by(self, newest: Self) -> bool {
+        self.number != 0
+            && self.number <= newest.number
+            && (self.epoch == 0 || self.epoch == newest.epoch)
+    }
+}
+
 /// A publication whose variable parts are borrowed, from a request or from a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicationView<'a> {
@@ -100,7 +126,7 @@ pub struct PublicationView<'a> {
     pub source: Source,
     pub idempotency: Option<Idempotency>,
     /// Newest version of the channel, this publication's included; 0: it never had one.
-    pub version: u64,
+    pub version: Version,
     /// UUID of the client that must not get it.
     pub except: Option<[u8; 16]>,
     pub channel: &'a str,
@@ -181,7 +207,10 @@ impl<'a> PublicationView<'a> {
                 hash: u128::from(u64_at(mark, 8)) << 64 | u128::from(u64_at(mark, 0)),
                 previous: u64_at(mark, 16),
             }),
-            version: version.map_or(0, |field| u64_at(field, 0)),
+            version: version.map_or(Version::NONE, |field| Version {
+                number: u64_at(field, 0),
+                epoch: u64_at(field, 8),
+            }),
             except: except.map(|uuid| uuid.try_into().expect("sixteen bytes")),
             channel: std::str::from_utf8(channel).ok()?,
             json: flags & FLAG_JSON != 0,
@@ -240,8 +269,9 @@ impl<'a> PublicationView<'a> {
         if let Some(except) = self.except {
             header.push(&except);
         }
-        if self.version != 0 {
-            header.push(&self.version.to_le_bytes());
+        if self.version != Version::NONE {
+            header.push(&self.version.number.to_le_bytes());
+            header.push(&self.version.epoch.to_le_bytes());
         }
         if !self.info.is_empty() {
             header.push(&info_bytes.to_le_bytes());
@@ -267,7 +297,7 @@ impl<'a> PublicationView<'a> {
         flag(self.json, FLAG_JSON)
             | flag(self.idempotency.is_some(), FLAG_IDEMPOTENCY)
             | flag(self.except.is_some(), FLAG_EXCEPT)
-            | flag(self.version != 0, FLAG_VERSION)
+            | flag(self.version != Version::NONE, FLAG_VERSION)
             | flag(!self.info.is_empty(), FLAG_INFO)
             | flag(self.delta, FLAG_DELTA)
             | flag(self.kept, FLAG_KEPT)
@@ -277,7 +307,7 @@ impl<'a> PublicationView<'a> {
         FIXED_BYTES
             + usize::from(self.idempotency.is_some()) * IDEMPOTENCY_BYTES
             + usize::from(self.except.is_some()) * UUID_BYTES
-            + usize::from(self.version != 0) * VERSION_BYTES
+            + usize::from(self.version != Version::NONE) * VERSION_BYTES
             + usize::from(!self.info.is_empty()) * INFO_BYTES
     }
 }
@@ -308,7 +338,7 @@ mod tests {
                 position: u64::MAX - 1,
             },
             idempotency: None,
-            version: 0,
+            version: Version::NONE,
             except: None,
             channel,
             json: true,
@@ -331,13 +361,13 @@ mod tests {
             keyed: bool,
             [json, delta, kept] in any::<[bool; 3]>(),
             offset: u64,
-            version: u64,
+            [number, epoch]: [u64; 2],
             except: Option<[u8; 16]>,
         ) {
             let view = PublicationView {
                 idempotency: keyed.then_some(Idempotency { hash, previous: offset }),
                 offset,
-                version: version * u64::from(kept),
+                version: if kept { Version { number, epoch } } else { Version::NONE },
                 except,
                 json,
                 delta,
@@ -353,6 +383,27 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(payload in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = PublicationView::parse(&payload);
+        }
+    }
+
+    #[test]
+    fn a_version_is_superseded_by_one_of_its_own_count() {
+        let version = |number, epoch| Version { number, epoch };
+        for (new, newest, is_superseded) in [
+            (version(4, 0), version(5, 0), true),
+            (version(5, 0), version(5, 0), true),
+            (version(6, 0), version(5, 0), false),
+            (version(5, 1), version(5, 1), true),
+            (version(4, 1), version(5, 2), false),
+            (version(4, 1), version(5, 0), false),
+            (version(4, 0), version(5, 1), true),
+            (Version::NONE, version(5, 0), false),
+        ] {
+            assert_eq!(
+                new.is_superseded_by(newest),
+                is_superseded,
+                "{new:?} {newest:?}"
+            );
         }
     }
 

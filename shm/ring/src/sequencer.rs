@@ -499,6 +499,7 @@ impl Sequencer {
             row.record(meters.batch_publications, outcome.accepted);
         }
         row.record(meters.batch_time, (host::monotonic_ns() - began_ns) / 1_000);
+        row.set(meters.lag_wakes, self.log.lag_wakes());
         row.set(meters.stalls, self.log.stalls());
         row.set(
             meters.stall_time,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! request   id u64, idempotency u128, flags u24, kind u8, channel bytes u32, tags bytes u32,
-//!           info bytes u32, version u64, UUID 16 bytes,
+//!           info bytes u32, version u64 x 2 (number, epoch), UUID 16 bytes,
 //!           channel (UTF-8), tags (a JSON object, or nothing), info, data
 //! reply     id u64, status u32, epoch u32, offset u64
 //! ```
@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 use crate::error::{SegmentError, UplinkError};
 use crate::lane::{LANE_BYTES, Lane, LaneConsumer, LaneProducer};
 use crate::layout::{self, HEADER_BYTES, Kind, Owner};
+use crate::publication::Version;
 use crate::region::Region;
 use crate::ring::{RECORD_SHARE, Ring};
 
@@ -29,7 +30,7 @@ const REPLY_SHARE: u64 = 4;
 /// Kind of the records of both rings.
 const RECORD: u32 = 1;
 
-const REQUEST_HEAD_BYTES: usize = 64;
+const REQUEST_HEAD_BYTES: usize = 72;
 const REPLY_BYTES: usize = 24;
 
 const FLAG_WANT_REPLY: u32 = 1;
@@ -105,8 +106,8 @@ pub struct Request<'a> {
     pub announce: bool,
     /// Join: nobody is told; an old connection has moved to whoever asks.
     pub quiet: bool,
-    /// Publish: above that of all before in the channel, or else it is only answered. 0: none.
-    pub version: u64,
+    /// Publish: where it is superseded by that of the channel, it is only answered.
+    pub version: Version,
     /// Publish: keyed hash of the idempotency key. 0: none.
     pub idempotency: u128,
     /// UUID. Publish: the client that must not get it. Join, Leave: the client. Emulate: the
@@ -143,8 +144,9 @@ impl Request<'_> {
         head[28..32].copy_from_slice(&(self.channel.len() as u32).to_le_bytes());
         head[32..36].copy_from_slice(&(self.tags.len() as u32).to_le_bytes());
         head[36..40].copy_from_slice(&(self.info.len() as u32).to_le_bytes());
-        head[40..48].copy_from_slice(&self.version.to_le_bytes());
-        head[48..64].copy_from_slice(&self.client.unwrap_or_default());
+        head[40..48].copy_from_slice(&self.version.number.to_le_bytes());
+        head[48..56].copy_from_slice(&self.version.epoch.to_le_bytes());
+        head[56..72].copy_from_slice(&self.client.unwrap_or_default());
         head
     }
 
@@ -167,7 +169,10 @@ impl Request<'_> {
             presence: has(FLAG_PRESENCE),
             announce: has(FLAG_ANNOUNCE),
             quiet: has(FLAG_QUIET),
-            version: u64_at(head, 40),
+            version: Version {
+                number: u64_at(head, 40),
+                epoch: u64_at(head, 48),
+            },
             idempotency: u128::from(u64_at(head, 16)) << 64 | u128::from(u64_at(head, 8)),
             client: has(FLAG_UUID).then(|| *head.last_chunk().expect("sixteen bytes")),
             channel: std::str::from_utf8(channel).ok()?,

@@ -73,12 +73,23 @@ pub(crate) struct Waker {
 impl Waker {
     /// Whether the sleeper has to be woken; true once for each sleep. Call [`announce`] before.
     pub fn must_wake(&mut self, word: &AtomicU64) -> bool {
-        let count = word.load(Ordering::Relaxed);
-        if count & 1 == 0 || count == self.ended {
-            return false;
+        let sleep = self.sleep(word);
+        if let Some(sleep) = sleep {
+            self.end(sleep);
         }
-        self.ended = count;
-        true
+        sleep.is_some()
+    }
+
+    /// The number of the sleep that nobody has ended yet, if there is one. Call [`announce`] before.
+    #[inline]
+    pub fn sleep(&self, word: &AtomicU64) -> Option<u64> {
+        let count = word.load(Ordering::Relaxed);
+        (count & 1 == 1 && count != self.ended).then_some(count)
+    }
+
+    /// Notes that the sleeper is being woken.
+    pub fn end(&mut self, sleep: u64) {
+        self.ended = sleep;
     }
 }
 

@@ -11,6 +11,7 @@ use tidegate_ring::channels::{
 };
 use tidegate_ring::layout::Owner;
 use tidegate_ring::publication::NO_PREVIOUS;
+use tidegate_ring::publication::Version;
 use tidegate_ring::region::Region;
 
 const OWNER: Owner = Owner {
@@ -85,7 +86,7 @@ fn the_table_holds_all_that_it_was_made_for_at_every_size() {
 #[test]
 fn two_choices_fill_nine_tenths_before_the_first_refusal() {
     let region = table(20_000);
-    let entries = (region.len() - 4096 - 128) / 72;
+    let entries = (region.len() - 4096 - 128) / 80;
     let mut writer = ChannelWriter::open(region).unwrap();
     let held = (0..).take_while(|channel: &u64| {
         publish(&mut writer, &channel.to_string(), 16, YOUNG).is_some()
@@ -248,7 +249,7 @@ proptest! {
         }
         let mut successor = ChannelWriter::open(torn).unwrap();
         for (key, top) in &planned {
-            prop_assert!(successor.restore(*key, *top, 0, horizon, |_| false));
+            prop_assert!(successor.restore(*key, *top, Version::NONE, horizon, |_| false));
         }
         successor.store();
         for (key, top) in &last {

@@ -12,7 +12,7 @@ use tidegate_ring::entry::{
 use tidegate_ring::history::{HistoryStore, recover};
 use tidegate_ring::log::{LogReader, LogView};
 use tidegate_ring::presence::PresenceTable;
-use tidegate_ring::publication::{PublicationView, RECORD_KIND};
+use tidegate_ring::publication::{PublicationView, RECORD_KIND, Version};
 use tidegate_ring::region::Region;
 use tidegate_ring::sequencer::{Segments, Sequencer};
 use tidegate_ring::uplink::{Reply, Request, RequestKind, UplinkProducer};
@@ -301,9 +301,9 @@ fn a_publication_without_history_has_no_place() {
 #[test]
 fn an_older_version_is_answered_but_not_published() {
     let mut house = House::new();
-    let publish = |house: &mut House, version, skip_history| {
+    let publish = |house: &mut House, number, skip_history| {
         let request = Request {
-            version,
+            version: Version { number, epoch: 0 },
             skip_history,
             ..publish("doc", "{}")
         };
@@ -329,6 +329,31 @@ fn an_older_version_is_answered_but_not_published() {
         counted(&house.segments, "publishes_total{outcome=\"superseded\"}"),
         1
     );
+}
+
+#[test]
+fn versions_are_compared_within_their_epoch_whoever_publishes() {
+    let mut house = House::new();
+    let publish = |house: &mut House, number, epoch, skip_history| {
+        let request = Request {
+            version: Version { number, epoch },
+            skip_history,
+            ..publish("doc", "{}")
+        };
+        house.ask(1, &request).offset
+    };
+    assert_eq!(publish(&mut house, 5, 1, false), 1);
+    assert_eq!(publish(&mut house, 5, 1, false), 1, "no newer");
+    house.restart();
+    assert_eq!(publish(&mut house, 4, 1, false), 1, "older, still");
+    assert_eq!(publish(&mut house, 4, 0, false), 1, "of no name: of any");
+    assert_eq!(publish(&mut house, 1, 2, false), 2, "another count");
+    assert_eq!(publish(&mut house, 0, 0, false), 3, "without a version");
+    house.restart();
+    assert_eq!(publish(&mut house, 1, 2, false), 3);
+    assert_eq!(publish(&mut house, 2, 2, true), 0);
+    assert_eq!(publish(&mut house, 2, 2, false), 3);
+    assert_eq!(publish(&mut house, 5, 1, false), 4, "it is not remembered");
 }
 
 #[test]

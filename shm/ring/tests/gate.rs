@@ -154,20 +154,22 @@ fn what_does_not_fit_is_refused_and_says_so() {
             .unwrap_err(),
         "segment_parameter"
     );
-    for (capacity, readers, start) in [
-        (1000, 1, 0),
-        (64, 1, 0),
-        (4096, 0, 0),
-        (4096, 257, 0),
-        (4096, 1, 8),
-        (8192, 1, 0),
+    for (capacity, readers, topics, start) in [
+        (1000, 1, 1, 0),
+        (64, 1, 1, 0),
+        (4096, 0, 1, 0),
+        (4096, 257, 1, 0),
+        (4096, 1, 0, 0),
+        (4096, 1, (1 << 26) + 1, 0),
+        (4096, 1, 1, 8),
+        (8192, 1, 1, 0),
     ] {
-        let region = Region::heap(log::segment_bytes(4096, 1));
-        let error = log::format(&region, capacity, readers, start, OWNER).unwrap_err();
+        let region = Region::heap(log::segment_bytes(4096, 1, 1));
+        let error = log::format(&region, capacity, readers, topics, start, OWNER).unwrap_err();
         assert_eq!(
             error.code(),
             "segment_parameter",
-            "{capacity} {readers} {start}"
+            "{capacity} {readers} {topics} {start}"
         );
     }
 }

@@ -166,7 +166,7 @@ fn whatever_is_written_is_read_back_or_known_to_be_overwritten() {
             .map(|_| {
                 let length = random.below(300);
                 let bytes = random.bytes(length);
-                (writer.put_frame(Some(step), &bytes).unwrap(), bytes)
+                (writer.put_frame(Some(step.into()), &bytes).unwrap(), bytes)
             })
             .collect();
         let length = [20, 100, 400, 3000][random.below(4)];

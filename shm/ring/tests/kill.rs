@@ -55,8 +55,8 @@ fn child_role() {
 }
 
 fn shared_log() -> (OwnedFd, Region) {
-    let (fd, region) = memory(log::segment_bytes(LOG_CAPACITY, 2).next_multiple_of(4096));
-    log::format(&region, LOG_CAPACITY, 2, 0u64.wrapping_sub(256), OWNER).unwrap();
+    let (fd, region) = memory(log::segment_bytes(LOG_CAPACITY, 2, 1).next_multiple_of(4096));
+    log::format(&region, LOG_CAPACITY, 2, 1, 0u64.wrapping_sub(256), OWNER).unwrap();
     (fd, region)
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use loom::sync::Notify;
 use loom::thread;
 use support::{heap_log, heap_uplink};
-use tidegate_ring::log::{LogReader, LogView, LogWriter};
+use tidegate_ring::log::{Audience, LogReader, LogView, LogWriter, Topic};
 use tidegate_ring::region::Region;
 use tidegate_ring::uplink::{Reply, Request, UplinkConsumer, UplinkProducer};
 
@@ -152,6 +152,46 @@ fn no_wake_up_of_a_reader_is_lost() {
         append(&mut writer, |_| ringing.notify());
         append(&mut writer, |_| ringing.notify());
         reading.join().unwrap();
+    });
+}
+
+/// One record for each of a reader that becomes interested when it was asleep already, and of one
+/// in the same word that ceases to be. Fails, as a deadlock, if either fence of `wake.rs` is taken
+/// out, or if a bit is changed by a load and a store.
+#[test]
+fn no_wake_up_is_lost_by_who_has_just_become_interested() {
+    const TOPIC: Topic = Topic::of(7);
+    explore(2, || {
+        let region = heap_log(CAPACITY, 2, START);
+        let mut reader = LogReader::join(region.clone(), 0).unwrap();
+        let fickle = LogReader::join(region.clone(), 1).unwrap();
+        let mut interest = reader.interest().unwrap();
+        let mut other = fickle.interest().unwrap();
+        other.add(TOPIC);
+        let mut writer = LogWriter::open(region, Duration::ZERO).unwrap();
+        writer.attach_reader(0).unwrap();
+        let bell = Arc::new(Notify::new());
+        let ringing = Arc::clone(&bell);
+        let reading = thread::spawn(move || {
+            interest.add(TOPIC);
+            let mut count = 0;
+            while count < 1 {
+                count += reader.read(usize::MAX, |_| ()).unwrap();
+                if count < 1 && reader.may_sleep() {
+                    bell.wait();
+                    reader.awake();
+                }
+            }
+        });
+        let leaving = thread::spawn(move || other.remove(TOPIC));
+        let mut batch = writer.batch().unwrap();
+        let (kind, payload) = record_of(batch.end());
+        batch
+            .push_for(Audience::Interested(TOPIC), kind, &[&payload])
+            .unwrap();
+        batch.prepare().commit(|_| ringing.notify());
+        reading.join().unwrap();
+        leaving.join().unwrap();
     });
 }
 

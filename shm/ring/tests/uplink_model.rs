@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use support::{Random, STARTS, heap_uplink};
 use tidegate_ring::error::UplinkError;
+use tidegate_ring::publication::Version;
 use tidegate_ring::region::Region;
 use tidegate_ring::uplink::{Reply, Request, RequestKind, UplinkConsumer, UplinkProducer};
 
@@ -26,7 +27,7 @@ struct Sent {
     info: Vec<u8>,
     kind: RequestKind,
     flags: [bool; 5],
-    version: u64,
+    version: Version,
     client: Option<[u8; 16]>,
     data: Vec<u8>,
 }
@@ -120,7 +121,10 @@ impl Model {
             info,
             kind: kinds[random.below(kinds.len())],
             flags: std::array::from_fn(|_| random.below(2) == 0),
-            version: random.word(),
+            version: Version {
+                number: random.word(),
+                epoch: random.word(),
+            },
             client: (random.below(2) == 0).then(|| [random.word() as u8; 16]),
             data: random.bytes(data_bytes),
         };

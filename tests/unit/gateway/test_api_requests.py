@@ -69,12 +69,6 @@ def test_b64data_that_is_no_base64_is_a_bad_request(b64data: str) -> None:
     assert "b64data" in str(error)
 
 
-def test_what_would_be_silently_wrong_is_refused_as_not_available() -> None:
-    error = refused(published(channel="a", data=1, version_epoch="x").payload)
-    assert error.status == 108
-    assert "version_epoch" in str(error)
-
-
 def test_options_at_their_defaults_and_unknown_fields_change_nothing() -> None:
     request = published(
         channel="a", data=1, skip_history=False, version=0, delta=True, tags=None, future="x"

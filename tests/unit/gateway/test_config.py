@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -381,3 +382,12 @@ def test_a_worker_can_be_told_of_as_much_as_may_be_configured() -> None:
         tokens=TokenSettings(rsa_public_key="k" * 4096, ecdsa_public_key="k" * 4096),
     )
     assert len(msgpack.packb(told.as_map())) < MESSAGE_BYTES_MAX - 16_384
+
+
+def test_io_uring_can_only_be_demanded_where_the_kernel_gives_it(tmp_path: Path) -> None:
+    demanded = '[workers]\nengine = "io_uring"\n'
+    assert loaded(demanded, tmp_path).workers.engine == "io_uring"
+    refusing = Host(4, 16 * GIB, 1_048_576, io_uring_refused=errno.EPERM)
+    found = problems(demanded, tmp_path, host=refusing)
+    assert "EPERM" in str(found["workers.engine"])
+    assert loaded(host=refusing).workers.engine == "auto"

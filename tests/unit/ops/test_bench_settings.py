@@ -36,7 +36,7 @@ def now(root: Path) -> tuple[str, str]:
 
 
 BEFORE = ("128", "100 200 300")
-RAISED = ("4096", "750000 1000000 1500000")
+RAISED = ("4096", "1500000 2000000 3000000")
 
 
 def test_what_is_lacking_is_raised_for_the_block_and_set_back_after_it(tmp_path: Path) -> None:

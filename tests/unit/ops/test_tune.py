@@ -62,7 +62,7 @@ def test_no_number_is_ever_lowered(tmp_path: Path) -> None:
     for setting, old in values.items():
         new = (tmp_path / setting).read_text()
         assert all(int(a) <= int(b) for a, b in zip(old.split(), new.split(), strict=True)), setting
-    assert (tmp_path / "proc/sys/net/ipv4/tcp_mem").read_text() == "2250000 3000000 9000000"
+    assert (tmp_path / "proc/sys/net/ipv4/tcp_mem").read_text() == "4500000 6000000 9000000"
 
 
 def test_what_somebody_raised_meanwhile_stays(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_script_is_a_shell_script_whose_prose_is_comments(tmp_path: Path) ->
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
     commands = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert "sysctl -w fs.nr_open=1500256" in commands
-    assert "sysctl -w net.ipv4.tcp_mem='2250000 3000000 9000000'" in commands
+    assert "sysctl -w net.ipv4.tcp_mem='4500000 6000000 9000000'" in commands
     assert "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled" in commands
     assert "net.core.somaxconn = 4096" in commands
     assert not any("ulimit" in line or "port_range" in line for line in commands)

@@ -29,7 +29,7 @@ def memory() -> Iterator[Memory]:
         lambda fd: _ring.History(fd, fd),
         lambda fd: _ring.Presence(fd, fd),
         lambda fd: _ring.StatsRow(fd, 0, _ring.ROLE_API, 0, 0),
-        lambda fd: _ring.format_log(fd, 65536, 1, (1, 1, 1)),
+        lambda fd: _ring.format_log(fd, 65536, 1, 1, (1, 1, 1)),
         lambda fd: _ring.format_history(fd, 65536, (1, 1, 1)),
     ],
 )
@@ -61,11 +61,11 @@ def test_a_segment_of_another_kind_is_refused_by_name(memory: Memory) -> None:
 
 def test_impossible_sizes_are_refused(memory: Memory) -> None:
     for refused in (
-        lambda: _ring.log_size(1 << 63, 1),
+        lambda: _ring.log_size(1 << 63, 1, 1),
         lambda: _ring.uplink_size(1 << 63),
         lambda: _ring.channels_size(0),
         lambda: _ring.stats_size(_ring.METRICS, 1 << 40),
-        lambda: _ring.format_log(memory.stats, 1000, 1, (1, 1, 1)),
+        lambda: _ring.format_log(memory.stats, 1000, 1, 1, (1, 1, 1)),
         lambda: _ring.format_channels(memory.log, 5, (1, 1, 1)),
     ):
         with pytest.raises(_ring.FormatError):

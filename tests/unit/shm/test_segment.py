@@ -21,8 +21,8 @@ from shm import _ring, segment
 owner = segment.Owner.this_process()
 segment.create(
     segment.segment_name(sys.argv[1], sys.argv[2]),
-    _ring.log_size(65536, 1),
-    lambda fd: _ring.format_log(fd, 65536, 1, (1, owner.pid, owner.start)),
+    _ring.log_size(65536, 1, 1),
+    lambda fd: _ring.format_log(fd, 65536, 1, 1, (1, owner.pid, owner.start)),
     key="log.capacity_bytes",
 )
 os.kill(os.getpid(), signal.SIGKILL)
@@ -41,8 +41,8 @@ def make_log(instance: str, part: str = "log", owner: Owner | None = None) -> Se
     owner = owner or Owner.this_process()
     return segment.create(
         segment_name(instance, part),
-        _ring.log_size(65536, 1),
-        lambda fd: _ring.format_log(fd, 65536, 1, (7, owner.pid, owner.start)),
+        _ring.log_size(65536, 1, 1),
+        lambda fd: _ring.format_log(fd, 65536, 1, 1, (7, owner.pid, owner.start)),
         key="log.capacity_bytes",
     )
 
@@ -59,7 +59,7 @@ def test_a_segment_is_found_by_its_name_and_tells_its_owner(instance: str) -> No
     assert header is not None
     assert (header["kind"], header["generation"]) == ("log", 7)
     assert Owner(header["owner_pid"], header["owner_start"]) == Owner.this_process()
-    assert header["size"] == found.size_bytes == _ring.log_size(65536, 1)
+    assert header["size"] == found.size_bytes == _ring.log_size(65536, 1, 1)
     assert not os.get_inheritable(made.fd)
     assert not os.get_inheritable(found.fd)
     made.unlink()
@@ -93,7 +93,7 @@ def test_a_format_that_fails_leaves_nothing(instance: str) -> None:
         segment.create(
             segment_name(instance, "log"),
             65536,
-            lambda fd: _ring.format_log(fd, 3000, 1, (1, 1, 1)),
+            lambda fd: _ring.format_log(fd, 3000, 1, 1, (1, 1, 1)),
             key="log.capacity_bytes",
         )
     assert not list(segment.DIRECTORY.glob(f"tidegate-{instance}*"))

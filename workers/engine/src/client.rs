@@ -108,8 +108,10 @@ impl Traits {
     pub const PRESENT: u16 = 1 << 6;
     /// The others are told that it joined, and will be told that it left.
     pub const ANNOUNCED: u16 = 1 << 7;
+    /// It came with the connection's token, and holds as long as the token names it.
+    pub const BY_TOKEN: u16 = 1 << 8;
 
-    const KNOWN: u16 = (1 << 8) - 1;
+    const KNOWN: u16 = (1 << 9) - 1;
 
     /// `None`: there are bits that stand for nothing.
     pub fn from_bits(bits: u16) -> Option<Self> {

@@ -11,6 +11,7 @@ use crate::outbox::Outbox;
 use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, Reassembly, SERVER_WINDOW};
 use crate::protocol::websocket::Inbound;
+use crate::sending::{Buffers, Offer};
 use crate::wheel::Tick;
 
 /// How far a connection has come.
@@ -257,6 +258,32 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// What is to be sent next.
+    pub fn offer(&self) -> Offer<'_> {
+        match &self.dialect {
+            Dialect::Tcp(tcp) => Offer::new(&tcp.wire, None),
+            _ => self.outbox.offer(),
+        }
+    }
+
+    /// Counts `bytes` of what was offered as sent.
+    pub(crate) fn advance(&mut self, bytes: usize, buffers: &mut Buffers) {
+        match &mut self.dialect {
+            Dialect::Tcp(tcp) => tcp.advance(bytes, buffers),
+            _ => self.outbox.advance(bytes),
+        }
+    }
+
+    /// Whether there is more to send than was offered.
+    pub fn has_more(&self) -> bool {
+        match &self.dialect {
+            Dialect::Tcp(tcp) => tcp.has_more(&self.outbox),
+            _ => !self.outbox.is_empty(),
+        }
+    }
+}
+
 impl Dialect {
     pub fn tcp() -> Self {
         Self::Tcp(Box::new(Tcp {
@@ -359,10 +386,11 @@ pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::ChannelId;
 
-    fn subscription(channel: u32) -> Subscription {
+    fn subscription(channel: u64) -> Subscription {
         Subscription {
-            channel,
+            channel: ChannelId::from_bits(channel),
             subscriber: 0,
         }
     }

@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, BuildHasherDefault, RandomState};
-
-use crate::hub::KeyHasher;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 /// Places of connections in the slab: most users have one.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,17 +70,44 @@ impl Directory {
         self.users.len()
     }
 
-    pub fn add_session(&mut self, session: [u8; 16], place: u32) {
-        self.sessions.insert(session, place);
+    /// Whether it is new.
+    pub fn add_session(&mut self, session: [u8; 16], place: u32) -> bool {
+        self.sessions.insert(session, place).is_none()
     }
 
-    pub fn remove_session(&mut self, session: &[u8; 16]) {
-        self.sessions.remove(session);
+    /// Whether there was one.
+    pub fn remove_session(&mut self, session: &[u8; 16]) -> bool {
+        self.sessions.remove(session).is_some()
     }
 
     pub fn session(&self, session: &[u8; 16]) -> Option<u32> {
         self.sessions.get(session).copied()
     }
+}
+
+/// What is looked up here is random already: hashes, and UUIDs.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_ne_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = self.0.rotate_left(32) ^ word;
+    }
+
+    /// The length of an array says nothing about this key.
+    fn write_usize(&mut self, _: usize) {}
 }
 
 #[cfg(test)]
@@ -107,9 +132,9 @@ mod tests {
     #[test]
     fn a_session_is_found_until_it_ends() {
         let mut directory = Directory::default();
-        directory.add_session([7; 16], 2);
+        assert!(directory.add_session([7; 16], 2) && !directory.add_session([7; 16], 2));
         assert_eq!(directory.session(&[7; 16]), Some(2));
-        directory.remove_session(&[7; 16]);
+        assert!(directory.remove_session(&[7; 16]) && !directory.remove_session(&[7; 16]));
         assert_eq!(directory.session(&[7; 16]), None);
     }
 }

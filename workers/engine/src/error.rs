@@ -19,6 +19,8 @@ pub enum EngineError {
         segment: &'static str,
         source: SegmentError,
     },
+    #[error("io_uring is demanded, and the kernel refuses it: {0}")]
+    IoUring(io::Error),
     #[error("the statistics segment lacks metrics of this version: run processes of one release")]
     Schema,
     #[error("{0}")]
@@ -33,6 +35,7 @@ impl EngineError {
         match self {
             Self::System { .. } => "engine_system",
             Self::Segment { source, .. } => source.code(),
+            Self::IoUring(_) => "engine_io_uring",
             Self::Schema => "engine_schema",
             Self::Tokens(_) => "engine_tokens",
             Self::Uplink(source) => source.code(),

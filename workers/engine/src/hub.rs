@@ -4,15 +4,16 @@
 //! the channel's entry names the connection and the place in its list, the connection's list
 //! names the channel and the place in its vector, so that leaving costs the same in any crowd.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
+use hashbrown::HashTable;
+use smallvec::SmallVec;
 use tidegate_ring::channels::ChannelKey;
+use tidegate_ring::log::Interest;
 
 use crate::protocol::format::{FORMATS, Format};
+use crate::slab::{Slab, Token};
 
-/// Number of a channel within this worker. Not used again before all others were.
-pub type ChannelId = u32;
+/// Names a channel of this worker, and never a later one in the same place.
+pub type ChannelId = Token;
 
 /// One subscription, as the channel sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +37,13 @@ pub struct Subscription {
 /// What the subscribers of a channel want, as a set: the [`Format`]s, and what some of them want
 /// beside. It grows as they come; a delivery, which sees them all, corrects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wants(u16);
+pub struct Wants(u32);
 
 impl Wants {
     /// Publications as differences to the one before.
-    pub const DELTA: Self = Self(1 << 14);
+    pub const DELTA: Self = Self(1 << 30);
     /// Who joins and who leaves.
-    pub const EVENTS: Self = Self(1 << 15);
+    pub const EVENTS: Self = Self(1 << 31);
 
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -70,11 +71,11 @@ impl Wants {
 
 impl From<Format> for Wants {
     fn from(format: Format) -> Self {
-        Self(1 << format as u16)
+        Self(1 << format as u32)
     }
 }
 
-const _: () = assert!(FORMATS <= 14);
+const _: () = assert!(FORMATS <= 30);
 
 pub struct Channel {
     pub key: ChannelKey,
@@ -83,7 +84,8 @@ pub struct Channel {
     /// Newest publication that this worker has seen, or that all subscribers were told of when
     /// the first of them came: whatever is at or below it in the log is old.
     pub offset: u64,
-    pub subscribers: Vec<Subscriber>,
+    /// A channel of one client has one, without a list elsewhere.
+    pub subscribers: SmallVec<[Subscriber; 1]>,
     pub wants: Wants,
     /// What has to be remembered of the newest publication, where it has.
     pub newest: Option<Box<Newest>>,
@@ -122,17 +124,33 @@ pub struct Moved {
     pub subscriber: u32,
 }
 
-#[derive(Default)]
 pub struct Hub {
-    by_key: HashMap<ChannelKey, ChannelId, BuildHasherDefault<KeyHasher>>,
-    channels: HashMap<ChannelId, Channel, BuildHasherDefault<KeyHasher>>,
-    last_id: ChannelId,
+    /// What this worker is woken for: its channels, and what else others add.
+    pub interest: Interest,
+    channels: Slab<Channel>,
+    /// Their places, found by their keys: the keys themselves are in the slab.
+    places: HashTable<u32>,
     subscriptions: usize,
 }
 
+/// Keys are random already.
+fn hash(key: &ChannelKey) -> u64 {
+    let [first, second] = key.0;
+    first.rotate_left(32) ^ second
+}
+
 impl Hub {
+    pub fn new(interest: Interest) -> Self {
+        Self {
+            interest,
+            channels: Slab::new(0),
+            places: HashTable::new(),
+            subscriptions: 0,
+        }
+    }
+
     pub fn channel_count(&self) -> usize {
-        self.by_key.len()
+        self.channels.len()
     }
 
     pub fn subscription_count(&self) -> usize {
@@ -140,43 +158,44 @@ impl Hub {
     }
 
     pub fn find(&self, key: &ChannelKey) -> Option<ChannelId> {
-        self.by_key.get(key).copied()
+        let has_key = |place: &u32| {
+            self.channels
+                .at(*place)
+                .is_some_and(|each| each.key == *key)
+        };
+        let place = self.places.find(hash(key), has_key)?;
+        self.channels.token(*place)
     }
 
     pub fn channel(&self, id: ChannelId) -> Option<&Channel> {
-        self.channels.get(&id)
+        self.channels.get(id)
     }
 
     pub fn channel_mut(&mut self, id: ChannelId) -> Option<&mut Channel> {
-        self.channels.get_mut(&id)
+        self.channels.get_mut(id)
     }
 
     /// Every channel that has subscribers.
     pub fn ids(&self) -> Vec<ChannelId> {
-        self.by_key.values().copied().collect()
+        self.channels.tokens().collect()
     }
 
     /// Adds a channel that [`Hub::find`] did not know; its first subscriber must follow.
     pub fn insert(&mut self, key: ChannelKey, name: &str, epoch: u32, offset: u64) -> ChannelId {
-        let channel = Channel {
+        let id = self.channels.insert(Channel {
             key,
             name: name.into(),
             epoch,
             offset,
-            // A channel of one client has one subscriber; a vector would begin with room for four.
-            subscribers: Vec::with_capacity(1),
+            subscribers: SmallVec::new(),
             wants: Wants::default(),
             newest: None,
-        };
-        loop {
-            self.last_id = self.last_id.wrapping_add(1);
-            if !self.channels.contains_key(&self.last_id) {
-                break;
-            }
-        }
-        self.channels.insert(self.last_id, channel);
-        self.by_key.insert(key, self.last_id);
-        self.last_id
+        });
+        self.interest.add(key.into());
+        let channels = &self.channels;
+        let rehash = |place: &u32| channels.at(*place).map_or(0, |each| hash(&each.key));
+        self.places.insert_unique(hash(&key), id.index, rehash);
+        id
     }
 
     /// Adds a subscriber with what it wants; returns its place in the channel's vector.
@@ -220,46 +239,46 @@ impl Hub {
         });
         let is_empty = channel.subscribers.is_empty();
         self.subscriptions -= 1;
-        if is_empty && let Some(channel) = self.channels.remove(&id) {
-            self.by_key.remove(&channel.key);
+        if is_empty {
+            self.remove(id);
         }
         moved
     }
-}
 
-/// Channel keys are random already: the first word is as good a hash as any. Numbers are not, and
-/// are spread by a multiplication (Knuth, TAOCP vol. 3, 6.4: the golden ratio's bits).
-#[derive(Default)]
-pub struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_ne_bytes(word));
+    /// Forgets a channel that has no subscribers any more.
+    fn remove(&mut self, id: ChannelId) {
+        let Some(channel) = self.channels.remove(id) else {
+            return;
+        };
+        self.interest.remove(channel.key.into());
+        let is_its = |place: &u32| *place == id.index;
+        if let Ok(found) = self.places.find_entry(hash(&channel.key), is_its) {
+            found.remove();
         }
     }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = self.0.rotate_left(32) ^ word;
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.0 = u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-
-    /// The length of an array says nothing about this key.
-    fn write_usize(&mut self, _: usize) {}
 }
+
+// Clients with a channel of their own have one of these each.
+const _: () = assert!(size_of::<Channel>() <= 80);
 
 #[cfg(test)]
 mod tests {
+    use tidegate_ring::layout::Owner;
+    use tidegate_ring::log::{self, LogReader};
+    use tidegate_ring::region::Region;
+
     use super::*;
+
+    fn hub() -> Hub {
+        let owner = Owner {
+            generation: 1,
+            pid: 1,
+            start: 1,
+        };
+        let log = Region::heap(log::segment_bytes(1024, 1, 1));
+        log::format(&log, 1024, 1, 1, 0, owner).unwrap();
+        Hub::new(LogReader::join(log, 0).unwrap().interest().unwrap())
+    }
 
     fn subscriber(connection: u32, subscription: u32) -> Subscriber {
         Subscriber {
@@ -271,7 +290,7 @@ mod tests {
 
     #[test]
     fn leaving_moves_the_last_subscriber_into_the_gap() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         for connection in 0..3 {
             let place = hub.subscribe(id, subscriber(connection, 9), Format::UniWebSocket.into());
@@ -294,13 +313,13 @@ mod tests {
             subscriber: 1,
         });
         assert_eq!(moved, None);
-        assert_eq!(hub.channel(id).unwrap().subscribers, [subscriber(2, 9)]);
+        assert_eq!(hub.channel(id).unwrap().subscribers[..], [subscriber(2, 9)]);
         assert_eq!(hub.subscription_count(), 1);
     }
 
     #[test]
-    fn a_channel_goes_with_its_last_subscriber_and_its_number_is_not_used_again() {
-        let mut hub = Hub::default();
+    fn a_channel_goes_with_its_last_subscriber_and_its_id_names_no_later_one() {
+        let mut hub = hub();
         let key = ChannelKey([1, 2]);
         let id = hub.insert(key, "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::Tcp.into());
@@ -309,13 +328,45 @@ mod tests {
             subscriber: 0,
         });
         assert!(hub.find(&key).is_none() && hub.channel(id).is_none());
-        assert_ne!(hub.insert(ChannelKey([3, 4]), "public:b", 7, 0), id);
+        let next = hub.insert(ChannelKey([3, 4]), "public:b", 7, 0);
+        assert_eq!(next.index, id.index, "its place is used again");
+        assert!(hub.channel(id).is_none() && hub.channel_mut(id).is_none());
         assert_eq!(hub.channel_count(), 1);
     }
 
     #[test]
+    fn whatever_comes_and_goes_channels_are_found_by_their_keys() {
+        let mut hub = hub();
+        let key = |number: u64| ChannelKey([number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1, 1]);
+        let mut ids: Vec<Option<ChannelId>> = vec![None; 1000];
+        for step in 0..20_000u64 {
+            let number = (step * step / 7 + step) % 1000;
+            let held = &mut ids[number as usize];
+            assert_eq!(hub.find(&key(number)), *held);
+            match held.take() {
+                Some(id) => {
+                    let subscriber = 0;
+                    let channel = id;
+                    hub.unsubscribe(Subscription {
+                        channel,
+                        subscriber,
+                    });
+                }
+                None => {
+                    let id = hub.insert(key(number), &number.to_string(), 1, 0);
+                    hub.subscribe(id, subscriber(0, 0), Format::Tcp.into());
+                    *held = Some(id);
+                }
+            }
+        }
+        let found = ids.iter().flatten().count();
+        assert!(found > 100 && found == hub.channel_count());
+        assert_eq!(hub.ids().len(), found);
+    }
+
+    #[test]
     fn what_nobody_was_seen_to_want_is_wanted_no_more() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         let mut wants = Wants::from(Format::JsonWebSocket);
         wants.add(Wants::DELTA);
@@ -330,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_is_not_kept_up_to_date_is_no_base_for_whoever_comes_next() {
-        let mut hub = Hub::default();
+        let mut hub = hub();
         let id = hub.insert(ChannelKey([1, 2]), "public:a", 7, 3);
         hub.subscribe(id, subscriber(0, 0), Format::UniSse.into());
         hub.subscribe(id, subscriber(1, 0), Wants::DELTA);

@@ -175,19 +175,19 @@ fn name(writer: &mut KeepWriter, frame: &Rc<Frame>) -> Option<FrameRef> {
     if !writer.is_fresh(frame.kept.get()) {
         frame
             .kept
-            .set(writer.put_frame(frame.channel, &frame.bytes)?);
+            .set(writer.put_frame(frame.channel.map(ChannelId::bits), &frame.bytes)?);
     }
     Some(frame.kept.get())
 }
 
 /// A blob of the keep: received bytes u32, record, and for each of its subscriptions the channel
-/// number u32 that frames of the binary protocol name it by.
+/// number u64 that frames of the binary protocol name it by.
 fn encode_blob(record: &Record, received_bytes: u32, channels: &[ChannelId], out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&received_bytes.to_le_bytes());
     record::encode(record, out);
     if matches!(record.speech, record::Speech::Tcp { .. }) {
-        out.extend(channels.iter().flat_map(|id| id.to_le_bytes()));
+        out.extend(channels.iter().flat_map(|id| id.bits().to_le_bytes()));
     }
 }
 
@@ -195,10 +195,11 @@ fn encode_blob(record: &Record, received_bytes: u32, channels: &[ChannelId], out
 pub fn decode_blob(blob: &[u8]) -> Option<(Record, u32, Vec<ChannelId>)> {
     let (received_bytes, rest) = blob.split_first_chunk()?;
     let (record, rest) = record::decode(rest).ok()?;
-    let (channels, []) = rest.as_chunks::<4>() else {
+    let (channels, []) = rest.as_chunks::<8>() else {
         return None;
     };
-    let channels = channels.iter().map(|each| u32::from_le_bytes(*each));
+    let number = |each: &[u8; 8]| ChannelId::from_bits(u64::from_le_bytes(*each));
+    let channels = channels.iter().map(number);
     Some((
         record,
         u32::from_le_bytes(*received_bytes),

@@ -21,6 +21,7 @@ pub mod protocol;
 #[cfg(feature = "python")]
 mod python;
 pub mod reactor;
+pub mod sending;
 pub mod session;
 pub mod settings;
 pub mod slab;

@@ -15,6 +15,10 @@ macro_rules! table {
             $($variant,)*
         }
 
+        impl $kind {
+            pub const ALL: &[$kind] = &[$($kind::$variant,)*];
+        }
+
         const $rows: &[(Kind, &str, &str)] = &[
             $((Kind::$metric, $name, $help),)*
         ];
@@ -54,11 +58,15 @@ table! { Count, COUNTS:
         "requests that were answered and opened no connection";
     ReceivedBytes = Counter, "received_bytes_total", "bytes received from clients";
     SentBytes = Counter, "sent_bytes_total", "bytes handed to the kernel for clients";
-    Sends = Counter, "sends_total", "system calls that sent to clients";
-    SendsBlocked = Counter, "sends_blocked_total", "system calls that left a rest for later";
+    Sends = Counter, "sends_total", "sends to clients, by a system call each or in a batch";
+    SendsBlocked = Counter, "sends_blocked_total", "sends that left a rest for later";
+    SendBatches = Counter, "send_batches_total", "system calls that did a batch of sends";
+    IoUring = Gauge, "io_uring", "workers that send by io_uring";
     Publications = Counter, "publications_read_total", "publications read from the log";
     RecordsInvalid = Counter, "records_invalid_total",
         "records of the log that this worker does not understand";
+    Compressions = Counter, "compressions_total",
+        "messages compressed, each once for all who get it";
     Deliveries = Counter, "deliveries_total", "publications put into a connection's queue";
     DeliveriesDropped = Counter, "deliveries_dropped_total",
         "queued frames that were dropped with their connection or subscription";
@@ -98,6 +106,7 @@ table! { Count, COUNTS:
         "publishes of clients that were malformed, too large or refused by the publisher";
     PublishesDeferred = Counter, r#"client_publishes_total{result="busy"}"#,
         "publishes of clients answered with 111 because too many are outstanding";
+    Records = Counter, "records_read_total", "records read from the log, of any kind";
     LogLagBytes = Gauge, "log_lag_bytes", "bytes of the log that this worker has not read yet";
     Laps = Counter, "laps_total", "times that the log overtook this worker";
     ResyncsRecovered = Counter, r#"resyncs_total{result="recovered"}"#,
@@ -120,9 +129,30 @@ table! { Count, COUNTS:
         "connections closed in a hand-off because the kernel did not let them be watched";
     ReplaysCutShort = Counter, "handoff_replays_cut_short_total",
         "batches of connections that were away for so long that orders to them may be lost";
+    Events = Counter, "events_total", "events of sockets and bells that turns began with";
     MissedWakeups = Counter, r#"missed_wakeups_total{process="worker"}"#,
         "times that the safety poll found what nobody woke us for; 0 unless a publisher was killed";
     HooksInFlight = Gauge, "hooks_in_flight", "questions to the application without an answer yet";
+}
+
+// What a turn does, one after the other. Counted while profiled alone, see reactor/stopwatch.rs.
+table! { TurnPhase, TURN_PHASES:
+    Wait = Counter, r#"turn_phase_ns_total{phase="wait"}"#,
+        "nanoseconds of profiled turns until something happened";
+    Accept = Counter, r#"turn_phase_ns_total{phase="accept"}"#,
+        "nanoseconds of profiled turns that took connections from the listeners";
+    Read = Counter, r#"turn_phase_ns_total{phase="read"}"#,
+        "nanoseconds of profiled turns that read from clients, and did what they want";
+    Drain = Counter, r#"turn_phase_ns_total{phase="drain"}"#,
+        "nanoseconds of profiled turns that read the log, and encoded what it brought";
+    FanOut = Counter, r#"turn_phase_ns_total{phase="fan_out"}"#,
+        "nanoseconds of profiled turns that put publications into queues";
+    Flush = Counter, r#"turn_phase_ns_total{phase="flush"}"#,
+        "nanoseconds of profiled turns that sent, and handed connections over";
+    Timers = Counter, r#"turn_phase_ns_total{phase="timers"}"#,
+        "nanoseconds of profiled turns that did what was due by the clock";
+    Other = Counter, r#"turn_phase_ns_total{phase="other"}"#,
+        "nanoseconds of profiled turns for statistics, and between turns";
 }
 
 table! { Histogram, HISTOGRAMS:
@@ -132,6 +162,11 @@ table! { Histogram, HISTOGRAMS:
         "microseconds that a connection was served by nobody while it was taken over";
     HookMs = Histogram, "hook_ms", "milliseconds from a question to the application's answer";
     TurnUs = Histogram, "turn_us", "microseconds that a turn of the reactor was busy";
+    TurnEvents = Histogram, "turn_events", "events that a profiled turn began with";
+    DrainRecords = Histogram, "drain_records",
+        "records that a profiled turn read from the log, where there were some";
+    FlushDeliveries = Histogram, "flush_deliveries",
+        "deliveries of a profiled turn that were sent together, where there were some";
 }
 
 const CLOSES_AT: usize = COUNTS.len();
@@ -140,7 +175,14 @@ const HOOK_CALLS_AT: usize = REJECTS_AT + http::REJECTS.len();
 const HOOKS_OPEN_AT: usize = HOOK_CALLS_AT + asks::KINDS.len() * asks::OUTCOMES.len();
 const COUNTERS: usize = HOOKS_OPEN_AT + asks::KINDS.len();
 
-/// Every metric of a worker, in the order of the private counters, histograms last.
+/// Phases of a turn.
+pub const PHASES: usize = TURN_PHASES.len();
+const PHASES_AT: usize = COUNTERS;
+const LONGEST_AT: usize = PHASES_AT + PHASES;
+const HISTOGRAMS_AT: usize = LONGEST_AT + PHASES;
+
+/// Every metric of a worker: in the order of the private counters, then those that are counted in
+/// the shared row at once.
 pub fn schema() -> Vec<SchemaLine> {
     let line = |kind, name, help| SchemaLine { kind, name, help };
     let named = |&(kind, name, help): &(Kind, &str, &str)| line(kind, name.into(), help.into());
@@ -182,12 +224,19 @@ pub fn schema() -> Vec<SchemaLine> {
         let help = "1 while the application is not asked because too many calls failed".into();
         line(Kind::Gauge, name, help)
     });
+    let longest = TURN_PHASES.iter().map(|(_, name, _)| {
+        let name = name.replace("_ns_total", "_longest_ns");
+        let help = "the longest of a phase since profiling began; 0 while nobody profiles".into();
+        line(Kind::Gauge, name, help)
+    });
     let counts = COUNTS.iter().map(named);
     counts
         .chain(closes)
         .chain(rejects)
         .chain(hook_calls)
         .chain(hooks_open)
+        .chain(TURN_PHASES.iter().map(named))
+        .chain(longest)
         .chain(HISTOGRAMS.iter().map(named))
         .collect()
 }
@@ -195,7 +244,7 @@ pub fn schema() -> Vec<SchemaLine> {
 /// This worker's numbers: private counters, and the shared row that shows them.
 pub struct Metrics {
     row: Row,
-    /// Place in the row of each private counter, then of each histogram.
+    /// Place in the row of each metric, in the order of [`schema`].
     places: Vec<Index>,
     counters: [u64; COUNTERS],
     shown: [u64; COUNTERS],
@@ -271,7 +320,19 @@ impl Metrics {
 
     pub fn record(&mut self, histogram: Histogram, value: u64) {
         self.row
-            .record(self.places[COUNTERS + histogram as usize], value);
+            .record(self.places[HISTOGRAMS_AT + histogram as usize], value);
+    }
+
+    /// Adds to the time that a phase of turns took.
+    pub fn add_phase(&self, phase: TurnPhase, took_ns: u64) {
+        self.row
+            .add(self.places[PHASES_AT + phase as usize], took_ns);
+    }
+
+    /// Says how long a phase took when it took longest.
+    pub fn set_longest(&self, phase: TurnPhase, took_ns: u64) {
+        self.row
+            .set(self.places[LONGEST_AT + phase as usize], took_ns);
     }
 
     /// Says what this process does, see [`tidegate_ring::stats::state`].
@@ -299,6 +360,6 @@ mod tests {
     #[test]
     fn names_are_unique_and_nothing_is_left_out() {
         let names: HashSet<_> = schema().into_iter().map(|line| line.name).collect();
-        assert_eq!(names.len(), COUNTERS + HISTOGRAMS.len());
+        assert_eq!(names.len(), HISTOGRAMS_AT + HISTOGRAMS.len());
     }
 }

@@ -5,14 +5,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use tidegate_ring::keep::FrameRef;
 
 use crate::hub::ChannelId;
-use crate::sys;
+use crate::sending::Offer;
 
 /// Bytes for clients, encoded once and shared by every connection that gets them.
 #[derive(Debug)]
@@ -21,23 +20,36 @@ pub struct Frame {
     /// no more of them.
     pub channel: Option<ChannelId>,
     pub bytes: Box<[u8]>,
+    /// Publications, or other things to say, that are in it.
+    pub messages: u32,
     /// Where the keep has it, if it does.
     pub kept: Cell<FrameRef>,
 }
 
 impl Frame {
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
-        Rc::new(Self {
-            channel: None,
-            bytes: bytes.into(),
-            kept: Cell::default(),
-        })
+        Self::with(None, bytes.into(), 1)
     }
 
     pub fn of_channel(channel: ChannelId, bytes: impl Into<Box<[u8]>>) -> Rc<Self> {
+        Self::with(Some(channel), bytes.into(), 1)
+    }
+
+    /// Several in one, for who gets them all: of a dialect whose frames just follow each other.
+    pub fn joined(frames: &[&Rc<Self>]) -> Rc<Self> {
+        if let [only] = frames {
+            return Rc::clone(only);
+        }
+        let bytes: Vec<&[u8]> = frames.iter().map(|frame| &frame.bytes[..]).collect();
+        let messages = frames.iter().map(|frame| frame.messages).sum();
+        Self::with(None, bytes.concat().into(), messages)
+    }
+
+    fn with(channel: Option<ChannelId>, bytes: Box<[u8]>, messages: u32) -> Rc<Self> {
         Rc::new(Self {
-            channel: Some(channel),
-            bytes: bytes.into(),
+            channel,
+            bytes,
+            messages,
             kept: Cell::default(),
         })
     }
@@ -46,20 +58,6 @@ impl Frame {
 /// What a queued frame costs beside its bytes (slot, reference count, allocation), rounded up: so
 /// that a queue of many tiny frames is bounded in memory as well.
 const FRAME_OVERHEAD_BYTES: usize = 32;
-
-/// Most frames of one system call: 4 KiB of stack, below the kernel's IOV_MAX of 1024 (uio(7)).
-const SLICES_MAX: usize = 256;
-
-/// What came of one attempt to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flush {
-    /// All is with the kernel.
-    Empty,
-    /// The socket takes no more now; epoll says when it does.
-    Blocked,
-    /// There were more frames than one system call takes.
-    More,
-}
 
 /// A bounded queue of frames; the bounds are its owner's, see [`Outbox::queued_bytes`].
 #[derive(Default)]
@@ -77,6 +75,10 @@ pub struct Outbox {
 
 fn cost(frame: &Frame) -> u32 {
     u32::try_from(frame.bytes.len() + FRAME_OVERHEAD_BYTES).expect("frames are below 4 GiB")
+}
+
+fn messages(frame: &Rc<Frame>) -> usize {
+    frame.messages as usize
 }
 
 impl Outbox {
@@ -114,23 +116,28 @@ impl Outbox {
     }
 
     /// Ends the queue: `socket` gets what it takes at once, above all the answer to an upgrade that
-    /// came in the same turn, and the rest is forgotten. Returns how many frames were dropped, and
-    /// how many bytes sent. What is wrong with the socket shows at the next flush.
+    /// came in the same turn, and the rest is forgotten. Returns how many messages were dropped,
+    /// and how many bytes sent. What is wrong with the socket shows at the next flush.
     pub fn cut(&mut self, socket: BorrowedFd<'_>) -> (usize, usize) {
-        let sent = self.flush(socket).map_or(0, |(sent, _)| sent);
+        let mut sent = 0;
+        if !self.is_empty() {
+            sent = self.offer().send_now(socket).unwrap_or(0);
+            self.advance(sent);
+        }
         (self.drop_unsent(), sent)
     }
 
     /// Forgets all that the peer has seen nothing of. A frame half sent stays: what follows it
-    /// must begin at a frame's end. Returns how many were dropped.
+    /// must begin at a frame's end. Returns how many messages were dropped.
     pub fn drop_unsent(&mut self) -> usize {
-        let dropped = self.rest.take().map_or(0, |rest| rest.len());
+        let rest = self.rest.take();
+        let dropped = rest.iter().flat_map(|rest| rest.iter()).map(messages).sum();
         if self.head_sent > 0 {
             self.queued_bytes = self.head.as_deref().map_or(0, cost);
             return dropped;
         }
         self.queued_bytes = 0;
-        dropped + usize::from(self.head.take().is_some())
+        dropped + self.head.take().as_ref().map_or(0, messages)
     }
 
     /// Forgets the frames of `channel` that the peer has seen nothing of. Returns how many.
@@ -153,9 +160,9 @@ impl Outbox {
     }
 
     /// Forgets everything, also a message of which a part was sent: for dialects that may stop
-    /// between the fragments of a message. Returns how many were dropped.
+    /// between the fragments of a message. Returns how many messages were dropped.
     pub fn clear(&mut self) -> usize {
-        let dropped = usize::from(self.head.is_some()) + self.rest.as_ref().map_or(0, |r| r.len());
+        let dropped = self.frames().map(messages).sum();
         *self = Self::default();
         dropped
     }
@@ -177,66 +184,42 @@ impl Outbox {
         self.head_sent = u32::try_from(sent).expect("frames are below 4 GiB");
     }
 
-    /// Offers everything to `socket` in one system call. Returns how many bytes it took, and what
-    /// is left; an error other than "would block" means that the connection is lost.
-    pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<(usize, Flush)> {
-        let Some(head) = &self.head else {
-            return Ok((0, Flush::Empty));
-        };
-        let first = &head.bytes[self.head_sent as usize..];
-        let (result, offered, all) = match &self.rest {
-            None => (sys::send(socket, first), first.len(), true),
-            Some(rest) => send_many(socket, first, rest),
-        };
-        let sent = match result {
-            Ok(sent) => sent,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Ok((0, Flush::More));
-            }
-            Err(error) => return Err(error),
-        };
-        self.advance(sent);
-        Ok((
-            sent,
-            if sent < offered {
-                Flush::Blocked
-            } else if all {
-                Flush::Empty
-            } else {
-                Flush::More
-            },
-        ))
+    /// All that waits, from where the first frame was left.
+    pub fn offer(&self) -> Offer<'_> {
+        let first = self.head.as_ref();
+        let first = first.map_or(&[][..], |head| &head.bytes[self.head_sent as usize..]);
+        Offer::new(first, self.rest.as_deref())
     }
-}
-
-/// One call for several frames: how it went, how many bytes were offered, whether that was all.
-fn send_many(
-    socket: BorrowedFd<'_>,
-    first: &[u8],
-    rest: &VecDeque<Rc<Frame>>,
-) -> (io::Result<usize>, usize, bool) {
-    let mut slices = [io::IoSlice::new(first); SLICES_MAX];
-    for (slice, frame) in slices[1..].iter_mut().zip(rest) {
-        *slice = io::IoSlice::new(&frame.bytes);
-    }
-    let slices = &slices[..SLICES_MAX.min(1 + rest.len())];
-    let offered = slices.iter().map(|slice| slice.len()).sum();
-    let all = rest.len() < slices.len();
-    (sys::send_vectored(socket, slices), offered, all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use crate::sending::SLICES_MAX;
+    use std::io::{self, Read};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+
+    fn channel(number: u64) -> ChannelId {
+        ChannelId::from_bits(number)
+    }
 
     fn pair() -> (UnixStream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         (ours, theirs)
+    }
+
+    /// One attempt: how many bytes were offered, and how many the socket took.
+    fn flush(outbox: &mut Outbox, socket: &UnixStream) -> (usize, usize) {
+        let offer = outbox.offer();
+        let offered = offer.bytes();
+        let sent = match offer.send_now(socket.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            other => other.unwrap(),
+        };
+        outbox.advance(sent);
+        (offered, sent)
     }
 
     fn drain(socket: &mut UnixStream) -> Vec<u8> {
@@ -255,7 +238,7 @@ mod tests {
             outbox.push(Frame::new(text.as_bytes()));
         }
         assert_eq!(outbox.queued_bytes(), 13 + 3 * FRAME_OVERHEAD_BYTES);
-        assert_eq!(outbox.flush(ours.as_fd()).unwrap(), (13, Flush::Empty));
+        assert_eq!(flush(&mut outbox, &ours), (13, 13));
         assert_eq!(drain(&mut theirs), b"one two three");
         assert!(outbox.is_empty() && outbox.rest.is_none());
         assert_eq!(outbox.queued_bytes(), 0);
@@ -270,14 +253,10 @@ mod tests {
         outbox.push(Frame::new(&long[1_500_000..]));
         let mut received = Vec::new();
         let mut blocked = 0;
-        loop {
-            let (_, state) = outbox.flush(ours.as_fd()).unwrap();
+        while !outbox.is_empty() {
+            let (offered, sent) = flush(&mut outbox, &ours);
             received.extend(drain(&mut theirs));
-            match state {
-                Flush::Empty => break,
-                Flush::Blocked => blocked += 1,
-                Flush::More => panic!("two frames fit one call"),
-            }
+            blocked += usize::from(sent < offered);
         }
         assert!(blocked > 1);
         assert_eq!(received, long);
@@ -291,11 +270,8 @@ mod tests {
         for _ in 0..SLICES_MAX + 5 {
             outbox.push(Rc::clone(&frame));
         }
-        assert_eq!(
-            outbox.flush(ours.as_fd()).unwrap(),
-            (SLICES_MAX, Flush::More)
-        );
-        assert_eq!(outbox.flush(ours.as_fd()).unwrap(), (5, Flush::Empty));
+        assert_eq!(flush(&mut outbox, &ours), (SLICES_MAX, SLICES_MAX));
+        assert_eq!(flush(&mut outbox, &ours), (5, 5));
         assert_eq!(drain(&mut theirs).len(), SLICES_MAX + 5);
         assert_eq!(Rc::strong_count(&frame), 1);
     }
@@ -309,7 +285,7 @@ mod tests {
         assert_eq!(outbox.drop_unsent(), 1);
         outbox.push(Frame::new(&b"close"[..]));
         let (ours, mut theirs) = pair();
-        outbox.flush(ours.as_fd()).unwrap();
+        flush(&mut outbox, &ours);
         assert_eq!(drain(&mut theirs), b"gunclose");
         outbox.push(Frame::new(&b"never"[..]));
         assert_eq!(outbox.drop_unsent(), 1);
@@ -320,16 +296,16 @@ mod tests {
     #[test]
     fn frames_of_a_channel_are_dropped_save_the_one_begun() {
         let mut outbox = Outbox::default();
-        for (channel, bytes) in [(7, "a1"), (7, "a2"), (8, "b1"), (7, "a3")] {
-            outbox.push(Frame::of_channel(channel, bytes.as_bytes()));
+        for (number, bytes) in [(7, "a1"), (7, "a2"), (8, "b1"), (7, "a3")] {
+            outbox.push(Frame::of_channel(channel(number), bytes.as_bytes()));
         }
         outbox.advance(1);
-        assert_eq!(outbox.drop_channel(7), 2);
+        assert_eq!(outbox.drop_channel(channel(7)), 2);
         assert_eq!(outbox.queued_bytes(), 4 + 2 * FRAME_OVERHEAD_BYTES);
         let (ours, mut theirs) = pair();
-        outbox.flush(ours.as_fd()).unwrap();
+        flush(&mut outbox, &ours);
         assert_eq!(drain(&mut theirs), b"1b1");
-        outbox.push(Frame::of_channel(7, &b"a"[..]));
+        outbox.push(Frame::of_channel(channel(7), &b"a"[..]));
         assert_eq!(outbox.clear(), 1);
         assert!(outbox.is_empty());
     }

@@ -218,6 +218,11 @@ impl Engine {
         Ok(self.0.resume()?)
     }
 
+    fn profile(&mut self, duration_s: f64) -> PyResult<()> {
+        self.0.profile(seconds("duration_s", duration_s)?);
+        Ok(())
+    }
+
     /// Writes down which channels have subscribers, and how many.
     fn survey(&self, fd: RawFd) -> PyResult<()> {
         let mut file = BufWriter::new(File::from(duplicate(fd)?));

@@ -3,6 +3,7 @@
 mod door;
 mod input;
 mod moving;
+mod stopwatch;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -19,14 +20,16 @@ use tidegate_ring::uplink::UplinkProducer;
 use tidegate_ring::wake::Bell;
 
 use self::door::Door;
+use self::stopwatch::Stopwatch;
 use crate::asks::{self, AskKind, Questions};
 use crate::connection::Flags;
 use crate::error::EngineError;
 use crate::handoff::{self, Handoffs};
 use crate::keep::Keep;
-use crate::metrics::{Count, Histogram, Metrics};
+use crate::metrics::{Count, Histogram, Metrics, TurnPhase};
 use crate::pacing::Pacing;
 use crate::protocol::close::Close;
+use crate::sending::Sender;
 use crate::session::{Memory, Sessions, Transport, Uplink};
 use crate::settings::Settings;
 use crate::slab::Token;
@@ -104,6 +107,7 @@ pub struct Reactor {
     pacing: Option<Pacing>,
     reported_ns: u64,
     handoffs: Handoffs,
+    stopwatch: Stopwatch,
 }
 
 impl Reactor {
@@ -147,6 +151,7 @@ impl Reactor {
             pacing: None,
             reported_ns: 0,
             handoffs: Handoffs::default(),
+            stopwatch: Stopwatch::default(),
         })
     }
 
@@ -211,20 +216,29 @@ impl Reactor {
     /// # Errors
     /// As [`Reactor::run`].
     pub fn turn(&mut self) -> Result<(), EngineError> {
+        self.lap(TurnPhase::Other);
         self.wait()?;
+        self.lap(TurnPhase::Wait);
         let began_ns = host::monotonic_ns();
         self.sessions.tell_time();
         self.accept();
+        self.lap(TurnPhase::Accept);
         self.sessions.take_answers();
         self.read_resumed();
         self.read();
         self.sessions.uplink.ring();
+        self.lap(TurnPhase::Read);
         self.drain_log()?;
+        self.lap(TurnPhase::Drain);
         self.sessions.fan_out();
+        self.lap(TurnPhase::FanOut);
         // What clients learn by the flush, the statistics have said before.
         self.sessions.show_metrics();
+        self.lap(TurnPhase::Other);
         self.flush();
+        self.lap(TurnPhase::Flush);
         self.timers();
+        self.lap(TurnPhase::Timers);
         let busy_us = (host::monotonic_ns() - began_ns) / 1000;
         self.sessions.metrics.record(Histogram::TurnUs, busy_us);
         self.sessions.show_metrics();
@@ -262,7 +276,10 @@ impl Reactor {
         Ok(self.pacing.as_ref().map_or(0, Pacing::closed))
     }
 
+    // The phases of a turn are not inlined: each is a frame of its own in flame graphs.
+
     /// Sleeps until something happens, and takes note of it.
+    #[inline(never)]
     fn wait(&mut self) -> Result<(), EngineError> {
         let mut timeout = self.sleep_max();
         let may_sleep = !timeout.is_zero()
@@ -274,21 +291,32 @@ impl Reactor {
         self.events.clear();
         let mut waited = self.epoll.wait(timeout, &mut self.events);
         if waited.is_ok() && may_sleep && self.events.is_empty() && self.has_records() {
-            // Records and no ring: its writer is about to, or has forgotten us.
+            // Records and no ring: they concern others, or it is about to come, or was forgotten.
+            let tail = self.sessions.reader.tail();
             waited = self.epoll.wait(RING_GRACE, &mut self.events);
-            let is_missed = !self.events.iter().any(|event| event.token == WAKE);
-            self.sessions
-                .metrics
-                .add(Count::MissedWakeups, usize::from(is_missed));
+            if !self.events.iter().any(|event| event.token == WAKE) {
+                self.sessions.suspect(tail);
+            }
         }
         self.sessions.reader.awake();
         self.sessions.uplink.awake();
         waited.map_err(EngineError::system("epoll_wait"))?;
+        self.let_more_come();
         self.note_events();
         Ok(())
     }
 
-    fn has_records(&self) -> bool {
+    /// Gives publications the time to gather that the operator wants them to have. It is at most
+    /// milliseconds, for which nothing else is done either.
+    fn let_more_come(&self) {
+        let delay = self.sessions.settings.batch_delay;
+        let has_work = self.log_has_more || self.sessions.has_to_flush();
+        if !delay.is_zero() && !has_work && self.has_records() {
+            std::thread::sleep(delay);
+        }
+    }
+
+    pub(super) fn has_records(&self) -> bool {
         self.sessions.reader.position() != self.sessions.reader.tail()
     }
 
@@ -310,6 +338,7 @@ impl Reactor {
 
     fn note_events(&mut self) {
         let mut events = std::mem::take(&mut self.events);
+        self.sessions.metrics.add(Count::Events, events.len());
         for event in events.drain(..) {
             match event.token {
                 HTTP_LISTENER => self.door.note(Transport::Http),
@@ -354,6 +383,7 @@ impl Reactor {
     }
 
     /// Takes connections from both listeners, up to the budget of a turn.
+    #[inline(never)]
     fn accept(&mut self) {
         for _ in 0..self.sessions.settings.accepts_per_turn_max {
             let Some((socket, transport)) = self.door.next(&mut self.sessions.metrics) else {
@@ -401,12 +431,14 @@ impl Reactor {
     }
 
     /// Reads what the publisher has written: records and replies.
+    #[inline(never)]
     fn drain_log(&mut self) -> Result<(), EngineError> {
         self.log_has_more = self.sessions.drain_log();
         self.sessions.take_replies()?;
         Ok(())
     }
 
+    #[inline(never)]
     fn timers(&mut self) {
         self.sessions.timers();
         if let Some(pacing) = &mut self.pacing {
@@ -463,12 +495,14 @@ fn sessions(
     let producer = UplinkProducer::attach(uplink).map_err(of("uplink"))?;
     let uplink = Uplink::new(producer, publisher);
     let memory = Memory {
+        interest: reader.interest().map_err(of("log"))?,
         reader,
         table,
         history: HistoryStore::attach(history).map_err(of("history"))?,
         presence: PresenceTable::attach(presence).map_err(of("presence"))?,
     };
-    let mut sessions = Sessions::new(settings, metrics, memory, uplink)?;
+    let sender = Sender::new(settings.engine)?;
+    let mut sessions = Sessions::new(settings, metrics, memory, uplink, sender)?;
     sessions.metrics.set_state(state::SERVING);
     Ok(sessions)
 }

@@ -31,14 +31,15 @@ mod uplink;
 mod websocket;
 mod welcome;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelTable;
+use tidegate_ring::entry::topic_of_session;
 use tidegate_ring::history::HistoryStore;
 use tidegate_ring::host;
-use tidegate_ring::log::LogReader;
+use tidegate_ring::log::{Interest, LogReader};
 use tidegate_ring::presence::PresenceTable;
 
 use crate::asks::Asks;
@@ -51,8 +52,9 @@ use crate::metrics::{Count, Metrics};
 use crate::outbox::Frame;
 use crate::protocol::close::{Close, Farewell};
 use crate::protocol::format::{self, FORMATS, Format};
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{Cors, HttpReject, Refused};
 use crate::protocol::{deflate, tcp as wire, websocket as frames};
+use crate::sending::{Buffers, Sender};
 use crate::settings::Settings;
 use crate::slab::{Slab, Token};
 use crate::wheel::{Tick, Wheel};
@@ -82,6 +84,7 @@ pub enum Transport {
 /// What a session reads of the memory that all processes share.
 pub struct Memory {
     pub reader: LogReader,
+    pub interest: Interest,
     pub table: ChannelTable,
     pub history: HistoryStore,
     pub presence: PresenceTable,
@@ -102,8 +105,8 @@ pub struct Sessions {
     verifier: Verifier,
     names: Names,
     notices: Notices,
-    /// Answers to requests of the emulation endpoint, for when the publisher has them.
-    emulations: HashMap<Token, Vec<u8>>,
+    /// Requests of the emulation endpoint that the publisher has not taken yet.
+    emulations: HashMap<Token, Cors>,
     directory: Directory,
     /// Connections whose input waited, and may be read from again.
     resumed: Vec<Token>,
@@ -113,10 +116,10 @@ pub struct Sessions {
     history: HistoryStore,
     presence: PresenceTable,
     /// Places of connections that have something to send, each once.
-    to_flush: Vec<u32>,
+    to_flush: VecDeque<u32>,
     deliveries: Deliveries,
-    /// Where frames of the TCP dialect are put together before they are sent.
-    scratch: Vec<u8>,
+    sender: Sender,
+    buffers: Buffers,
     /// By the number of a [`Format`].
     pings: [Rc<Frame>; FORMATS],
     refused: usize,
@@ -134,6 +137,7 @@ impl Sessions {
         metrics: Metrics,
         memory: Memory,
         uplink: Uplink,
+        sender: Sender,
     ) -> Result<Self, TokenSettingsError> {
         let entries_max = settings.connections_max + REFUSALS_AT_A_TIME_MAX;
         deflate::set_bytes_min(settings.websocket_compression_bytes_min);
@@ -141,7 +145,7 @@ impl Sessions {
             verifier: Verifier::new(&settings)?,
             connections: Slab::new(entries_max),
             wheel: Wheel::new(entries_max),
-            hub: Hub::default(),
+            hub: Hub::new(memory.interest),
             keep: Keep::default(),
             reader: memory.reader,
             uplink,
@@ -155,9 +159,10 @@ impl Sessions {
             table: memory.table,
             history: memory.history,
             presence: memory.presence,
-            to_flush: Vec::new(),
+            to_flush: VecDeque::new(),
             deliveries: Deliveries::default(),
-            scratch: Vec::new(),
+            sender,
+            buffers: Buffers::default(),
             pings: format::ALL.map(ping),
             refused: 0,
             queued_bytes: 0,
@@ -344,7 +349,8 @@ impl Sessions {
     }
 
     /// Ends a connection that never became one, with an HTTP response.
-    fn reject(&mut self, token: Token, reject: HttpReject) {
+    fn reject(&mut self, token: Token, refused: impl Into<Refused>) {
+        let Refused { reject, cors } = refused.into();
         self.metrics.reject(reject);
         let Some(connection) = self.connections.get_mut(token) else {
             return;
@@ -352,7 +358,7 @@ impl Sessions {
         connection.phase = Phase::Closing;
         connection.flags.set(Flags::DEAF, true);
         self.changed(token.index);
-        self.enqueue(token, Frame::new(reject.response()));
+        self.enqueue(token, Frame::new(reject.response(&cors)));
         self.schedule(token.index, self.settings.close_timeout);
     }
 
@@ -386,7 +392,10 @@ impl Sessions {
                 self.directory.add_user(&client.user, token.index);
             }
             if matches!(connection.dialect, Dialect::Stream) && !connection.format.is_uni() {
-                self.directory.add_session(client.session, token.index);
+                let is_new = self.directory.add_session(client.session, token.index);
+                if is_new {
+                    self.hub.interest.add(topic_of_session(&client.session));
+                }
             }
         }
     }
@@ -401,7 +410,9 @@ impl Sessions {
             && was_listed
         {
             self.directory.remove_user(&client.user, token.index);
-            self.directory.remove_session(&client.session);
+            if self.directory.remove_session(&client.session) {
+                self.hub.interest.remove(topic_of_session(&client.session));
+            }
         }
     }
 
@@ -413,12 +424,16 @@ impl Sessions {
     /// Brings the gauges up to date and shows all numbers.
     pub fn show_metrics(&mut self) {
         self.metrics.set(Count::QueuedBytes, self.queued_bytes);
+        self.metrics
+            .set(Count::IoUring, usize::from(self.sender.is_ring()));
         self.metrics.set(Count::Channels, self.hub.channel_count());
         self.metrics
             .set(Count::Subscriptions, self.hub.subscription_count());
         self.metrics.set(Count::Users, self.directory.user_count());
         let lag = self.reader.tail().wrapping_sub(self.reader.position());
         self.metrics.set(Count::LogLagBytes, lag as usize);
+        let compressions = deflate::take_compressions();
+        self.metrics.add(Count::Compressions, compressions);
         self.metrics.hooks(&mut self.asks);
         self.metrics.show();
     }

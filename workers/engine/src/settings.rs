@@ -1,9 +1,12 @@
 //! What this worker was told at its start. `workers/settings.py` is the other side of the seam: its
-//! JSON is read here by name, a length of time as seconds under a name that ends in `_s`.
+//! JSON is read here by name, a length of time as seconds under a name that ends in `_s`, or as
+//! microseconds under one that ends in `_us`.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+
+use crate::sending::Engine;
 
 /// What a subscription that comes back is caught up with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -172,6 +175,10 @@ pub struct Settings {
     pub header_bytes_max: usize,
     pub headers_max: usize,
     pub accepts_per_turn_max: usize,
+    pub engine: Engine,
+    /// How long publications are left in the log, so that more of them leave together.
+    #[serde(rename = "batch_delay_us", deserialize_with = "microseconds")]
+    pub batch_delay: Duration,
     pub recovery_publications_max: usize,
     /// What one history request gets at most.
     pub history_publications_max: usize,
@@ -197,6 +204,8 @@ pub struct Settings {
     pub allowed_origins: Vec<String>,
     /// Whether the bidirectional dialects let in who shows no token.
     pub allow_anonymous: bool,
+    /// Whether a connection token may be of nobody.
+    pub allow_anonymous_tokens: bool,
     /// How long after its expiry a connection, or a subscription, may still be refreshed.
     #[serde(rename = "expired_close_delay_s", deserialize_with = "seconds")]
     pub expired_close_delay: Duration,
@@ -213,6 +222,10 @@ pub struct Settings {
 /// Seconds as a number, not negative and not beyond what a `Duration` holds.
 fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(serde::de::Error::custom)
+}
+
+fn microseconds<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    u64::deserialize(from).map(Duration::from_micros)
 }
 
 impl Settings {
@@ -275,6 +288,8 @@ impl Default for Settings {
             header_bytes_max: 8192,
             headers_max: 64,
             accepts_per_turn_max: 64,
+            engine: Engine::Auto,
+            batch_delay: Duration::ZERO,
             recovery_publications_max: 300,
             history_publications_max: 300,
             close_timeout: Duration::from_secs(5),
@@ -294,6 +309,7 @@ impl Default for Settings {
             ],
             allowed_origins: Vec::new(),
             allow_anonymous: false,
+            allow_anonymous_tokens: true,
             expired_close_delay: Duration::from_secs(25),
             personal_channel: false,
             personal_channel_namespace: String::new(),

@@ -1,4 +1,5 @@
-//! Where connections live: one block of memory, and names for its places that do not outlive them.
+//! Where connections and channels live: one block of memory for each kind, and names for its places
+//! that do not outlive them.
 
 /// Names one entry of a [`Slab`], and never a later entry in the same place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +63,7 @@ impl<T> Slab<T> {
     pub fn insert(&mut self, value: T) -> Token {
         self.taken += 1;
         if self.first_vacant == NONE {
-            let index = u32::try_from(self.entries.len()).expect("fewer than 2^32 connections");
+            let index = u32::try_from(self.entries.len()).expect("fewer than 2^32 entries");
             self.entries.push(Entry {
                 generation: 0,
                 place: Place::Taken(value),
@@ -94,6 +95,17 @@ impl<T> Slab<T> {
     }
 
     /// The entry that `token` names, if it is still there.
+    #[inline]
+    pub fn get(&self, token: Token) -> Option<&T> {
+        let entry = self.entries.get(token.index as usize)?;
+        match &entry.place {
+            Place::Taken(value) if entry.generation == token.generation => Some(value),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::get`].
+    #[inline]
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let entry = self.entries.get_mut(token.index as usize)?;
         match &mut entry.place {
@@ -103,6 +115,15 @@ impl<T> Slab<T> {
     }
 
     /// The entry at `index`, which lists without stale names may hold (those of the hub).
+    #[inline]
+    pub fn at(&self, index: u32) -> Option<&T> {
+        match &self.entries.get(index as usize)?.place {
+            Place::Taken(value) => Some(value),
+            Place::Vacant { .. } => None,
+        }
+    }
+
+    /// As [`Self::at`].
     #[inline]
     pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
         match &mut self.entries.get_mut(index as usize)?.place {

@@ -165,31 +165,41 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(syscall(count as i64)? as usize)
 }
 
+/// How everything is sent: what the socket takes at once, and no SIGPIPE where the peer has gone.
+pub const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
 /// Sends what the socket takes of `bytes`.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the kernel reads at most `bytes.len()` bytes of `bytes`.
     let count = unsafe {
         libc::send(
             socket.as_raw_fd(),
             bytes.as_ptr().cast(),
             bytes.len(),
-            flags,
+            SEND_FLAGS,
         )
     };
     Ok(syscall(count as i64)? as usize)
 }
 
-/// Sends what the socket takes of `slices`, at most 1024 (IOV_MAX, uio(7)), in order.
+/// What sendmsg(2) takes; it points to slices that somebody else keeps.
+pub type MessageHeader = libc::msghdr;
+
+/// The header of a message of `slices`, at most 1024 (IOV_MAX, uio(7)), in order.
+pub fn message_header(slices: &[io::IoSlice<'_>]) -> MessageHeader {
+    // SAFETY: an all-zero msghdr is valid: no name, no control data, no slices.
+    let mut header: MessageHeader = unsafe { std::mem::zeroed() };
+    header.msg_iov = slices.as_ptr().cast_mut().cast();
+    header.msg_iovlen = slices.len();
+    header
+}
+
+/// Sends what the socket takes of `slices`, see [`message_header`].
 /// sendmsg(2) in place of writev(2), which cannot be told to spare us SIGPIPE.
 pub fn send_vectored(socket: BorrowedFd<'_>, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: an all-zero msghdr is valid: no name, no control data, no slices.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = slices.as_ptr().cast_mut().cast();
-    message.msg_iovlen = slices.len();
+    let header = message_header(slices);
     // SAFETY: IoSlice has iovec's layout (std's promise on Unix); the kernel only reads the slices.
-    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
+    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &header, SEND_FLAGS) };
     Ok(syscall(count as i64)? as usize)
 }
 
@@ -245,6 +255,11 @@ fn tcp_info(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
     let is_whole = length as usize == size_of::<Info>();
     (result == 0 && is_whole && info.state != LISTEN)
         .then_some((info.bytes_acked, info.bytes_received))
+}
+
+/// Whether the kernel holds bytes of the peer that nobody has read.
+pub fn has_unread(socket: BorrowedFd<'_>) -> bool {
+    queued(socket, libc::FIONREAD) > 0
 }
 
 /// The port of a socket's own end. `None`: it is no socket of the Internet's.

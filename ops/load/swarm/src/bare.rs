@@ -1,9 +1,11 @@
 //! The baseline of the benchmarks: what connecting and delivering cost when nothing else is done.
 //!
 //! Some processes accept the swarm's WebSocket connections on one shared port, and on command send
-//! one ready-made frame to each of their sockets with a plain `send()` loop, or what comes out of a
-//! pipe to one socket after the other. No epoll, no parsing, no queues, no checks: it knows the
-//! swarm's handshake and assumes that every socket has room.
+//! ready-made frames to each of their sockets, with a plain `send()` loop or by io_uring, or what
+//! comes out of a pipe to one socket after the other. No epoll, no parsing, no queues, no checks:
+//! it knows the swarm's handshake and assumes that every socket has room.
+
+mod ring;
 
 use std::io;
 use std::ops::Range;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::ring::Ring;
 use crate::control::{Lines, say};
 use crate::sys;
 use crate::websocket;
@@ -33,15 +36,28 @@ pub struct BarePlan {
     pub processes: u32,
     /// Connections to wait for before it says `ready`.
     pub connections: u64,
+    #[serde(default)]
+    pub sends_by: SendsBy,
+}
+
+/// How a sending process hands frames to the kernel.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SendsBy {
+    /// A system call for each socket.
+    #[default]
+    Send,
+    /// A system call for as many as the ring has entries.
+    IoUring,
 }
 
 /// What a running baseline may be told.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "cmd", rename_all = "snake_case")]
 pub enum BareCommand {
-    /// Send `text` as one text frame to every connection; answered with `sent`.
+    /// Send a text frame of each of `texts`, together, to every connection; answered with `sent`.
     Send {
-        text: String,
+        texts: Vec<String>,
     },
     /// Send `messages` in all, `per_s` a second, each to the next connection, stamped as publishers
     /// do and `payload_bytes` long; answered with `sent`.
@@ -71,9 +87,9 @@ enum BareEvent<'a> {
     Ready {
         connected: u64,
     },
-    /// `refused` counts sockets that had no room for the whole frame: must be 0.
+    /// `refused` counts sockets that had no room for all: must be 0.
     Sent {
-        frames: u64,
+        sends: u64,
         refused: u64,
     },
 }
@@ -156,7 +172,12 @@ impl<F: AsRawFd> Bare<F> {
                 None => {
                     links.clear();
                     drop(ours);
-                    std::process::exit(i32::from(Sender::new(listener, theirs).run().is_err()));
+                    let sent = Sender::new(listener, theirs, plan.sends_by)
+                        .and_then(|mut sender| sender.run());
+                    if let Err(error) = &sent {
+                        eprintln!("tidegate-bare: a sending process: {error}");
+                    }
+                    std::process::exit(i32::from(sent.is_err()));
                 }
                 Some(pid) => pids.push(pid),
             }
@@ -194,7 +215,7 @@ impl<F: AsRawFd> Bare<F> {
         while let Some(line) = self.commands.wait_line()? {
             match serde_json::from_str(&line)? {
                 BareCommand::Stop => break,
-                BareCommand::Send { text } => self.send(&text)?,
+                BareCommand::Send { texts } => self.send(&texts)?,
                 BareCommand::Unicast {
                     channel,
                     messages,
@@ -206,9 +227,11 @@ impl<F: AsRawFd> Bare<F> {
         Ok(())
     }
 
-    fn send(&mut self, text: &str) -> io::Result<()> {
+    fn send(&mut self, texts: &[String]) -> io::Result<()> {
         let mut packet = vec![TO_ALL];
-        websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
+        for text in texts {
+            websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
+        }
         let before = Progress::sum(&self.progress);
         for link in &self.links {
             sys::send_packet(link, &packet)?;
@@ -254,8 +277,8 @@ impl<F: AsRawFd> Bare<F> {
             }
         }
         let after = Progress::sum(&self.progress);
-        let (frames, refused) = (after.sent - before.sent, after.refused - before.refused);
-        say(&BareEvent::Sent { frames, refused })
+        let (sends, refused) = (after.sent - before.sent, after.refused - before.refused);
+        say(&BareEvent::Sent { sends, refused })
     }
 
     fn take_progress(&mut self, index: usize) -> io::Result<()> {
@@ -278,21 +301,27 @@ struct Sender {
     sockets: Vec<OwnedFd>,
     /// Who gets the next message that is for one alone.
     next: usize,
+    /// `None`: it sends to each socket by a system call of its own.
+    ring: Option<Ring>,
     progress: Progress,
     buffer: Vec<u8>,
 }
 
 impl Sender {
-    fn new(listener: OwnedFd, link: OwnedFd) -> Sender {
-        let buffer = vec![0; BUFFER_BYTES];
-        Sender {
+    fn new(listener: OwnedFd, link: OwnedFd, sends_by: SendsBy) -> io::Result<Sender> {
+        let ring = match sends_by {
+            SendsBy::Send => None,
+            SendsBy::IoUring => Some(Ring::new()?),
+        };
+        Ok(Sender {
             listener,
             link,
             sockets: Vec::new(),
             next: 0,
+            ring,
             progress: Progress::default(),
-            buffer,
-        }
+            buffer: vec![0; BUFFER_BYTES],
+        })
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -307,11 +336,11 @@ impl Sender {
                     None => return Ok(()),
                     Some(&TO_NEXT) => {
                         let next = self.next % self.sockets.len().max(1);
-                        self.deliver(next..next + 1, length);
+                        self.deliver(next..next + 1, length)?;
                         self.next = next + 1;
                         continue;
                     }
-                    Some(&TO_ALL) => self.deliver(0..self.sockets.len(), length),
+                    Some(&TO_ALL) => self.deliver(0..self.sockets.len(), length)?,
                     Some(_) => {}
                 }
                 self.progress.rounds += 1;
@@ -344,15 +373,22 @@ impl Sender {
         Ok(())
     }
 
-    /// The bare loop: the frame in the packet of `length` bytes to these sockets.
-    fn deliver(&mut self, sockets: Range<usize>, length: usize) {
-        let frame = &self.buffer[1..length];
-        for socket in self.sockets.get(sockets).unwrap_or_default() {
-            match sys::send(socket, frame) {
-                Ok(count) if count == frame.len() => self.progress.sent += 1,
-                _ => self.progress.refused += 1,
+    /// The bare loop: what the packet of `length` bytes has to these sockets.
+    fn deliver(&mut self, sockets: Range<usize>, length: usize) -> io::Result<()> {
+        let bytes = &self.buffer[1..length];
+        let sockets = self.sockets.get(sockets).unwrap_or_default();
+        let sent = match &mut self.ring {
+            Some(ring) => ring.send_to_all(sockets, bytes)?,
+            None => {
+                let takes = |socket: &&OwnedFd| {
+                    sys::send(*socket, bytes).is_ok_and(|count| count == bytes.len())
+                };
+                sockets.iter().filter(takes).count() as u64
             }
-        }
+        };
+        self.progress.sent += sent;
+        self.progress.refused += sockets.len() as u64 - sent;
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use crate::plan::Plan;
 use crate::role::{GARBAGE, Misdeed, Role};
-use crate::session::{Event, Failure, Moment, Position, Session};
+use crate::session::{Event, Failure, Introduction, Moment, Position, Session};
 use crate::sys;
 use crate::tally::Tally;
 
@@ -21,6 +21,8 @@ pub enum Phase {
     Open,
     /// Waiting before the next attempt.
     BackingOff,
+    /// It has left, and comes back when it is told to.
+    Away,
     /// Ended for good.
     Done,
 }
@@ -43,6 +45,10 @@ pub struct Client {
     /// It has been open, or has ended before: it is no longer waited for at the start.
     pub settled: bool,
     pub subscriptions: Box<[Subscription]>,
+    /// When its last attempt to connect began, CLOCK_MONOTONIC.
+    pub attempted_ns: u64,
+    /// The id of the last event that it has seen, in dialects that have such.
+    last_id: String,
     socket: Option<OwnedFd>,
     session: Option<Session>,
     /// Received bytes that are not a whole frame yet. Empty, without memory, most of the time.
@@ -93,6 +99,8 @@ impl Client {
             attempts: 0,
             settled: false,
             subscriptions,
+            attempted_ns: 0,
+            last_id: String::new(),
             socket: None,
             session: None,
             partial: Vec::new(),
@@ -104,13 +112,14 @@ impl Client {
     pub fn connect(&mut self, plan: &Plan, index: u32) -> Result<&OwnedFd, Ended> {
         self.phase = Phase::Connecting;
         self.attempts += 1;
+        self.attempted_ns = sys::monotonic_ns();
         let narrow = self.role == Role::Stalled;
         let socket = sys::connect(plan.address, plan.source_of(index), narrow)?;
         Ok(self.socket.insert(socket))
     }
 
     /// The TCP connect is decided: sends the conversation's first bytes.
-    pub fn connected(&mut self, plan: &Plan, moment: Moment) -> Result<(), Ended> {
+    pub fn connected(&mut self, plan: &Plan, index: u32, moment: Moment) -> Result<(), Ended> {
         let Some(socket) = &self.socket else {
             return Ok(());
         };
@@ -118,7 +127,12 @@ impl Client {
         self.phase = Phase::Opening;
         let subscriptions = self.subscriptions.iter();
         let wanted = subscriptions.map(|each| (&*each.channel, each.position.as_ref()));
-        self.session = Some(Session::begin(plan, wanted, moment, &mut self.unsent));
+        let introduction = Introduction {
+            token: &plan.token_of(index),
+            id: &self.last_id,
+        };
+        let begun = Session::begin(plan, introduction, wanted, moment, &mut self.unsent);
+        self.session = Some(begun);
         match self.role {
             Role::Hostile(Misdeed::Silence) => self.unsent.clear(),
             Role::Hostile(Misdeed::HalfRequest) => self.unsent.truncate(self.unsent.len() / 2),
@@ -165,6 +179,7 @@ impl Client {
         let Client {
             role,
             subscriptions,
+            last_id,
             unsent,
             phase,
             ..
@@ -172,6 +187,10 @@ impl Client {
         let faithful = *role == Role::Faithful;
         let mut each = |event: Event<'_>| match event {
             Event::Opened => *phase = Phase::Open,
+            Event::Id(id) => {
+                last_id.clear();
+                last_id.push_str(id);
+            }
             // What others see proves nothing about the gateway.
             _ if faithful => observe(subscriptions, event, now_ns, tally),
             _ => {}
@@ -240,7 +259,16 @@ impl Client {
         self.disconnect(phase);
     }
 
-    /// Closes the socket and forgets all but the positions.
+    /// Cuts the connection without a word, as a network does.
+    pub fn drop_off(&mut self) -> io::Result<()> {
+        if let Some(socket) = &self.socket {
+            sys::reset_on_close(socket)?;
+        }
+        self.disconnect(Phase::Away);
+        Ok(())
+    }
+
+    /// Closes the socket and forgets all but where it stands.
     pub fn disconnect(&mut self, phase: Phase) {
         self.phase = phase;
         self.generation += 1;
@@ -254,7 +282,7 @@ impl Client {
 /// Checks one event against what the client remembers, and counts it.
 fn observe(subscriptions: &mut [Subscription], event: Event<'_>, now_ns: u64, tally: &mut Tally) {
     match event {
-        Event::Opened => {}
+        Event::Opened | Event::Id(_) => {}
         Event::Ping => tally.pings += 1,
         Event::Subscribed {
             channel,

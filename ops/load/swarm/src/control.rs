@@ -26,6 +26,11 @@ pub enum Command {
     /// Say `reached` as soon as `deliveries` (since the last reset) are counted, `late` after
     /// `timeout_s`. One at a time.
     Await { deliveries: u64, timeout_s: f64 },
+    /// Cut the connections of all open faithful clients; they stay away until they are told to
+    /// come back.
+    DropOff,
+    /// All that are away come back, at once.
+    ComeBack,
     /// Print where each channel's subscribers stand.
     Positions,
     /// Print this host's CLOCK_MONOTONIC.

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Deserialize;
 
+use crate::token::Tokens;
+
 /// Connections from one source address. Linux looks for a free port among every second one first
 /// (`__inet_hash_connect`): with more than half of the 28,232 ports of its default
 /// `ip_local_port_range` taken, each connect would look at 14,116 ports in vain. Well below that,
@@ -29,6 +31,9 @@ pub struct Plan {
     pub channel: String,
     #[serde(default)]
     pub subscribe: Pattern,
+    /// With these, every client shows a token of its own.
+    #[serde(default)]
+    pub tokens: Option<Tokens>,
     /// Handshakes in flight at most: below a usual listen backlog, so that no SYN is dropped.
     #[serde(default = "default_handshakes_max")]
     pub handshakes_max: u32,
@@ -62,6 +67,10 @@ pub enum Transport {
     /// The unidirectional WebSocket, JSON.
     #[default]
     Websocket,
+    /// The bidirectional WebSocket of the public SDKs, JSON.
+    Centrifuge,
+    /// Server-sent events, as a browser's `EventSource` takes them.
+    Sse,
     /// The binary protocol; `address` is the gateway's TCP port then.
     Tcp,
     /// nginx with nchan: a WebSocket to `/subscribe/<channel>`, one channel a client.
@@ -134,6 +143,9 @@ impl Plan {
             }
         }
         self.check_shares()?;
+        if self.tokens.is_some() && self.transport == Transport::Nchan {
+            return Err("plan: tokens are nothing to nchan".to_owned());
+        }
         match &self.subscribe {
             Pattern::Shard(0) | Pattern::Mixed(0) => {
                 Err("plan: subscribe is shard or mixed 0, must be at least 1".to_owned())
@@ -184,6 +196,12 @@ impl Plan {
             Pattern::Mixed(_) => vec![self.channel.clone()],
             Pattern::Sets(sets) => sets[number as usize % sets.len()].clone(),
         }
+    }
+
+    /// The token of the client of that index; empty: it has none.
+    pub fn token_of(&self, index: u32) -> String {
+        let tokens = self.tokens.as_ref();
+        tokens.map_or_else(String::new, |tokens| tokens.sign(self.first + index))
     }
 
     /// The loopback address that this client connects from, `None` when the kernel shall choose.
@@ -260,6 +278,10 @@ mod tests {
             (
                 r#","connections":1,"transport":"nchan","subscribe":{"sets":[["a"]]}"#,
                 "nchan",
+            ),
+            (
+                r#","connections":1,"transport":"nchan","tokens":{"secret":"","user_claim":""}"#,
+                "tokens",
             ),
             (r#","connections":1,"conections":1"#, "conections"),
         ] {

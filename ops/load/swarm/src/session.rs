@@ -1,6 +1,8 @@
 //! One client's conversation with a gateway: bytes in, events and answers out, no sockets.
 
+mod centrifuge;
 mod nchan;
+mod sse;
 mod tcp;
 mod websocket;
 
@@ -31,8 +33,11 @@ pub struct Moment {
 pub enum Failure {
     /// The upgrade was answered with this HTTP status.
     Refused(u16),
-    /// A subscription was answered with this error code.
+    /// The connect request or a subscription was answered with this error code.
     Denied(u16),
+    /// The server ended a subscription with this code. A client that is to have it again connects
+    /// anew, in every dialect alike.
+    Unsubscribed(u16),
     /// The server closed with this code.
     Closed(u16),
     /// The server broke its protocol.
@@ -44,6 +49,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Refused(status) => write!(formatter, "http {status}"),
             Failure::Denied(code) => write!(formatter, "error {code}"),
+            Failure::Unsubscribed(code) => write!(formatter, "unsubscribed {code}"),
             Failure::Closed(code) => write!(formatter, "{code}"),
             Failure::Protocol(what) => write!(formatter, "protocol: {what}"),
         }
@@ -51,12 +57,15 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// Whether a client may come back: the reconnect rule of the public protocol's codes.
+    /// Whether a client may come back: the reconnect rule of the public protocol's codes. An error
+    /// may be temporary, or say that another token is wanted.
     pub fn may_reconnect(self) -> bool {
         match self {
             Failure::Refused(status) => status == 503,
             Failure::Closed(code) => !matches!(code, 3500..=3999 | 4500..=4999),
-            Failure::Denied(_) | Failure::Protocol(_) => false,
+            Failure::Denied(code) => matches!(code, 100 | 109 | 111 | 113),
+            Failure::Unsubscribed(code) => code >= 2500,
+            Failure::Protocol(_) => false,
         }
     }
 }
@@ -82,11 +91,24 @@ pub enum Event<'a> {
         recovered: bool,
     },
     Ping,
+    /// All that was told until here has this id: what a client brings back with it.
+    Id(&'a str),
+}
+
+/// What a client says of itself when it connects.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Introduction<'a> {
+    /// Empty: none.
+    pub token: &'a str,
+    /// The last one that it was given, in whatever connection; empty: none.
+    pub id: &'a str,
 }
 
 /// A conversation in one of the dialects. Small, for there is one per connection.
 pub enum Session {
     Websocket(websocket::Conversation),
+    Centrifuge(centrifuge::Conversation),
+    Sse(sse::Conversation),
     Tcp(Box<tcp::Conversation>),
     Nchan(nchan::Conversation),
 }
@@ -95,22 +117,32 @@ impl Session {
     /// Begins a conversation: appends the first bytes to send to `out`.
     pub fn begin<'a>(
         plan: &Plan,
+        introduction: Introduction<'_>,
         subscriptions: impl Iterator<Item = (&'a str, Option<&'a Position>)>,
         moment: Moment,
         out: &mut Vec<u8>,
     ) -> Session {
+        let Introduction { token, id } = introduction;
+        let host = plan.address.to_string();
         match plan.transport {
             Transport::Websocket => {
-                let host = plan.address.to_string();
-                let conversation = websocket::Conversation::begin(&host, subscriptions, out);
+                let conversation = websocket::Conversation::begin(&host, token, subscriptions, out);
                 Session::Websocket(conversation)
             }
+            Transport::Centrifuge => {
+                let conversation =
+                    centrifuge::Conversation::begin(&host, token, subscriptions, out);
+                Session::Centrifuge(conversation)
+            }
+            Transport::Sse => {
+                let conversation = sse::Conversation::begin(&host, token, subscriptions, id, out);
+                Session::Sse(conversation)
+            }
             Transport::Tcp => {
-                let conversation = tcp::Conversation::begin(subscriptions, moment, out);
+                let conversation = tcp::Conversation::begin(token, subscriptions, moment, out);
                 Session::Tcp(Box::new(conversation))
             }
             Transport::Nchan => {
-                let host = plan.address.to_string();
                 let (channel, _) = subscriptions
                     .last()
                     .expect("a client has a channel, whatever the pattern");
@@ -133,6 +165,8 @@ impl Session {
     ) -> Result<usize, Failure> {
         match self {
             Session::Websocket(conversation) => conversation.receive(bytes, moment, out, each),
+            Session::Centrifuge(conversation) => conversation.receive(bytes, moment, out, each),
+            Session::Sse(conversation) => conversation.receive(bytes, each),
             Session::Tcp(conversation) => conversation.receive(bytes, moment, out, each),
             Session::Nchan(conversation) => conversation.receive(bytes, moment, out, each),
         }
@@ -141,7 +175,10 @@ impl Session {
     /// Appends what a client that is open sends before it leaves.
     pub fn end(&self, moment: Moment, out: &mut Vec<u8>) {
         match self {
-            Session::Websocket(_) | Session::Nchan(_) => websocket::end(moment, out),
+            Session::Websocket(_) | Session::Centrifuge(_) | Session::Nchan(_) => {
+                websocket::end(moment, out);
+            }
+            Session::Sse(_) => {} // It listens, and then it does not.
             Session::Tcp(conversation) => conversation.end(out),
         }
     }
@@ -176,6 +213,13 @@ mod tests {
     fn the_code_decides_whether_a_client_returns() {
         for (code, returns) in [(1006, true), (3001, true), (3500, false), (4501, false)] {
             assert_eq!(Failure::Closed(code).may_reconnect(), returns, "{code}");
+        }
+        for (code, returns) in [(100, true), (103, false), (109, true)] {
+            assert_eq!(Failure::Denied(code).may_reconnect(), returns, "{code}");
+        }
+        for (code, returns) in [(2000, false), (2500, true)] {
+            let failure = Failure::Unsubscribed(code);
+            assert_eq!(failure.may_reconnect(), returns, "{code}");
         }
     }
 }

@@ -195,7 +195,7 @@ impl<F: AsRawFd> Swarm<F> {
         let mut result = Ok(());
         if readiness.writable {
             result = match before {
-                Phase::Connecting => client.connected(&self.plan, moment),
+                Phase::Connecting => client.connected(&self.plan, index, moment),
                 _ => client.flush(),
             };
         }
@@ -243,7 +243,7 @@ impl<F: AsRawFd> Swarm<F> {
         client.generation += 1; // The handshake's deadline is void.
         client.attempts = 0;
         if client.settled {
-            self.tally.reconnects += 1;
+            self.tally.returned(client.attempted_ns, monotonic_ns());
         }
         self.settle(index);
     }

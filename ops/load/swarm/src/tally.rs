@@ -42,6 +42,8 @@ pub struct Tally {
     clock_offset_ns: i64,
     latency_live: Histogram<u64>,
     latency_recovered: Histogram<u64>,
+    /// From a client's attempt to come back to its being open again.
+    latency_returned: Histogram<u64>,
     pause_ns_max: u64,
 }
 
@@ -68,11 +70,14 @@ pub struct Report {
     pub misdeeds: BTreeMap<String, u64>,
     pub latency_live: Latency,
     pub latency_recovered: Latency,
+    /// From a client's attempt to come back to its being open again: but over TCP, with all that
+    /// was recovered.
+    pub latency_returned: Latency,
     /// The longest time from one delivery of a subscription to its next.
     pub pause_us_max: f64,
 }
 
-/// Percentiles from publish to receipt.
+/// Percentiles of a time, from publish to receipt or as its field says.
 #[derive(Debug, Serialize)]
 pub struct Latency {
     pub count: u64,
@@ -111,6 +116,7 @@ impl Tally {
             misdeeds: BTreeMap::new(),
             clock_offset_ns: 0,
             latency_recovered: histogram.clone(),
+            latency_returned: histogram.clone(),
             latency_live: histogram,
             pause_ns_max: 0,
         }
@@ -145,6 +151,13 @@ impl Tally {
             }
             None => self.undated += 1,
         }
+    }
+
+    /// Counts a client that has come back.
+    pub fn returned(&mut self, attempted_ns: u64, now_ns: u64) {
+        self.reconnects += 1;
+        let took_ns = now_ns.saturating_sub(attempted_ns);
+        self.latency_returned.saturating_record(took_ns);
     }
 
     /// Takes note of a time without a delivery; one that began before the last reset is none.
@@ -187,6 +200,7 @@ impl Tally {
             misdeeds: self.misdeeds.clone(),
             latency_live: Latency::of(&self.latency_live),
             latency_recovered: Latency::of(&self.latency_recovered),
+            latency_returned: Latency::of(&self.latency_returned),
             pause_us_max: self.pause_ns_max as f64 / 1e3,
         }
     }

@@ -2,6 +2,7 @@
 //! a swarm also checks that page. Bytes in, values out. Checksums are not asked for.
 
 use crate::session::{Failure, Position};
+use crate::uni::NAME;
 
 pub const HEADER_BYTES: usize = 16;
 const MAGIC: [u8; 2] = *b"MB";
@@ -75,12 +76,13 @@ pub fn encode(out: &mut Vec<u8>, kind: u8, received: u32, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-pub fn connect() -> Vec<u8> {
+/// An empty token is none.
+pub fn connect(token: &str) -> Vec<u8> {
     let mut payload = Vec::new();
     put_varint(&mut payload, 0);
     put_varint(&mut payload, u64::from(WINDOW_SCALE));
-    put_text(&mut payload, "tidegate-swarm");
-    put_text(&mut payload, "");
+    put_text(&mut payload, NAME);
+    put_text(&mut payload, token);
     payload
 }
 

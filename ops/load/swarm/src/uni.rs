@@ -1,5 +1,5 @@
-//! The messages of the unidirectional WebSocket: one JSON connect request, then one JSON push per
-//! text frame. Text in, values out.
+//! The messages of the unidirectional transports: one JSON connect request, then JSON pushes. Text
+//! in, values out.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,17 +7,23 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::centrifuge::Coded;
 use crate::session::Position;
+
+/// What clients call themselves.
+pub const NAME: &str = "tidegate-swarm";
 
 #[derive(Serialize)]
 struct ConnectRequest<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    token: &'a str,
     name: &'static str,
-    subs: BTreeMap<&'a str, SubscribeRequest<'a>>,
+    subs: BTreeMap<&'a str, Since<'a>>,
 }
 
 /// Recovery is asked for by the three fields together; an empty object asks for what comes.
 #[derive(Default, Serialize)]
-struct SubscribeRequest<'a> {
+pub struct Since<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recover: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,28 +32,28 @@ struct SubscribeRequest<'a> {
     epoch: Option<&'a str>,
 }
 
-/// The connect request: each channel with the position to recover from, if there is one.
+impl<'a> Since<'a> {
+    pub fn of(position: Option<&'a Position>) -> Since<'a> {
+        position.map_or_else(Since::default, |Position { epoch, offset }| Since {
+            recover: true,
+            offset: Some(*offset),
+            epoch: Some(epoch),
+        })
+    }
+}
+
+/// The connect request: each channel with the position to recover from, if there is one. An empty
+/// token is none.
 pub fn connect_request<'a>(
+    token: &str,
     subscriptions: impl Iterator<Item = (&'a str, Option<&'a Position>)>,
 ) -> String {
     let subs = subscriptions
-        .map(|(channel, position)| match position {
-            None => (channel, SubscribeRequest::default()),
-            Some(Position { epoch, offset }) => {
-                let request = SubscribeRequest {
-                    recover: true,
-                    offset: Some(*offset),
-                    epoch: Some(epoch),
-                };
-                (channel, request)
-            }
-        })
+        .map(|(channel, position)| (channel, Since::of(position)))
         .collect();
-    serde_json::to_string(&ConnectRequest {
-        name: "tidegate-swarm",
-        subs,
-    })
-    .expect("a map of strings and numbers is always JSON")
+    let name = NAME;
+    serde_json::to_string(&ConnectRequest { token, name, subs })
+        .expect("a map of strings and numbers is always JSON")
 }
 
 /// A push. None of the fields: a ping.
@@ -59,7 +65,7 @@ pub struct Push<'a> {
     pub publication: Option<Publication<'a>>,
     #[serde(borrow)]
     pub connect: Option<Connect<'a>>,
-    pub disconnect: Option<serde::de::IgnoredAny>,
+    pub disconnect: Option<Coded>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -122,9 +128,11 @@ mod tests {
             epoch: "0a".into(),
             offset: 5,
         };
-        let request = connect_request([("a", None), ("b", Some(&position))].into_iter());
+        let request = connect_request("", [("a", None), ("b", Some(&position))].into_iter());
         let subs = r#""subs":{"a":{},"b":{"recover":true,"offset":5,"epoch":"0a"}}"#;
         assert_eq!(request, format!(r#"{{"name":"tidegate-swarm",{subs}}}"#));
+        let request = connect_request("a.b.c", std::iter::empty());
+        assert!(request.starts_with(r#"{"token":"a.b.c","name":"#));
     }
 
     #[test]
@@ -142,7 +150,7 @@ mod tests {
         let connect = push(text).unwrap().connect.unwrap();
         assert_eq!(connect.subs["a"].publications[0].offset, 3);
         let end = push(br#"{"disconnect":{"code":3001,"reason":"shutdown"}}"#).unwrap();
-        assert!(end.disconnect.is_some());
+        assert_eq!(end.disconnect.unwrap().code, 3001);
         assert!(push(b"[]x").is_err());
     }
 

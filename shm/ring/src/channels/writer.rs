@@ -6,7 +6,7 @@ use super::{
 };
 use crate::error::SegmentError;
 use crate::log::LogView;
-use crate::publication::NO_PREVIOUS;
+use crate::publication::{NO_PREVIOUS, Version};
 use crate::region::{Claim, Region, WORD};
 use crate::sync::{Ordering, fence};
 
@@ -45,15 +45,15 @@ pub struct Place {
     pub offset: u64,
     /// Log position of the channel's previous publication, or [`NO_PREVIOUS`].
     pub previous: u64,
-    /// The newest version that a publication of the channel came with, or 0.
-    pub version: u64,
+    /// The newest version that a publication of the channel came with.
+    pub version: Version,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: ChannelKey,
     top: Top,
-    version: u64,
+    version: Version,
     /// Differs from the shared table until the next [`ChannelWriter::store`].
     touched: bool,
 }
@@ -65,7 +65,7 @@ const FREE_ENTRY: Entry = Entry {
         offset: 0,
         last_position: 0,
     },
-    version: 0,
+    version: Version::NONE,
     touched: false,
 };
 
@@ -101,7 +101,10 @@ impl ChannelWriter {
                 table.read(slot, key).map_or(FREE_ENTRY, |top| Entry {
                     key,
                     top,
-                    version: table.region.load(table.version_at(slot)),
+                    version: Version {
+                        number: table.region.load(table.version_at(slot)),
+                        epoch: table.region.load(table.version_at(slot) + WORD),
+                    },
                     touched: false,
                 })
             })
@@ -212,7 +215,7 @@ impl ChannelWriter {
         &mut self,
         key: ChannelKey,
         top: Top,
-        version: u64,
+        version: Version,
         horizon: Horizon,
         spared: impl Fn(ChannelKey) -> bool,
     ) -> bool {
@@ -276,7 +279,7 @@ impl ChannelWriter {
             offset: 0,
             last_position: 0,
         };
-        self.mirror[slot].version = 0;
+        self.mirror[slot].version = Version::NONE;
         self.touch(slot);
         Some(slot)
     }
@@ -314,8 +317,11 @@ impl ChannelWriter {
         let (region, at) = (&self.table.region, entry_at(slot));
         let edition = region.load(at + EDITION_AT) + 1;
         let known = self.table.key_at(slot) == key;
-        if version != 0 || !known {
-            region.store(self.table.version_at(slot), version);
+        if version != Version::NONE || !known {
+            // Only a publisher reads them, and one that dies here has its batch done again.
+            let version_at = self.table.version_at(slot);
+            region.store(version_at, version.number);
+            region.store(version_at + WORD, version.epoch);
         }
         if !known {
             region.store(at, 0);

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use super::{
     BLOB_ALIGN, BLOB_AT, BLOB_BYTES_MAX, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, GIVEN,
-    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, OWES, PARTIAL, POSITION_AT, RECEIVED_AT, SENT_AT,
-    SETTLED_AT, SLOTS_AT, TAIL_AT, WRITING,
+    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, POSITION_AT,
+    RECEIVED_AT, SENT_AT, SETTLED_AT, SLOTS_AT, TAIL_AT, WRITING,
 };
 use crate::error::SegmentError;
 use crate::region::{Region, WORD};
@@ -16,7 +16,7 @@ use crate::sync::{Ordering, fence};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptFrame {
     /// The worker's own number for the channel that it was published to.
-    pub channel: Option<u32>,
+    pub channel: Option<u64>,
     pub bytes: Vec<u8>,
 }
 
@@ -160,8 +160,9 @@ impl KeepView {
     fn frame(&self, reference: u32) -> Option<KeptFrame> {
         let bytes = self.record(reference, FRAME)?;
         let (number, bytes) = bytes.split_first_chunk()?;
+        let channel = u64::from_le_bytes(*number);
         Some(KeptFrame {
-            channel: u32::try_from(u64::from_le_bytes(*number)).ok(),
+            channel: (channel != NO_CHANNEL).then_some(channel),
             bytes: bytes.to_vec(),
         })
     }

@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::blobs::Places;
 use super::{
     ARENA_AT, BLOB_ALIGN, BLOB_AT, DIRECT, ENDED_AT, FRAME, FRAMES_AT, FRAMES_MAX, FREE, GIVEN,
-    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, OWES, PARTIAL, POSITION_AT, RECEIVED_AT, SENT_AT,
-    SETTLED_AT, SLOT_BYTES, SLOTS_AT, TAIL_AT, WRITING,
+    GIVEN_AT, HELD, INTENT_AT, LIST, LISTED, Map, NO_CHANNEL, OWES, PARTIAL, POSITION_AT,
+    RECEIVED_AT, SENT_AT, SETTLED_AT, SLOT_BYTES, SLOTS_AT, TAIL_AT, WRITING,
 };
 use crate::error::SegmentError;
 use crate::layout::PAGE;
@@ -128,8 +128,8 @@ impl KeepWriter {
 
     /// Puts a frame down. `channel` is the worker's own number for where it was published.
     /// `None`: it is too long.
-    pub fn put_frame(&mut self, channel: Option<u32>, bytes: &[u8]) -> Option<FrameRef> {
-        let number = channel.map_or(u64::MAX, u64::from).to_le_bytes();
+    pub fn put_frame(&mut self, channel: Option<u64>, bytes: &[u8]) -> Option<FrameRef> {
+        let number = channel.unwrap_or(NO_CHANNEL).to_le_bytes();
         self.append(FRAME, &[&number, bytes], WORD + bytes.len())
     }
 

@@ -1,7 +1,8 @@
 //! A batch on its way into the log: pushed, prepared, committed.
 
+use super::interest::Audience;
 use super::writer::LogWriter;
-use super::{PREPARED_AT, SLEEPING, TAIL_AT, seat_at};
+use super::{PREPARED_AT, TAIL_AT};
 use crate::error::LogError;
 use crate::ring::{Record, Ring};
 use crate::sync::Ordering;
@@ -21,7 +22,16 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(super) fn new(writer: &'a mut LogWriter) -> Batch<'a> {
         let end = writer.tail;
+        writer.concern.nobody();
         Batch { writer, end }
+    }
+
+    /// Appends a record that concerns everybody, see [`Batch::push_for`].
+    ///
+    /// # Errors
+    /// As [`Batch::push_for`].
+    pub fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Result<u64, LogError> {
+        self.push_for(Audience::Everybody, kind, parts)
     }
 
     /// Appends a record of a `kind` (not 0) whose payload is the parts joined; returns its
@@ -30,7 +40,12 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`LogError::TooLarge`]; [`LogError::BatchFull`]: commit, then push it to the next batch.
     #[inline]
-    pub fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Result<u64, LogError> {
+    pub fn push_for(
+        &mut self,
+        audience: Audience,
+        kind: u32,
+        parts: &[&[u8]],
+    ) -> Result<u64, LogError> {
         let ring = &self.writer.view.ring;
         let payload_bytes = parts.iter().map(|part| part.len()).sum();
         if payload_bytes > ring.payload_bytes_max() {
@@ -54,6 +69,7 @@ impl<'a> Batch<'a> {
             .view
             .ring
             .put(self.end, begin, kind, parts, payload_bytes);
+        self.writer.concern.add(audience, self.writer.view.rows);
         self.end = end;
         Ok(begin)
     }
@@ -103,23 +119,19 @@ impl<'a> Prepared<'a> {
             .walk(self.writer.tail, self.writer.prepared, each)
     }
 
-    /// Lets the readers have the batch; `wake` is called with the seat of each one that sleeps.
+    /// Lets the readers have the batch; `wake` is called with the seat of each one that sleeps and
+    /// that it concerns.
     #[inline]
-    pub fn commit(self, mut wake: impl FnMut(u32)) {
+    pub fn commit(self, wake: impl FnMut(u32)) {
         let writer = self.writer;
         if writer.tail == writer.prepared {
             return;
         }
-        writer.tail = writer.prepared;
+        let begin = std::mem::replace(&mut writer.tail, writer.prepared);
         let region = writer.view.region();
         // SYNC: pairs with log.rs::LogView::tail
         region.word(TAIL_AT).store(writer.tail, Ordering::Release);
         wake::announce();
-        for (seat, waker) in (0u32..).zip(&mut writer.seats) {
-            let Some(waker) = waker else { continue };
-            if waker.must_wake(region.word(seat_at(seat) + SLEEPING)) {
-                wake(seat);
-            }
-        }
+        writer.wake_readers(begin, wake);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use super::{CURSOR, EVICTED, GENERATION, JOINED, LAPPED, LogView, SLEEPING};
+use super::interest::Interest;
+use super::{CURSOR, EVICTED, GENERATION, JOINED, LAPPED, LogView, SELECTIVE, SLEEPING};
 use crate::error::{LapCause, Lapped, SegmentError};
 use crate::region::{Claim, Region};
 use crate::ring::{Fault, Record, Walk};
@@ -16,6 +17,7 @@ use crate::wake::Sleeper;
 #[derive(Debug)]
 pub struct LogReader {
     view: LogView,
+    seat: u32,
     seat_at: usize,
     generation: u64,
     walk: Walk,
@@ -35,8 +37,10 @@ impl LogReader {
         let sleeper = Sleeper::new(&region, seat_at + SLEEPING);
         sleeper.awake();
         let walk = Walk::from(view.tail());
+        region.store(seat_at + SELECTIVE, 0);
         let mut reader = LogReader {
             view,
+            seat,
             seat_at,
             generation: 0,
             walk,
@@ -74,6 +78,15 @@ impl LogReader {
             .region()
             .word(self.seat_at + JOINED)
             .store(0, Ordering::Release);
+    }
+
+    /// From now on this reader is woken only for what is added to its interest, and for what
+    /// concerns everybody; and, now and then, so that it does not fall behind.
+    ///
+    /// # Errors
+    /// [`SegmentError::Claimed`] for a second time.
+    pub fn interest(&self) -> Result<Interest, SegmentError> {
+        Interest::begin(&self.view, self.seat)
     }
 
     /// Shows at most `records_max` records in order, returns their number; 0 is: none are there.

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::batch::{BATCH_SHARE, Batch, Prepared};
+use super::interest::{Concern, Seat};
 use super::{ANSWERED_AT, CURSOR, EVICTED, INTENT_AT, JOINED, LogView, PREPARED_AT, seat_at};
 use crate::error::{LogError, SegmentError};
 use crate::region::{Claim, Region};
 use crate::ring::{ALIGN, Record, Walk};
 use crate::sync::{Ordering, fence};
-use crate::wake::Waker;
 
 /// The intent runs ahead of the batch by this part of the ring at most (history is shorter by so
 /// much) ...
@@ -40,7 +40,10 @@ pub struct LogWriter {
     pub(super) reserved: u64,
     /// Up to here the readers allow it, as last measured.
     limit: u64,
-    pub(super) seats: Vec<Option<Waker>>,
+    pub(super) seats: Vec<Option<Seat>>,
+    /// Whom the batch in the making concerns.
+    pub(super) concern: Concern,
+    pub(super) lag_wakes: u64,
     lag_budget: Duration,
     stalled: Duration,
     stalled_total: Duration,
@@ -73,6 +76,8 @@ impl LogWriter {
         }
         Ok(LogWriter {
             seats: (0..view.readers()).map(|_| None).collect(),
+            concern: Concern::default(),
+            lag_wakes: 0,
             view,
             tail,
             prepared,
@@ -98,6 +103,11 @@ impl LogWriter {
         self.evictions
     }
 
+    /// Wake-ups of readers that nothing concerned for so long that they fell behind.
+    pub fn lag_wakes(&self) -> u64 {
+        self.lag_wakes
+    }
+
     /// Times that this writer had to wait for readers.
     pub fn stalls(&self) -> u64 {
         self.stalls
@@ -114,7 +124,7 @@ impl LogWriter {
     /// [`SegmentError::Parameter`] if there is no such seat.
     pub fn attach_reader(&mut self, seat: u32) -> Result<(), SegmentError> {
         self.view.seat(seat)?;
-        self.seats[seat as usize] = Some(Waker::default());
+        self.seats[seat as usize] = Some(Seat::default());
         // Measure again before the next word: the last measure did not know of this seat.
         (self.reserved, self.limit) = (self.prepared, self.prepared);
         Ok(())
@@ -145,7 +155,12 @@ impl LogWriter {
     /// The batch that was prepared but not committed, if there is one: by a writer that died, or by
     /// this one if it dropped its [`Prepared`].
     pub fn redo(&mut self) -> Option<Prepared<'_>> {
-        (self.prepared != self.tail).then_some(Prepared::new(self))
+        if self.prepared == self.tail {
+            return None;
+        }
+        // What is in it was known to who wrote it.
+        self.concern.everybody();
+        Some(Prepared::new(self))
     }
 
     /// Says that the producers of all that is committed were answered.
@@ -260,8 +275,8 @@ impl LogWriter {
     fn attached(&self) -> impl Iterator<Item = usize> {
         let seats = (0u32..).zip(&self.seats);
         seats
-            .filter(|(_, waker)| waker.is_some())
-            .map(|(seat, _)| seat_at(seat))
+            .filter(|(_, seat)| seat.is_some())
+            .map(|(number, _)| seat_at(number))
     }
 
     /// Bytes that the reader of a seat is behind the tail; None if nobody has to be waited for:

@@ -10,7 +10,7 @@ use pyo3::types::IntoPyDict;
 
 use super::{Error, bell, epoch_text, map};
 use crate::json;
-use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX, is_channel_name};
+use crate::publication::{CHANNEL_BYTES_MAX, TAGS_BYTES_MAX, Version, is_channel_name};
 use crate::uplink::{Request, RequestKind, UplinkProducer};
 use crate::wake::Bell;
 
@@ -63,7 +63,7 @@ impl Producer {
 
     #[pyo3(signature = (
         channel, data, *, tags = None, idempotency_key = None, skip_history = false, version = 0,
-        delta = false, binary = false, want_reply = true
+        version_epoch = None, delta = false, binary = false, want_reply = true
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python call")]
     fn publish(
@@ -75,6 +75,7 @@ impl Producer {
         idempotency_key: Option<&str>,
         skip_history: bool,
         version: u64,
+        version_epoch: Option<&str>,
         delta: bool,
         binary: bool,
         want_reply: bool,
@@ -96,6 +97,13 @@ impl Producer {
             )));
         }
         let idempotency = idempotency_key.map_or(Ok(0), |key| digest(py, key))?;
+        let version = Version {
+            number: version,
+            epoch: match version_epoch {
+                Some(name) if version > 0 && !name.is_empty() => (digest(py, name)? as u64).max(1),
+                _ => 0,
+            },
+        };
         let data = if binary {
             data.as_slice()
         } else {
@@ -156,8 +164,8 @@ fn check_channel(channel: &str) -> Result<(), Error> {
     )))
 }
 
-/// Of an idempotency key: the publisher sees digests only. No two keys that anybody can find have
-/// the same one, and it is never 0, which stands for no key.
+/// Of an idempotency key, or a version's epoch: the publisher sees digests only. No two keys that
+/// anybody can find have the same one, and it is never 0, which stands for no key.
 fn digest(py: Python<'_>, key: &str) -> Result<u128, Error> {
     let options = [("digest_size", 16)].into_py_dict(py)?;
     let hash = py

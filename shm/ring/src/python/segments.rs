@@ -52,8 +52,14 @@ fn possible(capacity_bytes: u64) -> Result<u64, Error> {
 }
 
 #[pyfunction]
-fn log_size(capacity_bytes: u64, readers: u32) -> Result<usize, Error> {
-    Ok(log::segment_bytes(possible(capacity_bytes)?, readers))
+fn log_size(capacity_bytes: u64, readers: u32, topics: u64) -> Result<usize, Error> {
+    // More are refused when it is formatted.
+    let topics = topics.min(log::TOPICS_MAX);
+    Ok(log::segment_bytes(
+        possible(capacity_bytes)?,
+        readers,
+        topics,
+    ))
 }
 
 #[pyfunction]
@@ -98,12 +104,14 @@ fn format_log(
     fd: RawFd,
     capacity_bytes: u64,
     readers: u32,
+    topics: u64,
     identity: Identity,
 ) -> Result<(), Error> {
     Ok(log::format(
         &map(fd)?,
         possible(capacity_bytes)?,
         readers,
+        topics,
         start()?,
         owner_of(identity),
     )?)

@@ -10,10 +10,11 @@ use crate::channels::{ChannelKey, Horizon, Place};
 use crate::entry::{EmulationView, Entry, EventView, OrderView, RemovalView};
 use crate::error::{LogError, UplinkError};
 use crate::host;
-use crate::log::{Batch, LogWriter};
+use crate::log::{Audience, Batch, LogWriter};
 use crate::presence::{self, Member};
 use crate::publication::{
-    Idempotency, NO_PREVIOUS, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, is_channel_name,
+    Idempotency, NO_PREVIOUS, PublicationView, RECORD_KIND, Source, TAGS_BYTES_MAX, Version,
+    is_channel_name,
 };
 use crate::ring::Ring;
 use crate::uplink::{Reply, Request, RequestKind};
@@ -261,22 +262,24 @@ impl<'a> Draft<'a> {
             data: request.data,
         };
         // It may have to carry the version of an earlier one.
-        if self.has_no_room(publication.payload_bytes() + size_of::<u64>())? {
+        if self.has_no_room(publication.payload_bytes() + size_of::<Version>())? {
             self.outcome.too_large += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         }
-        if request.skip_history && request.version == 0 {
+        if request.skip_history && request.version.number == 0 {
             return self.append(&publication, None, hash);
         }
         let Some(mut place) = self.tables.place(publication.key, self.horizon) else {
             self.outcome.no_channel += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         };
-        if request.version != 0 && request.version <= place.version {
+        if request.version.is_superseded_by(place.version) {
             self.outcome.superseded += 1;
             return Some(Answer::placed(place.epoch, place.offset - 1));
         }
-        place.version = place.version.max(request.version);
+        if request.version.number != 0 {
+            place.version = request.version;
+        }
         publication.version = place.version;
         if !request.skip_history {
             (publication.epoch, publication.offset) = (place.epoch, place.offset);
@@ -304,7 +307,8 @@ impl<'a> Draft<'a> {
             publication.info,
             publication.data,
         ];
-        let Some(position) = self.push(RECORD_KIND, &parts) else {
+        let audience = Audience::Interested(publication.key.into());
+        let Some(position) = self.push(audience, RECORD_KIND, &parts) else {
             return Some(Answer::refused(INTERNAL));
         };
         match place {
@@ -415,7 +419,7 @@ impl<'a> Draft<'a> {
             self.outcome.too_large += 1;
             return Some(Answer::refused(LIMIT_EXCEEDED));
         }
-        let pushed = self.push(entry.kind(), &[&payload]);
+        let pushed = self.push(entry.audience(), entry.kind(), &[&payload]);
         Some(pushed.map_or(Answer::refused(INTERNAL), |_| Answer::DONE))
     }
 
@@ -430,9 +434,9 @@ impl<'a> Draft<'a> {
 
     /// `None` cannot be: the batch's bounds leave the writer room. It is counted all the same.
     #[inline]
-    fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Option<u64> {
+    fn push(&mut self, audience: Audience, kind: u32, parts: &[&[u8]]) -> Option<u64> {
         let payload_bytes = parts.iter().map(|part| part.len()).sum();
-        let position = self.batch.push(kind, parts).ok();
+        let position = self.batch.push_for(audience, kind, parts).ok();
         if position.is_some() {
             self.bytes += Ring::record_bytes(payload_bytes) as u64;
             self.outcome.payload_bytes += payload_bytes as u64;

@@ -68,6 +68,10 @@ meters! {
     stalls: counter("log_stalls_total", "Times that a batch waited for a lagging reader."),
     stall_time: counter("log_stall_microseconds_total", "Time spent waiting for lagging readers."),
     reader_wakes: counter("log_reader_wakes_total", "Eventfd writes for sleeping readers."),
+    lag_wakes: counter(
+        "log_reader_lag_wakes_total",
+        "Of these, readers that nothing concerned, so that they do not fall behind."
+    ),
     reply_wakes: counter("uplink_reply_wakes_total", "Eventfd writes for sleeping producers."),
     sleeps: counter("publisher_sleeps_total", "Times that the publisher had nothing to do."),
     missed_wakeups: counter(

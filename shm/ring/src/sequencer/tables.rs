@@ -10,6 +10,7 @@ use crate::error::SegmentError;
 use crate::history::{HistoryRule, HistoryWriter};
 use crate::log::{LogWriter, Prepared};
 use crate::presence::PresenceWriter;
+use crate::publication::Version;
 use crate::ring::Record;
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Tables {
             };
             let spared = |key| self.history.has(key);
             self.channels.restore(key, top, version, horizon, spared);
-        } else if version > 0
+        } else if version != Version::NONE
             && let Some(mut place) = self.place(key, horizon)
         {
             place.version = version;

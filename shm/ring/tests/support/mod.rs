@@ -10,7 +10,7 @@ pub mod victim;
 use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::layout::{HEADER_BYTES, Owner};
 use tidegate_ring::log;
-use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source};
+use tidegate_ring::publication::{NO_PREVIOUS, PublicationView, Source, Version};
 use tidegate_ring::region::{Region, WORD};
 use tidegate_ring::uplink;
 
@@ -23,10 +23,13 @@ pub const OWNER: Owner = Owner {
 /// Positions at which a narrower counter would wrap, and at which ours does.
 pub const STARTS: [u64; 4] = [0, (1 << 32) - 64, (1 << 63) - 64, 0u64.wrapping_sub(64)];
 
+/// Rows of interest: few, so that topics meet in them.
+pub const TOPICS: u64 = 4;
+
 /// A log in private memory.
 pub fn heap_log(capacity: u64, readers: u32, start: u64) -> Region {
-    let region = Region::heap(log::segment_bytes(capacity, readers));
-    log::format(&region, capacity, readers, start, OWNER).unwrap();
+    let region = Region::heap(log::segment_bytes(capacity, readers, TOPICS));
+    log::format(&region, capacity, readers, TOPICS, start, OWNER).unwrap();
     region
 }
 
@@ -44,7 +47,7 @@ pub fn publication<'a>(channel: &'a str, data: &'a [u8]) -> PublicationView<'a> 
             position: 0,
         },
         idempotency: None,
-        version: 0,
+        version: Version::NONE,
         except: None,
         channel,
         json: true,

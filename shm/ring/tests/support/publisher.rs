@@ -11,7 +11,7 @@ use tidegate_ring::uplink::{self, Reply, Request, RequestKind, UplinkProducer};
 use tidegate_ring::wake::Bell;
 use tidegate_ring::{channels, history, log, presence};
 
-use super::OWNER;
+use super::{OWNER, TOPICS};
 
 pub const CAPACITY: u64 = 1 << 16;
 pub const UPLINK_CAPACITY: u64 = 1 << 17;
@@ -39,8 +39,8 @@ pub fn segments() -> Segments {
 pub fn segments_in(mut region: impl FnMut(usize) -> Region) -> Segments {
     // Close to where positions wrap.
     let start = 0_u64.wrapping_sub(CAPACITY / 2);
-    let log = region(log::segment_bytes(CAPACITY, 2));
-    log::format(&log, CAPACITY, 2, start, OWNER).unwrap();
+    let log = region(log::segment_bytes(CAPACITY, 2, TOPICS));
+    log::format(&log, CAPACITY, 2, TOPICS, start, OWNER).unwrap();
     let channels = region(channels::segment_bytes(100).unwrap());
     channels::format(&channels, 100, OWNER).unwrap();
     let history = region(history::segment_bytes(STORE_BYTES).unwrap());

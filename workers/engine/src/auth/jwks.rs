@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rsa::{BigUint, RsaPublicKey};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::TokenError;
 use super::jws::{Algorithm, Parsed};
-use super::keys::{PublicKey, RSA_BITS_MAX};
+use super::keys::{Curve, PublicKey};
 
 /// Keys of one set; what comes beyond is ignored. Providers publish two or three.
 const KEYS_MAX: usize = 64;
@@ -119,30 +118,20 @@ impl Jwk {
         }
         match (self.kty.as_str(), self.crv.as_deref()) {
             ("RSA", None) => self.rsa(),
-            ("EC", Some("P-256")) => Some(PublicKey::P256(
-                p256::ecdsa::VerifyingKey::from_sec1_bytes(&self.point(32)?).ok()?,
-            )),
-            ("EC", Some("P-384")) => Some(PublicKey::P384(
-                p384::ecdsa::VerifyingKey::from_sec1_bytes(&self.point(48)?).ok()?,
-            )),
-            ("EC", Some("P-521")) => Some(PublicKey::P521(
-                p521::ecdsa::VerifyingKey::from_sec1_bytes(&self.point(66)?).ok()?,
-            )),
+            ("EC", Some("P-256")) => PublicKey::on(Curve::P256, &self.point(32)?),
+            ("EC", Some("P-384")) => PublicKey::on(Curve::P384, &self.point(48)?),
+            ("EC", Some("P-521")) => PublicKey::on(Curve::P521, &self.point(66)?),
             ("OKP", Some("Ed25519")) => {
                 let bytes: [u8; 32] = decode(self.x.as_deref()?)?.try_into().ok()?;
-                ed25519_dalek::VerifyingKey::from_bytes(&bytes)
-                    .ok()
-                    .map(PublicKey::Ed25519)
+                PublicKey::on(Curve::Ed25519, &bytes)
             }
             _ => None,
         }
     }
 
     fn rsa(&self) -> Option<PublicKey> {
-        let number =
-            |text: &Option<String>| Some(BigUint::from_bytes_be(&decode(text.as_deref()?)?));
-        let key = RsaPublicKey::new_with_max_size(number(&self.n)?, number(&self.e)?, RSA_BITS_MAX);
-        PublicKey::rsa(key.ok()?).ok()
+        let [n, e] = [&self.n, &self.e].map(|number| decode(number.as_deref()?));
+        PublicKey::rsa(&n?, &e?).ok()
     }
 
     /// The point as SEC 1 §2.3.3 writes it uncompressed.

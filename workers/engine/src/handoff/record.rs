@@ -18,7 +18,7 @@ use crate::protocol::tcp::FlowState;
 use crate::protocol::websocket::Fragments;
 
 /// What this build writes.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest that it reads.
 pub const VERSION_OLDEST: u16 = 1;
 

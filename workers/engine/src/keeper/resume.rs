@@ -22,8 +22,9 @@ use crate::hub::ChannelId;
 use crate::keep::decode_blob;
 use crate::outbox::{Frame, Outbox};
 use crate::protocol::close::{Close, Farewell};
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{Cors, HttpReject};
 use crate::protocol::tcp::Reassembly;
+use crate::sending::Buffers;
 use crate::session::place_of;
 
 /// Publications that are looked at to find how far a channel had come; what takes more is caught
@@ -116,7 +117,7 @@ pub fn resume(
     let mut outbox = Outbox::default();
     for KeptFrame { channel, bytes } in kept.frames {
         outbox.push(match channel {
-            Some(channel) => Frame::of_channel(channel, bytes),
+            Some(channel) => Frame::of_channel(ChannelId::from_bits(channel), bytes),
             None => Frame::new(bytes),
         });
     }
@@ -178,6 +179,7 @@ fn advance(outbox: &mut Outbox, sent: usize) -> bool {
 /// As [`advance`]: messages were put into frames as they were sent, and are so again, for what a
 /// frame looks like follows from what came before.
 fn advance_tcp(tcp: &mut Tcp, outbox: &mut Outbox, mut sent: usize) -> bool {
+    let mut buffers = Buffers::default();
     loop {
         let gone = sent.min(tcp.wire.len());
         tcp.wire.drain(..gone);
@@ -185,12 +187,10 @@ fn advance_tcp(tcp: &mut Tcp, outbox: &mut Outbox, mut sent: usize) -> bool {
         if sent == 0 {
             return true;
         }
-        let mut wire = std::mem::take(&mut tcp.wire);
-        tcp.fill(outbox, &mut wire);
-        if wire.is_empty() {
+        tcp.fill(outbox, &mut buffers);
+        if tcp.wire.is_empty() {
             return false;
         }
-        tcp.wire = wire;
     }
 }
 
@@ -208,7 +208,7 @@ fn condemn(record: &mut Record, outbox: &mut Outbox) {
     match &mut record.speech {
         Speech::Http => {
             outbox.drop_unsent();
-            outbox.push(Frame::new(HttpReject::Full.response()));
+            outbox.push(Frame::new(HttpReject::Full.response(&Cors::default())));
         }
         Speech::WebSocket(fragments) => {
             *fragments = None;

@@ -1,7 +1,8 @@
 //! Compression of WebSocket messages: permessage-deflate (RFC 7692), each message by itself.
 //!
 //! Neither side keeps a window between two messages, so what is kept here belongs to the thread,
-//! not to a connection, and a message for many is compressed once.
+//! not to a connection, and a message for many is compressed once: for all that have room for a
+//! whole window, and for all that have less.
 
 use std::cell::{Cell, RefCell};
 
@@ -17,10 +18,29 @@ fn bound(bytes: usize) -> usize {
     bytes + bytes / 8192 + 16
 }
 
+/// How far back a compressed message may refer: what its reader has to keep of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    Full,
+    /// The least that the library can do.
+    Narrow,
+}
+
+impl Window {
+    /// Base-2 logarithm of its bytes, as RFC 7692 §7.1.2 names it.
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::Full => 15,
+            Self::Narrow => 9,
+        }
+    }
+}
+
 thread_local! {
     static BYTES_MIN: Cell<usize> = const { Cell::new(0) };
-    /// Some 300 KiB, made when the first message is compressed.
-    static DEFLATER: RefCell<Option<Compress>> = const { RefCell::new(None) };
+    static COMPRESSIONS: Cell<usize> = const { Cell::new(0) };
+    /// Some 300 KiB each, made when the first message is compressed.
+    static DEFLATERS: RefCell<[Option<Compress>; 2]> = const { RefCell::new([None, None]) };
     /// Some 40 KiB.
     static INFLATER: RefCell<Option<Decompress>> = const { RefCell::new(None) };
 }
@@ -30,15 +50,22 @@ pub fn set_bytes_min(bytes_min: usize) {
     BYTES_MIN.set(bytes_min);
 }
 
+/// How many messages this thread has compressed since it was last asked.
+pub fn take_compressions() -> usize {
+    COMPRESSIONS.take()
+}
+
 /// Compress a message's payload (RFC 7692 §7.2.1); `None` if that would not make it smaller.
-pub fn compress(payload: &[u8]) -> Option<Vec<u8>> {
+pub fn compress(payload: &[u8], window: Window) -> Option<Vec<u8>> {
     if payload.len() < BYTES_MIN.get() {
         return None;
     }
+    COMPRESSIONS.set(COMPRESSIONS.get() + 1);
     let mut out = Vec::with_capacity(bound(payload.len()));
-    DEFLATER.with_borrow_mut(|deflater| {
+    DEFLATERS.with_borrow_mut(|deflaters| {
         // The fastest level: what goes to many is small, and its delay is everybody's.
-        let deflater = deflater.get_or_insert_with(|| Compress::new(Compression::fast(), false));
+        let new = || Compress::new_with_window_bits(Compression::fast(), false, window.bits());
+        let deflater = deflaters[window as usize].get_or_insert_with(new);
         deflater.reset();
         deflater
             .compress_vec(payload, &mut out, FlushCompress::Sync)
@@ -113,9 +140,12 @@ mod tests {
             words in prop::collection::vec("[a-d]{1,4}|\\PC{3}", 0..100),
         ) {
             let payload = words.concat().into_bytes();
-            if let Some(compressed) = compress(&payload) {
-                prop_assert!(compressed.len() < payload.len());
-                prop_assert_eq!(expand(&compressed, payload.len()), Ok(payload));
+            for window in [Window::Full, Window::Narrow] {
+                if let Some(compressed) = compress(&payload, window) {
+                    prop_assert!(compressed.len() < payload.len());
+                    let expanded = expand(&compressed, payload.len());
+                    prop_assert_eq!(expanded.as_deref(), Ok(&payload[..]));
+                }
             }
         }
 
@@ -154,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_bomb_is_refused_at_the_bound() {
-        let bomb = compress(&vec![b'x'; 2 * BYTES_MAX]).unwrap();
+        let bomb = compress(&vec![b'x'; 2 * BYTES_MAX], Window::Full).unwrap();
         assert!(bomb.len() < BYTES_MAX);
         assert_eq!(expand(&bomb, BYTES_MAX), Err(Close::MessageTooBig));
         assert_eq!(
@@ -165,12 +195,42 @@ mod tests {
 
     #[test]
     fn what_does_not_shrink_or_is_too_short_is_left_as_it_is() {
-        assert_eq!(compress(b"ab"), None);
+        assert_eq!(compress(b"ab", Window::Full), None);
         let text = [b'a'; 100];
-        assert!(compress(&text).is_some());
+        assert!(compress(&text, Window::Full).is_some());
+        take_compressions();
         set_bytes_min(101);
-        assert_eq!(compress(&text), None);
+        assert_eq!(compress(&text, Window::Full), None);
         set_bytes_min(0);
+        assert_eq!(take_compressions(), 0);
+    }
+
+    #[test]
+    fn who_has_little_room_can_read_what_refers_back_little() {
+        // What is repeated is further back than a narrow window reaches, and nothing else is.
+        let words: Vec<String> = (0..400)
+            .map(|number| format!("{:x}", number * 7919))
+            .collect();
+        let text = words.concat().repeat(2).into_bytes();
+        let read_narrowly = |window| {
+            let compressed = compress(&text, window).unwrap();
+            let mut narrow = Decompress::new_with_window_bits(false, Window::Narrow.bits());
+            // Its window is as long as told, and not what comes to lie in one buffer by chance.
+            let mut out = Vec::new();
+            let mut input = [&compressed[..], &TAIL].concat();
+            while !input.is_empty() {
+                let before = narrow.total_in();
+                let mut piece = Vec::with_capacity(100);
+                narrow
+                    .decompress_vec(&input, &mut piece, FlushDecompress::Sync)
+                    .ok()?;
+                input.drain(..(narrow.total_in() - before) as usize);
+                out.extend(piece);
+            }
+            Some(out)
+        };
+        assert_eq!(read_narrowly(Window::Narrow).as_ref(), Some(&text));
+        assert_eq!(read_narrowly(Window::Full), None);
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use super::centrifuge::{Encoding, Publication, Push, encode_push, encode_uni_push};
 use super::close::{Close, Farewell};
+use super::deflate::{self, Window};
 use super::protobuf::end_message;
+use super::sse;
 use super::websocket::{self, Opcode};
-use super::{deflate, sse};
 
 /// Stable numbers: connections that are handed over name theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,13 +29,17 @@ pub enum Format {
     UniWebSocketDeflate = 9,
     JsonWebSocketDeflate = 10,
     ProtobufWebSocketDeflate = 11,
+    /// With permessage-deflate, for clients that have no room for a whole window.
+    UniWebSocketNarrow = 12,
+    JsonWebSocketNarrow = 13,
+    ProtobufWebSocketNarrow = 14,
 }
 
 /// How many there are.
 pub const FORMATS: usize = ALL.len();
 
 /// Every format, in the order of its number.
-pub const ALL: [Format; 12] = [
+pub const ALL: [Format; 15] = [
     Format::UniWebSocket,
     Format::UniSse,
     Format::UniStream,
@@ -47,12 +52,15 @@ pub const ALL: [Format; 12] = [
     Format::UniWebSocketDeflate,
     Format::JsonWebSocketDeflate,
     Format::ProtobufWebSocketDeflate,
+    Format::UniWebSocketNarrow,
+    Format::JsonWebSocketNarrow,
+    Format::ProtobufWebSocketNarrow,
 ];
 
 /// What stands around a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Framing {
-    WebSocket { deflate: bool },
+    WebSocket { deflate: Option<Window> },
     Sse,
     Stream,
     Tcp,
@@ -65,9 +73,10 @@ impl Format {
 
     pub fn encoding(self) -> Encoding {
         match self {
-            Self::ProtobufWebSocket | Self::ProtobufStream | Self::ProtobufWebSocketDeflate => {
-                Encoding::Protobuf
-            }
+            Self::ProtobufWebSocket
+            | Self::ProtobufStream
+            | Self::ProtobufWebSocketDeflate
+            | Self::ProtobufWebSocketNarrow => Encoding::Protobuf,
             _ => Encoding::Json,
         }
     }
@@ -76,7 +85,11 @@ impl Format {
     pub fn is_uni(self) -> bool {
         matches!(
             self,
-            Self::UniWebSocket | Self::UniWebSocketDeflate | Self::UniSse | Self::UniStream
+            Self::UniWebSocket
+                | Self::UniWebSocketDeflate
+                | Self::UniWebSocketNarrow
+                | Self::UniSse
+                | Self::UniStream
         )
     }
 
@@ -86,19 +99,22 @@ impl Format {
 
     /// Whether both sides may compress messages.
     pub fn is_deflated(self) -> bool {
-        self.framing() == Framing::WebSocket { deflate: true }
+        matches!(self.framing(), Framing::WebSocket { deflate: Some(_) })
     }
 
-    /// This WebSocket format with permessage-deflate.
+    /// This WebSocket format with permessage-deflate, for clients with room for such a window.
     ///
     /// # Panics
     /// If it is no WebSocket format.
     #[must_use]
-    pub fn deflated(self) -> Self {
-        match self {
-            Self::UniWebSocket => Self::UniWebSocketDeflate,
-            Self::JsonWebSocket => Self::JsonWebSocketDeflate,
-            Self::ProtobufWebSocket => Self::ProtobufWebSocketDeflate,
+    pub fn deflated(self, window: Window) -> Self {
+        match (self, window) {
+            (Self::UniWebSocket, Window::Full) => Self::UniWebSocketDeflate,
+            (Self::UniWebSocket, Window::Narrow) => Self::UniWebSocketNarrow,
+            (Self::JsonWebSocket, Window::Full) => Self::JsonWebSocketDeflate,
+            (Self::JsonWebSocket, Window::Narrow) => Self::JsonWebSocketNarrow,
+            (Self::ProtobufWebSocket, Window::Full) => Self::ProtobufWebSocketDeflate,
+            (Self::ProtobufWebSocket, Window::Narrow) => Self::ProtobufWebSocketNarrow,
             _ => panic!("{self:?} is not compressed"),
         }
     }
@@ -111,11 +127,18 @@ impl Format {
     fn framing(self) -> Framing {
         match self {
             Self::UniWebSocket | Self::JsonWebSocket | Self::ProtobufWebSocket => {
-                Framing::WebSocket { deflate: false }
+                Framing::WebSocket { deflate: None }
             }
             Self::UniWebSocketDeflate
             | Self::JsonWebSocketDeflate
-            | Self::ProtobufWebSocketDeflate => Framing::WebSocket { deflate: true },
+            | Self::ProtobufWebSocketDeflate => Framing::WebSocket {
+                deflate: Some(Window::Full),
+            },
+            Self::UniWebSocketNarrow
+            | Self::JsonWebSocketNarrow
+            | Self::ProtobufWebSocketNarrow => Framing::WebSocket {
+                deflate: Some(Window::Narrow),
+            },
             Self::UniSse | Self::JsonSse => Framing::Sse,
             Self::UniStream | Self::JsonStream | Self::ProtobufStream => Framing::Stream,
             Self::Tcp => Framing::Tcp,
@@ -214,8 +237,8 @@ fn delimited(body: &[u8]) -> Vec<u8> {
     out
 }
 
-fn put_message(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], may_deflate: bool) {
-    match may_deflate.then(|| deflate::compress(payload)).flatten() {
+fn put_message(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], deflate: Option<Window>) {
+    match deflate.and_then(|window| deflate::compress(payload, window)) {
         Some(compressed) => websocket::encode_compressed(out, opcode, &compressed),
         None => websocket::encode_frame(out, opcode, payload),
     }
@@ -290,13 +313,16 @@ mod tests {
             Format::ProtobufWebSocket,
         ] {
             let framed = plain.publication("a", &publication).unwrap();
-            let deflated = plain.deflated().publication("a", &publication).unwrap();
-            assert!(deflated.len() < framed.len() / 3);
-            assert_eq!(deflated[0], framed[0] | 0x40);
-            assert_eq!(
-                deflate::expand(&deflated[2..], 1000).as_deref(),
-                Ok(&framed[4..])
-            );
+            for window in [Window::Full, Window::Narrow] {
+                let format = plain.deflated(window);
+                let deflated = format.publication("a", &publication).unwrap();
+                assert!(deflated.len() < framed.len() / 3);
+                assert_eq!(deflated[0], framed[0] | 0x40);
+                assert_eq!(
+                    deflate::expand(&deflated[2..], 1000).as_deref(),
+                    Ok(&framed[4..])
+                );
+            }
         }
     }
 

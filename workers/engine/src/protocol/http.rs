@@ -13,7 +13,8 @@ mod upgrade;
 
 use super::Parsed;
 
-pub use opening::{Asked, Opening, Rules, parse_opening};
+pub use opening::{Asked, Opening, Rules, parse_opening, passed_on};
+pub use origin::Cors;
 
 /// What a request head may cost before it is refused with 431.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +98,23 @@ rejects! {
         "only HTTP/1.1 is spoken here, and HTTP/1.0 where no upgrade is asked for";
 }
 
+/// A request that was refused, as its client is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub reject: HttpReject,
+    pub cors: Cors,
+}
+
+impl From<HttpReject> for Refused {
+    /// Of a client that is no page, or of which it is not known.
+    fn from(reject: HttpReject) -> Self {
+        Self {
+            reject,
+            cors: Cors::default(),
+        }
+    }
+}
+
 impl HttpReject {
     /// Status code and reason phrase, as in the status line.
     pub fn status(self) -> &'static str {
@@ -114,7 +132,7 @@ impl HttpReject {
     }
 
     /// The whole HTTP response; the connection is to be closed after it.
-    pub fn response(self) -> Vec<u8> {
+    pub fn response(self, cors: &Cors) -> Vec<u8> {
         let headers = match self {
             Self::MethodNotAllowed => "Allow: GET\r\n",
             Self::NotPost => "Allow: POST, OPTIONS\r\n",
@@ -124,13 +142,14 @@ impl HttpReject {
             _ => "",
         };
         let body = TABLE[self.index()].remedy;
-        format!(
+        let head = format!(
             "HTTP/1.1 {}\r\nConnection: close\r\nContent-Type: text/plain\r\n\
-             Content-Length: {}\r\n{headers}\r\n{body}\n",
+             Content-Length: {}\r\n{headers}",
             self.status(),
             body.len() + 1,
-        )
-        .into_bytes()
+        );
+        let body = format!("\r\n{body}\n");
+        [head.as_bytes(), cors.lines(), body.as_bytes()].concat()
     }
 }
 

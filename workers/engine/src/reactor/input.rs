@@ -17,6 +17,7 @@ const INPUT_GROWTH_BYTES: usize = 4096;
 
 impl Reactor {
     /// Reads from every connection that has something, up to the budget of each.
+    #[inline(never)]
     pub(super) fn read(&mut self) {
         for token in std::mem::take(&mut self.to_read) {
             if self.read_one(token) {

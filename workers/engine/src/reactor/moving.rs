@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 
 use super::{EngineError, HTTP_LISTENER, Reactor, TCP_LISTENER};
 use crate::handoff::{Ground, Order, Report};
+use crate::metrics::TurnPhase;
+use crate::sending::SENDS_PER_BATCH;
 use crate::sys::{Watch, passing};
 
 /// Descriptors that adopted connections leave to everything else.
 const DESCRIPTORS_RESERVED: usize = 64;
-/// Sends between two looks at hand-offs: a millisecond or two.
-const SENDS_PER_HANDOFF: usize = 512;
 
 impl Reactor {
     /// Gives connections to another worker, which is at the other end of `socket`. Unless it
@@ -60,27 +60,31 @@ impl Reactor {
         self.handoffs.report()
     }
 
-    /// The phase `flush`, and between its sends, hand-offs: connections on their way wait for both
-    /// workers, and should not wait for all sends of a turn.
+    /// The phase `flush`, and between its sends two things that should not wait for them all.
+    /// Publications that came meanwhile leave together with what still waits: under load that is
+    /// one send for many, and a lone one waits for nothing. And hand-offs: connections on their way
+    /// wait for both workers.
+    #[inline(never)]
     pub(super) fn flush(&mut self) {
         let mut left = self.sessions.to_flush();
+        let latencies = self.sessions.latencies();
         loop {
-            let count = if self.handoffs.is_empty() {
-                usize::MAX
-            } else {
-                SENDS_PER_HANDOFF
-            };
-            self.sessions.flush(count);
+            self.sessions.flush();
             self.hand_off();
-            left = left.saturating_sub(count);
+            left = left.saturating_sub(SENDS_PER_BATCH);
             if left == 0 {
                 break;
+            }
+            if self.has_records() {
+                self.lap(TurnPhase::Flush);
+                self.log_has_more = self.sessions.read_on();
+                self.lap(TurnPhase::FanOut);
             }
             // Nobody has asked epoll meanwhile.
             self.handoffs.woken();
         }
         self.sessions.put_down();
-        self.sessions.record_latency();
+        self.sessions.record_latency(latencies);
     }
 
     fn hand_off(&mut self) {

@@ -15,6 +15,7 @@ use super::clock::now_s;
 use super::connect::Connecting;
 use super::publish::Message;
 use super::subscriptions::Subscribing;
+use super::tcp::TcpSubscribing;
 use super::uplink::Origin;
 use crate::asks::verdict::{self, Answered};
 use crate::asks::{Answer, AskKind, Fallback, NOBODY};
@@ -32,6 +33,7 @@ pub(super) enum Then {
     /// Check its token again.
     ConnectByToken(Box<Connecting>),
     Subscribe(Box<Subscribing>),
+    TcpSubscribe(TcpSubscribing),
     SubscribeByToken(Box<Subscribing>),
     Publish {
         origin: Origin,
@@ -116,7 +118,9 @@ fn raw(json: &[u8]) -> Option<Box<RawValue>> {
 
 fn transport(format: Format) -> &'static str {
     match format {
-        Format::UniWebSocket | Format::UniWebSocketDeflate => "uni_websocket",
+        Format::UniWebSocket | Format::UniWebSocketDeflate | Format::UniWebSocketNarrow => {
+            "uni_websocket"
+        }
         Format::UniSse => "uni_sse",
         Format::UniStream => "uni_http_stream",
         Format::JsonSse => "sse",
@@ -124,8 +128,10 @@ fn transport(format: Format) -> &'static str {
         Format::Tcp => "tcp",
         Format::JsonWebSocket
         | Format::JsonWebSocketDeflate
+        | Format::JsonWebSocketNarrow
         | Format::ProtobufWebSocket
-        | Format::ProtobufWebSocketDeflate => "websocket",
+        | Format::ProtobufWebSocketDeflate
+        | Format::ProtobufWebSocketNarrow => "websocket",
     }
 }
 
@@ -215,6 +221,7 @@ impl Sessions {
                 ..*connecting
             }),
             Then::Subscribe(subscribing) => self.subscribe_answered(*subscribing, parse(body)),
+            Then::TcpSubscribe(asked) => self.tcp_subscribe_answered(token, &asked, parse(body)),
             Then::SubscribeByToken(subscribing) => self.subscribe_command(Subscribing {
                 has_new_keys: true,
                 ..*subscribing

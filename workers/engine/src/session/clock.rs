@@ -1,5 +1,6 @@
 //! Time: one deadline for each connection, and what is done when it comes.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,9 +11,10 @@ use crate::connection::{Connection, Dialect, Flags, Phase, uuid_v4};
 use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::close::Close;
-use crate::protocol::http::HttpReject;
+use crate::protocol::http::{HttpReject, Refused};
 use crate::protocol::websocket::PING_FRAME;
 use crate::slab::Token;
+use crate::sys;
 use crate::wheel::{TICK, Tick};
 
 /// Where the clock starts: far enough from zero that times of the connections
@@ -67,7 +69,11 @@ impl Sessions {
                 self.metrics.add(Count::CloseTimeouts, 1);
                 self.forget(token);
             }
-            (Phase::Connecting, Dialect::Http) => self.reject(token, HttpReject::Timeout),
+            (Phase::Connecting, Dialect::Http) => {
+                let cors = self.emulations.remove(&token).unwrap_or_default();
+                let reject = HttpReject::Timeout;
+                self.reject(token, Refused { reject, cors });
+            }
             (Phase::Connecting, _) => self.condemn(token, Close::Stale),
             (Phase::Open, _) => self.life_signs(token),
         }
@@ -89,6 +95,10 @@ impl Sessions {
             return self.condemn(token, Close::Slow);
         }
         if pong_due(connection).is_some_and(|due| now >= due) {
+            // After a stall of ours, more has come than one turn reads: the peer is not to blame.
+            if sys::has_unread(connection.socket.as_fd()) {
+                return self.wheel.schedule(token.index, now + 1);
+            }
             return self.condemn(token, Close::NoPong);
         }
         let interval = connection.probe_interval;

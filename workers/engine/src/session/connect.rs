@@ -85,6 +85,14 @@ impl Sessions {
     fn connect_by_token(&mut self, connecting: Connecting) {
         let now_s = now_s();
         match self.verifier.connection(&connecting.request.token, now_s) {
+            Ok(claims) if claims.user.is_empty() && !self.settings.allow_anonymous_tokens => {
+                self.notice(|| {
+                    "a token without a user is refused: client.allow_anonymous_tokens would let \
+                     it in"
+                        .into()
+                });
+                self.refuse(&connecting, Close::PermissionDenied.into());
+            }
             Ok(claims) => {
                 let admitted = Admitted {
                     user: claims.user,
@@ -264,8 +272,15 @@ impl Sessions {
             // The binary protocol has no words for what its client did not ask for.
             return Ok(wanted);
         }
+        let by_token = !connecting.request.token.is_empty();
         for (channel, options) in subs {
-            wanted.push(self.granted_by_others(connecting, &user, channel, options)?);
+            let mut granted = self.granted_by_others(connecting, &user, channel, options)?;
+            granted
+                .terms
+                .standing
+                .traits
+                .set(Traits::BY_TOKEN, by_token);
+            wanted.push(granted);
         }
         if self.settings.personal_channel && !user.is_empty() {
             let channel = match self.settings.personal_channel_namespace.as_str() {

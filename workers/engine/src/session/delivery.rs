@@ -14,8 +14,10 @@ use crate::connection::Flags;
 use crate::directory::Directory;
 use crate::hub::{Channel, ChannelId, Hub, Wants};
 use crate::metrics::{Count, Histogram, Metrics};
+use crate::outbox::Frame;
 use crate::protocol::centrifuge::Encoding;
 use crate::protocol::close::{Close, Unsubscribed};
+use crate::protocol::format;
 use crate::slab::Token;
 
 /// Records read at once between two looks at the budget of a turn.
@@ -72,6 +74,11 @@ pub(super) struct Deliveries {
     pending: Vec<Due>,
     /// When each was published (ms since 1970), for the histogram.
     published_ms: Vec<u64>,
+    /// The bell should have rung, and did not, if a record before this position matters here.
+    unrung: Option<u64>,
+    /// Records read in this turn, and queue entries that they make.
+    records: usize,
+    wanted: usize,
 }
 
 impl Deliveries {
@@ -140,6 +147,18 @@ impl Deliveries {
         false
     }
 
+    /// Whether the record that ends at `end`, and made more due than `due`, should have rung the
+    /// bell. One that was missed is enough to know.
+    fn was_missed(&mut self, end: u64, due: usize) -> bool {
+        let is_old = |tail: u64| tail.wrapping_sub(end).cast_signed() >= 0;
+        let is_old = self.unrung.is_some_and(is_old);
+        let was_missed = is_old && self.pending.len() > due;
+        if was_missed || !is_old {
+            self.unrung = None;
+        }
+        was_missed
+    }
+
     fn push(&mut self, channel: ChannelId, event: Event) {
         self.pending.push(Due::Channel(channel, event));
     }
@@ -151,6 +170,7 @@ impl Deliveries {
             directory,
             metrics,
         } = house;
+        metrics.add(Count::Records, 1);
         match Entry::parse(kind, payload) {
             Some(Entry::Publication(view)) => {
                 metrics.add(Count::Publications, 1);
@@ -211,10 +231,33 @@ fn emulation(view: &EmulationView<'_>) -> Due {
 }
 
 impl Sessions {
+    /// The log has had `tail` for some time, and the bell was silent: what is before it concerns
+    /// others, or a wake-up was missed.
+    pub fn suspect(&mut self, tail: u64) {
+        self.deliveries.unrung = Some(tail);
+    }
+
     /// Reads the log, as far as a turn's budget goes; returns whether there is more to read now.
     pub fn drain_log(&mut self) -> bool {
-        let (mut records, mut wanted) = (0, 0);
-        while records < RECORDS_PER_TURN_MAX && wanted < DELIVERIES_PER_TURN_MAX {
+        self.deliveries.records = 0;
+        self.deliveries.wanted = 0;
+        self.read_log()
+    }
+
+    /// Fans out what has come since [`Sessions::drain_log`], as far as the turn's budget still
+    /// goes; returns as that does.
+    pub fn read_on(&mut self) -> bool {
+        let has_more = self.read_log();
+        self.fan_out();
+        // What clients learn by the flush, the statistics have said before.
+        self.show_metrics();
+        has_more
+    }
+
+    fn read_log(&mut self) -> bool {
+        while self.deliveries.records < RECORDS_PER_TURN_MAX
+            && self.deliveries.wanted < DELIVERIES_PER_TURN_MAX
+        {
             let Self {
                 reader,
                 deliveries,
@@ -229,11 +272,16 @@ impl Sessions {
                 metrics,
             };
             let read = reader.read(RECORDS_PER_READ, |record| {
-                wanted += deliveries.take_record(record.kind, record.payload, &mut house);
+                let due = deliveries.pending.len();
+                deliveries.wanted +=
+                    deliveries.take_record(record.kind, record.payload, &mut house);
+                if deliveries.unrung.is_some() && deliveries.was_missed(record.end, due) {
+                    house.metrics.add(Count::MissedWakeups, 1);
+                }
             });
             match read {
                 Ok(0) => return false,
-                Ok(count) => records += count,
+                Ok(count) => self.deliveries.records += count,
                 Err(_) => {
                     self.resync();
                     return true;
@@ -278,11 +326,24 @@ impl Sessions {
     }
 
     /// Does what the log has brought in this turn: above all, puts publications into the queues of
-    /// their subscribers.
+    /// their subscribers, those together that come one after the other in a channel.
     pub fn fan_out(&mut self) {
         let mut pending = std::mem::take(&mut self.deliveries.pending);
-        for due in pending.drain(..) {
+        let mut run = Vec::new();
+        let mut dues = pending.drain(..).peekable();
+        while let Some(due) = dues.next() {
             match due {
+                Due::Channel(channel, Event::Publication(publication)) => {
+                    run.push(publication);
+                    let goes_on = matches!(
+                        dues.peek(),
+                        Some(Due::Channel(next, Event::Publication(_))) if *next == channel
+                    );
+                    if !goes_on {
+                        self.published(channel, &run);
+                        run.clear();
+                    }
+                }
                 Due::Channel(channel, event) => self.happened(channel, event),
                 Due::Order(json) => self.ordered(&json, None),
                 Due::Emulation {
@@ -292,35 +353,47 @@ impl Sessions {
                 } => self.emulated(&session, encoding, &data),
             }
         }
+        drop(dues);
         self.deliveries.pending = pending;
+    }
+
+    fn published(&mut self, channel: ChannelId, run: &[Box<Publication>]) {
+        if run.iter().all(|each| self.is_alike_to_all(channel, each)) {
+            return self.deliver(channel, run);
+        }
+        for publication in run {
+            if self.is_alike_to_all(channel, publication) {
+                self.deliver(channel, std::slice::from_ref(publication));
+            } else {
+                self.deliver_with_care(channel, publication);
+            }
+        }
     }
 
     fn happened(&mut self, channel: ChannelId, event: Event) {
         match event {
-            Event::Publication(publication) => {
-                if self.is_alike_to_all(channel, &publication) {
-                    self.deliver(channel, &publication);
-                } else {
-                    self.deliver_with_care(channel, &publication);
-                }
-            }
+            Event::Publication(publication) => self.published(channel, &[publication]),
             Event::JoinLeave(forms) => self.deliver_event(channel, &forms),
             Event::Lost => self.lose(channel),
             Event::Unfit(unfit, close) => self.condemn_subscribers(channel, unfit, close),
         }
     }
 
-    /// The hot path: one list entry, one connection and one shared frame for each subscriber.
-    fn deliver(&mut self, id: ChannelId, publication: &Publication) {
-        let Publication { offset, forms, .. } = publication;
+    /// The hot path: one list entry, one connection and few shared frames for each subscriber.
+    fn deliver(&mut self, id: ChannelId, run: &[Box<Publication>]) {
         let Some(channel) = self.hub.channel_mut(id) else {
             return;
         };
+        let offsets = run.iter().map(|each| each.offset);
+        let (first, last) = (offsets.clone().min(), offsets.max());
+        let joined =
+            format::ALL.map(|format| forms::joined(format, run.iter().map(|each| &each.forms)));
         let (mut delivered, mut queued) = (0, 0);
         let mut over_bounds = Vec::new();
         let mut seen = Wants::default();
         for subscriber in &channel.subscribers {
-            if subscriber.after_offset >= *offset {
+            let has = Some(subscriber.after_offset);
+            if has >= last {
                 seen.add(channel.wants);
                 continue;
             }
@@ -329,19 +402,28 @@ impl Sessions {
                 continue;
             };
             seen.add(connection.format.into());
-            let Some(frame) = &forms[connection.format as usize] else {
-                continue;
-            };
+            let format = connection.format as usize;
             let before = connection.outbox.queued_bytes();
-            connection.outbox.push(Rc::clone(frame));
+            let mut push = |frame: &Rc<Frame>| {
+                connection.outbox.push(Rc::clone(frame));
+                delivered += frame.messages as usize;
+            };
+            if has < first {
+                joined[format].iter().for_each(&mut push);
+            } else {
+                let missed = run.iter().filter(|each| Some(each.offset) > has);
+                missed
+                    .filter_map(|each| each.forms[format].as_ref())
+                    .for_each(&mut push);
+            }
+            if connection.outbox.queued_bytes() == before {
+                continue;
+            }
             queued += connection.outbox.queued_bytes() - before;
-            delivered += 1;
             if connection.flags.raise(Flags::TO_FLUSH) {
-                self.to_flush.push(index);
+                self.to_flush.push_back(index);
             }
-            if connection.flags.raise(Flags::UNKEPT) {
-                self.keep.behind.push(index);
-            }
+            connection.flags.set(Flags::UNKEPT, true);
             if pressure(connection, &self.settings) != Pressure::None {
                 over_bounds.push(index);
             }
@@ -356,13 +438,18 @@ impl Sessions {
         }
     }
 
-    /// All that could be sent of this turn's publications is sent.
-    pub fn record_latency(&mut self) {
-        if self.deliveries.published_ms.is_empty() {
+    /// Publications whose latency is not recorded yet.
+    pub fn latencies(&self) -> usize {
+        self.deliveries.published_ms.len()
+    }
+
+    /// All that could be sent of the first `count` publications is sent.
+    pub fn record_latency(&mut self, count: usize) {
+        if count == 0 {
             return;
         }
         let now_ms = host::wall_clock_ms();
-        for published_ms in self.deliveries.published_ms.drain(..) {
+        for published_ms in self.deliveries.published_ms.drain(..count) {
             let latency_ms = now_ms.saturating_sub(published_ms);
             self.metrics.record(Histogram::PublishToFlushMs, latency_ms);
         }

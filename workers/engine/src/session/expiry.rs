@@ -7,8 +7,8 @@ use super::fault::{BAD_REQUEST, DENIED, Fault, INTERNAL};
 use super::subscriptions::TokenRefusal;
 use crate::asks::verdict::{RefreshResult, Verdict};
 use crate::asks::{AskKind, Fallback};
-use crate::auth::TokenError;
-use crate::client::Expiry;
+use crate::auth::{SubOptions, TokenError};
+use crate::client::{Expiry, Traits};
 use crate::connection::Phase;
 use crate::hub::ChannelId;
 use crate::protocol::centrifuge::{Command, Push, Reply, Request, SubscribeRequest};
@@ -179,9 +179,8 @@ impl Sessions {
         if user != Some(&*claims.user) {
             return self.condemn(token, Close::InvalidToken);
         }
-        let mut channels = claims.subs.iter().map(|(channel, _)| channel);
-        if channels.any(|channel| !self.is_subscribed_to(token, channel)) {
-            // A channel that it did not have before comes with a connection, as the others did.
+        if self.has_other_channels(token, &claims.subs) {
+            // Channels of a token come and go with a connection.
             return self.condemn(token, Close::InsufficientState);
         }
         let Some(connection) = self.connections.get_mut(token) else {
@@ -200,6 +199,25 @@ impl Sessions {
         self.schedule_next(token);
         let expires = ttl > 0;
         self.reply(token, id, &Reply::Refresh { expires, ttl });
+    }
+
+    /// Whether a new token names a channel that the connection is not in, or does not name one
+    /// that it got by the token before.
+    fn has_other_channels(&mut self, token: Token, subs: &[(String, SubOptions)]) -> bool {
+        let mut named = subs.iter().map(|(channel, _)| channel);
+        if named.any(|channel| !self.is_subscribed_to(token, channel)) {
+            return true;
+        }
+        let Some(connection) = self.connections.get_mut(token) else {
+            return false;
+        };
+        let mut held = connection.subscriptions.as_slice().iter().enumerate();
+        held.any(|(place, subscription)| {
+            let standing = connection.standing(place);
+            let is_by_token = standing.is_some_and(|each| each.traits.has(Traits::BY_TOKEN));
+            let channel = self.hub.channel(subscription.channel);
+            is_by_token && channel.is_some_and(|it| subs.iter().all(|(name, _)| **name != *it.name))
+        })
     }
 
     /// A client brings a new token for a subscription.

@@ -16,6 +16,33 @@ use crate::protocol::format::{self, FORMATS, Format};
 /// By the number of a [`Format`]; `None` where nobody wants it.
 pub(super) type Forms = [Option<Rc<Frame>>; FORMATS];
 
+/// Longest frame that is made of several: of longer ones the kernel's work for each byte is most of
+/// what a send costs, and it is as much either way.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
+
+/// Publications of one channel, in the form for one format, in few frames for who gets them all.
+pub(super) fn joined<'a>(format: Format, forms: impl Iterator<Item = &'a Forms>) -> Vec<Rc<Frame>> {
+    let frames = forms.filter_map(|each| each[format as usize].as_ref());
+    if format == Format::Tcp {
+        // These are put into the frames of each connection when it sends them.
+        return frames.cloned().collect();
+    }
+    let (mut all, mut together, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for frame in frames {
+        bytes += frame.bytes.len();
+        if bytes > JOINED_BYTES_MAX && !together.is_empty() {
+            all.push(Frame::joined(&together));
+            together.clear();
+            bytes = frame.bytes.len();
+        }
+        together.push(frame);
+    }
+    if !together.is_empty() {
+        all.push(Frame::joined(&together));
+    }
+    all
+}
+
 /// A publication for one format; an error if its dialect cannot say it.
 pub(super) fn frame(
     format: Format,

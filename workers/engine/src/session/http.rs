@@ -15,7 +15,9 @@ use crate::protocol::centrifuge::{
 };
 use crate::protocol::close::Close;
 use crate::protocol::format::Format;
-use crate::protocol::http::{Asked, HttpLimits, HttpReject, Opening, Rules, parse_opening};
+use crate::protocol::http::{
+    Asked, Cors, HttpLimits, HttpReject, Opening, Refused, Rules, parse_opening, passed_on,
+};
 use crate::protocol::sse::LastEventId;
 use crate::protocol::websocket::Inbound;
 use crate::slab::Token;
@@ -43,8 +45,8 @@ impl Sessions {
                 self.opening(token, value);
                 consumed
             }
-            Err(reject) => {
-                self.reject(token, reject);
+            Err(refused) => {
+                self.reject(token, refused);
                 bytes.len()
             }
         }
@@ -78,10 +80,10 @@ impl Sessions {
                 }
             }
             Opening::Emulation {
-                response,
+                cors,
                 encoding,
                 body,
-            } => self.emulate(token, response, encoding, &body),
+            } => self.emulate(token, cors, encoding, &body),
             Opening::Answered { response } => self.answer(token, response),
         }
     }
@@ -131,16 +133,22 @@ impl Sessions {
 
     /// Commands for another connection: to its owner by way of the log, whoever that is. The client
     /// learns that they are on their way as soon as they are in the log.
-    fn emulate(&mut self, token: Token, response: Vec<u8>, encoding: Encoding, body: &[u8]) {
-        let Some(request) = parse_emulation(encoding, body) else {
-            return self.reject(token, HttpReject::BadRequest);
-        };
-        if request.node != self.settings.node {
-            return self.reject(token, HttpReject::UnknownNode);
+    fn emulate(&mut self, token: Token, cors: Cors, encoding: Encoding, body: &[u8]) {
+        if let Err(reject) = self.pass_on(token, encoding, body) {
+            return self.reject(token, Refused { reject, cors });
         }
-        let Some(session) = parse_uuid(&request.session) else {
-            return self.reject(token, HttpReject::BadRequest);
-        };
+        if let Some(connection) = self.connections.get_mut(token) {
+            connection.flags.set(Flags::WAITING, true);
+            self.emulations.insert(token, cors);
+        }
+    }
+
+    fn pass_on(&mut self, token: Token, encoding: Encoding, body: &[u8]) -> Result<(), HttpReject> {
+        let request = parse_emulation(encoding, body).ok_or(HttpReject::BadRequest)?;
+        if request.node != self.settings.node {
+            return Err(HttpReject::UnknownNode);
+        }
+        let session = parse_uuid(&request.session).ok_or(HttpReject::BadRequest)?;
         let sent = self.uplink.ask(
             token,
             Origin::Emulation,
@@ -152,20 +160,10 @@ impl Sessions {
                 ..Request::default()
             },
         );
-        let Some(connection) = self.connections.get_mut(token) else {
-            return;
-        };
-        match sent {
-            Ok(()) => {}
-            Err(UplinkError::TooLarge { .. }) => {
-                return self.reject(token, HttpReject::BodyTooLarge);
-            }
-            Err(UplinkError::Full | UplinkError::Corrupt { .. }) => {
-                return self.reject(token, HttpReject::Full);
-            }
-        }
-        connection.flags.set(Flags::WAITING, true);
-        self.emulations.insert(token, response);
+        sent.map_err(|error| match error {
+            UplinkError::TooLarge { .. } => HttpReject::BodyTooLarge,
+            UplinkError::Full | UplinkError::Corrupt { .. } => HttpReject::Full,
+        })
     }
 
     /// The publisher's answer to that.
@@ -178,9 +176,13 @@ impl Sessions {
             // It took too long, and was answered so.
             return;
         }
-        match (outcome, self.emulations.remove(&token)) {
-            (Outcome::Done { .. }, Some(response)) => self.answer(token, response),
-            _ => self.reject(token, HttpReject::Full),
+        let cors = self.emulations.remove(&token).unwrap_or_default();
+        match outcome {
+            Outcome::Done { .. } => self.answer(token, passed_on(&cors)),
+            Outcome::Failed { .. } => {
+                let reject = HttpReject::Full;
+                self.reject(token, Refused { reject, cors });
+            }
         }
     }
 

@@ -33,6 +33,9 @@ impl Sessions {
             for index in &behind {
                 self.put_down_one(*index);
             }
+            for place in 0..self.to_flush.len() {
+                self.put_down_one(self.to_flush[place]);
+            }
             self.keep.settle(self.reader.position());
         }
         behind.clear();
@@ -84,7 +87,7 @@ impl Sessions {
             let Some(connection) = self.connections.get_mut(token) else {
                 continue;
             };
-            if connection.outbox.is_empty() {
+            if connection.queued_bytes() == 0 {
                 connection.flags.set(Flags::LINGERING, false);
                 continue;
             }

@@ -262,6 +262,7 @@ impl Sessions {
             connection.outbox.push(Rc::new(Frame {
                 channel,
                 bytes: bytes.into(),
+                messages: 1,
                 kept: Cell::default(),
             }));
         }

@@ -50,8 +50,8 @@ impl fmt::Display for Closed {
             }
             Self::Unasked => write!(
                 out,
-                "its namespace has subscribe_hook = true, and the application is asked only \
-                 about clients of the bidirectional dialect, where hooks has somebody to answer"
+                "its namespace has subscribe_hook = true, and the application is asked only where \
+                 hooks has somebody to answer, and not about what one-way clients wish for"
             ),
             Self::OtherUsers => write!(out, "the name of the channel lists other users"),
             Self::Token(why) => write!(out, "the token is refused: {why}"),

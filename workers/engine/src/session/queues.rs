@@ -7,8 +7,9 @@ use std::rc::Rc;
 use super::Sessions;
 use crate::connection::{Connection, Dialect, Flags, Phase};
 use crate::metrics::Count;
-use crate::outbox::{Flush, Frame};
+use crate::outbox::Frame;
 use crate::protocol::close::Close;
+use crate::sending::SENDS_PER_BATCH;
 use crate::settings::Settings;
 use crate::slab::Token;
 use crate::sys;
@@ -72,15 +73,14 @@ impl Sessions {
             return;
         };
         if connection.flags.raise(Flags::TO_FLUSH) {
-            self.to_flush.push(index);
+            self.to_flush.push_back(index);
         }
         // What is said to a client of which more is known tends to be about that.
         if connection.identity.is_some() {
             connection.flags.set(Flags::CHANGED, true);
         }
-        if connection.flags.raise(Flags::UNKEPT) {
-            self.keep.behind.push(index);
-        }
+        // It is in that list, which is put down from as well.
+        connection.flags.set(Flags::UNKEPT, true);
     }
 
     /// The socket takes bytes again.
@@ -99,25 +99,69 @@ impl Sessions {
         self.to_flush.len()
     }
 
-    /// Sends what this turn has put into the queues of the first `count` connections that have
-    /// something: one system call for each at most. The others are first the next time.
-    pub fn flush(&mut self, count: usize) {
-        let mut list = std::mem::take(&mut self.to_flush);
-        let mut others = list.split_off(count.min(list.len()));
-        list.retain(|index| {
-            self.put_down_one(*index);
-            self.flush_one(*index)
-        });
-        list.append(&mut self.to_flush);
-        if !others.is_empty() {
-            others.append(&mut list);
-            list = others;
+    /// Sends what this turn has put into the queues of the first connections that have something,
+    /// [`SENDS_PER_BATCH`] of them: one send for each at most. The others are first the next time.
+    pub fn flush(&mut self) {
+        let count = self.to_flush.len().min(SENDS_PER_BATCH);
+        let batch: Vec<u32> = self.to_flush.drain(..count).collect();
+        if self.sender.takes(count) {
+            self.flush_together(&batch);
+        } else {
+            batch.into_iter().for_each(|index| self.flush_one(index));
         }
-        self.to_flush = list;
     }
 
-    /// Returns whether there is more to send without waiting for the socket.
-    fn flush_one(&mut self, index: u32) -> bool {
+    /// Sends to one connection, by a system call of its own.
+    fn flush_one(&mut self, index: u32) {
+        if !self.get_ready(index) {
+            return;
+        }
+        let Some(connection) = self.connections.at(index) else {
+            return;
+        };
+        let offer = connection.offer();
+        let offered = offer.bytes();
+        let result = match offered {
+            0 => Ok(0),
+            _ => offer.send_now(connection.socket.as_fd()),
+        };
+        self.note_sent(index, offered, result);
+    }
+
+    /// Sends to several connections by one system call; each is in `batch` once.
+    fn flush_together(&mut self, batch: &[u32]) {
+        let ready = batch.iter().copied().filter(|&i| self.get_ready(i));
+        let ready: Vec<u32> = ready.collect();
+        let (mut sent_to, mut offers) = (Vec::new(), Vec::new());
+        let mut silent = Vec::new();
+        for index in ready {
+            let Some(connection) = self.connections.at(index) else {
+                continue;
+            };
+            let offer = connection.offer();
+            match offer.bytes() {
+                0 => silent.push(index),
+                offered => {
+                    sent_to.push((index, offered));
+                    offers.push((connection.socket.as_fd(), offer));
+                }
+            }
+        }
+        let results = self.sender.send(&offers);
+        self.metrics.add(Count::SendBatches, 1);
+        for ((index, offered), result) in sent_to.into_iter().zip(results) {
+            self.note_sent(index, offered, result);
+        }
+        for index in silent {
+            self.note_sent(index, 0, Ok(0));
+        }
+    }
+
+    /// Gets ready what a connection sends next, and puts it down first: whoever goes on with the
+    /// connection after a crash knows what may have been sent. False: it may send nothing.
+    #[inline]
+    fn get_ready(&mut self, index: u32) -> bool {
+        self.put_down_one(index);
         let Some(connection) = self.connections.at_mut(index) else {
             return false;
         };
@@ -128,43 +172,51 @@ impl Sessions {
         if connection.flags.has(Flags::BLOCKED) {
             return false;
         }
-        let queued = connection.queued_bytes();
-        let socket = connection.socket.as_fd();
-        let result = match &mut connection.dialect {
-            Dialect::Tcp(tcp) => tcp.flush(&mut connection.outbox, &mut self.scratch, socket),
-            _ => connection.outbox.flush(socket),
+        if let Dialect::Tcp(tcp) = &mut connection.dialect {
+            let queued = connection.outbox.queued_bytes() + tcp.wire.len();
+            tcp.fill(&mut connection.outbox, &mut self.buffers);
+            self.queued_bytes -= queued;
+            self.queued_bytes += connection.queued_bytes();
+        }
+        true
+    }
+
+    /// Takes note of what became of a send of `offered` bytes.
+    fn note_sent(&mut self, index: u32, offered: usize, result: io::Result<usize>) {
+        let Some(connection) = self.connections.at_mut(index) else {
+            return;
         };
-        let left = connection.queued_bytes();
-        self.queued_bytes = self.queued_bytes - queued + left;
-        if left <= self.settings.queue_soft_bytes {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                connection.flags.set(Flags::TO_FLUSH, true);
+                return self.to_flush.push_back(index);
+            }
+            Err(error) => return self.send_failed(index, &error),
+        };
+        let queued = connection.queued_bytes();
+        connection.advance(sent, &mut self.buffers);
+        connection.kept.count_sent(sent);
+        let waiting = connection.queued_bytes();
+        self.queued_bytes -= queued - waiting;
+        if waiting <= self.settings.queue_soft_bytes {
             connection.soft_since = None;
         }
-        match result {
-            Ok((sent, state)) => {
-                connection.kept.count_sent(sent);
-                connection.flags.set(Flags::TO_FLUSH, state == Flush::More);
-                connection
-                    .flags
-                    .set(Flags::BLOCKED, state == Flush::Blocked);
-                let has_said_all = left == 0 && connection.phase == Phase::Closing;
-                let was_blocked = state == Flush::Blocked;
-                // Without anything to send there was no system call.
-                let was_called = sent > 0 || was_blocked;
-                self.metrics.add(Count::Sends, usize::from(was_called));
-                self.metrics.add(Count::SentBytes, sent);
-                self.metrics
-                    .add(Count::SendsBlocked, usize::from(was_blocked));
-                if has_said_all {
-                    self.said_goodbye(index);
-                } else if was_blocked {
-                    self.waits(index);
-                }
-                state == Flush::More
-            }
-            Err(error) => {
-                self.send_failed(index, &error);
-                false
-            }
+        let is_blocked = sent < offered;
+        let has_more = !is_blocked && connection.has_more();
+        connection.flags.set(Flags::BLOCKED, is_blocked);
+        connection.flags.set(Flags::TO_FLUSH, has_more);
+        let has_said_all = waiting == 0 && connection.phase == Phase::Closing;
+        self.metrics.add(Count::Sends, usize::from(offered > 0));
+        self.metrics.add(Count::SentBytes, sent);
+        self.metrics.add(Count::SendsBlocked, is_blocked.into());
+        if has_said_all {
+            self.said_goodbye(index);
+        } else if is_blocked {
+            self.waits(index);
+        } else if has_more {
+            self.to_flush.push_back(index);
         }
     }
 

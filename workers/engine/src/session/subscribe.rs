@@ -6,6 +6,7 @@ use tidegate_ring::publication::PublicationView;
 use super::Sessions;
 use super::permission::{self, Act, Closed, Entrance, NameError};
 use super::recovery::{Past, Recovered};
+use crate::asks::AskKind;
 use crate::auth::Overrides;
 use crate::client::{Client, Expiry, Standing, Traits};
 use crate::connection::Subscriptions;
@@ -93,40 +94,13 @@ impl From<NameError> for SubscribeError {
 }
 
 impl Sessions {
-    /// Subscribes a connection without a token to `name`, if its namespace lets it in, recovering
-    /// what came after `since` (epoch, offset) if that is asked for, possible, and at most
-    /// `bytes_max`. Live publications follow from this turn's fan-out on.
-    pub(super) fn subscribe(
-        &mut self,
-        token: Token,
-        name: &str,
-        since: Option<(&str, u64)>,
-        bytes_max: usize,
-    ) -> Result<Granted, SubscribeError> {
-        let granted = self
-            .may_subscribe(token, name)
-            .map(|terms| self.enter(token, name, terms, since, bytes_max));
-        granted.inspect_err(|error| self.subscribe_refused(token, name, *error))
-    }
-
-    fn may_subscribe(&mut self, token: Token, name: &str) -> Result<Terms, SubscribeError> {
+    /// Whether and how a connection that shows no token for channel `name` comes into it.
+    pub(super) fn entrance(&mut self, token: Token, name: &str) -> Result<Entrance, NameError> {
         let namespace = self.names.namespace(&self.settings, name)?;
-        let user = self
-            .connections
-            .get_mut(token)
-            .map_or("", |each| each.user());
-        // This dialect has no way to wait for an answer: the application is not asked.
-        if let Entrance::Closed(closed) = permission::entrance(namespace, name, user, false) {
-            return Err(SubscribeError::Denied(closed));
-        }
-        let asked = Asked {
-            recoverable: true,
-            ..Asked::default()
-        };
-        let mut terms = terms(namespace, user, asked, &Overrides::default());
-        terms.standing.traits.set(Traits::SERVER_SIDE, true);
-        self.admissible(token, name)?;
-        Ok(terms)
+        let asks = self.asks.is_on(AskKind::Subscribe);
+        let connection = self.connections.get_mut(token);
+        let user = connection.map_or("", |each| each.user());
+        Ok(permission::entrance(namespace, name, user, asks))
     }
 
     /// Counts a refusal, and says in the log what would open the channel.

@@ -5,9 +5,9 @@ use super::Sessions;
 use super::asking::Then;
 use super::clock::now_s;
 use super::fault::{Fault, INTERNAL, NOT_AVAILABLE, TOKEN_EXPIRED};
-use super::permission::{self, Closed, Entrance};
+use super::permission::{Closed, Entrance, NameError};
 use super::recovery::epoch_text;
-use super::subscribe::{Asked, Granted, SubscribeError, terms};
+use super::subscribe::{Asked, Granted, SubscribeError, Terms, terms};
 use super::tcp;
 use crate::asks::verdict::{SubscribeResult as Admitted, Verdict};
 use crate::asks::{AskKind, Fallback};
@@ -87,14 +87,8 @@ impl Sessions {
             };
             return self.admit_subscription(&subscribing, admitted, false);
         }
-        let namespace = self.names.namespace(&self.settings, &request.channel);
-        let namespace = namespace.map_err(SubscribeError::from)?;
-        let user = self
-            .connections
-            .get_mut(token)
-            .map_or("", |each| each.user());
-        let asks = self.asks.is_on(AskKind::Subscribe);
-        match permission::entrance(namespace, &request.channel, user, asks) {
+        let entrance = self.entrance(token, &request.channel);
+        match entrance.map_err(SubscribeError::from)? {
             Entrance::Open => self.admit_subscription(&subscribing, Admitted::default(), false),
             Entrance::Closed(closed) => Err(SubscribeError::Denied(closed).into()),
             Entrance::Hook => {
@@ -180,25 +174,14 @@ impl Sessions {
             token, id, request, ..
         } = subscribing;
         let token = *token;
-        let namespace = self.names.namespace(&self.settings, &request.channel);
-        let namespace = namespace.map_err(SubscribeError::from)?;
-        let user = self
-            .connections
-            .get_mut(token)
-            .map_or("", |each| each.user());
         let asked = Asked {
             positioned: request.positioned,
             recoverable: request.recoverable,
             join_leave: request.join_leave,
             delta: request.delta == FOSSIL,
         };
-        let mut terms = terms(namespace, user, asked, &admitted.overrides);
-        let refreshes = namespace.sub_refresh_hook && self.asks.is_on(AskKind::SubRefresh);
-        terms.standing.info = admitted.info.into();
-        terms.standing.expiry = Expiry {
-            at_s: admitted.expire_at.unwrap_or(0),
-            by_hook: refreshes && is_by_hook && admitted.expire_at.is_some(),
-        };
+        let terms = self.granted_terms(token, &request.channel, asked, &admitted, is_by_hook);
+        let terms = terms.map_err(SubscribeError::from)?;
         let since = request.recover.as_ref();
         let since = since.map(|since| (since.epoch.as_str(), since.offset));
         let bytes_max = self.recovery_bytes_max(token);
@@ -209,6 +192,29 @@ impl Sessions {
         let granted = self.settle(token, &request.channel, terms, past);
         self.subscribed(token, *id, &granted, since.is_some(), &admitted.data);
         Ok(())
+    }
+
+    /// What a subscription that was granted may have of what is asked for. `is_by_hook`: the
+    /// application granted it.
+    pub(super) fn granted_terms(
+        &mut self,
+        token: Token,
+        channel: &str,
+        asked: Asked,
+        admitted: &Admitted,
+        is_by_hook: bool,
+    ) -> Result<Terms, NameError> {
+        let namespace = self.names.namespace(&self.settings, channel)?;
+        let connection = self.connections.get_mut(token);
+        let user = connection.map_or("", |each| each.user());
+        let mut terms = terms(namespace, user, asked, &admitted.overrides);
+        let refreshes = namespace.sub_refresh_hook && self.asks.is_on(AskKind::SubRefresh);
+        terms.standing.info = admitted.info.as_slice().into();
+        terms.standing.expiry = Expiry {
+            at_s: admitted.expire_at.unwrap_or(0),
+            by_hook: refreshes && is_by_hook && admitted.expire_at.is_some(),
+        };
+        Ok(terms)
     }
 
     fn subscribed(

@@ -1,20 +1,24 @@
 //! The binary protocol: its requests, its answers, and how its frames reach the socket.
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use tidegate_ring::channels::ChannelKey;
 use tidegate_ring::publication::PublicationView;
 
 use super::Sessions;
+use super::asking::Then;
 use super::connect::{Connecting, How};
 use super::fault::{BAD_REQUEST, Fault, NOT_AVAILABLE};
+use super::permission::Entrance;
 use super::recovery::epoch_text;
+use super::subscribe::{Asked, SubscribeError};
+use crate::asks::verdict::{SubscribeResult as Admitted, Verdict};
+use crate::asks::{AskKind, Fallback};
+use crate::client::Traits;
 use crate::connection::{Dialect, Flags, Phase, Tcp, uuid_text};
 use crate::hub::ChannelId;
 use crate::metrics::Count;
-use crate::outbox::{Flush, Frame, Outbox};
+use crate::outbox::{Frame, Outbox};
 use crate::protocol::Parsed;
 use crate::protocol::centrifuge::ConnectRequest;
 use crate::protocol::close::{Close, Farewell};
@@ -23,11 +27,19 @@ use crate::protocol::tcp::payload::{
     Unsubscribed,
 };
 use crate::protocol::tcp::{Kind, SERVER_WINDOW, decode};
+use crate::sending::Buffers;
 use crate::slab::Token;
-use crate::sys;
 
 /// Bytes of frames put together for one system call; a socket rarely takes more at once.
 const WIRE_BYTES_PER_FLUSH: usize = 65_536;
+
+/// A SUBSCRIBE on its way.
+pub(super) struct TcpSubscribing {
+    request: u32,
+    channel: String,
+    /// Epoch and offset.
+    since: Option<(String, u64)>,
+}
 
 /// What stands for a channel in the frames of a connection. It is the same in every worker, as the
 /// table's key is, so that a connection that moves keeps it. Two channels have the same one in one
@@ -65,60 +77,42 @@ impl Tcp {
         self.say(Kind::Close, &payload);
     }
 
-    /// Frames what the window allows of the outbox and offers it to the socket, after what the
-    /// socket did not take before. `scratch` spares idle connections a buffer of their own.
-    pub(super) fn flush(
-        &mut self,
-        outbox: &mut Outbox,
-        scratch: &mut Vec<u8>,
-        socket: BorrowedFd<'_>,
-    ) -> io::Result<(usize, Flush)> {
-        let borrows = self.wire.is_empty();
-        let mut wire = std::mem::take(if borrows { scratch } else { &mut self.wire });
-        let more = self.fill(outbox, &mut wire);
-        let sent = match sys::send(socket, &wire) {
-            _ if wire.is_empty() => Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            other => other,
-        };
-        let flushed = sent.map(|sent| {
-            wire.drain(..sent);
-            let state = match (wire.is_empty(), more) {
-                (false, _) => Flush::Blocked,
-                (true, true) => Flush::More,
-                (true, false) => Flush::Empty,
-            };
-            (sent, state)
-        });
-        if borrows {
-            // Cloning nothing allocates nothing: the usual case.
-            self.wire = wire.clone();
-            wire.clear();
-            *scratch = wire;
-        } else if !wire.is_empty() {
-            self.wire = wire;
+    /// Appends DATA frames to what is to be sent: all that the window allows of the outbox, up to
+    /// what is sent at once.
+    pub(crate) fn fill(&mut self, outbox: &mut Outbox, buffers: &mut Buffers) {
+        if self.wire.capacity() == 0 && self.has_more(outbox) {
+            self.wire = buffers.take();
         }
-        flushed
-    }
-
-    /// Appends DATA frames to `wire`; true: there would be more, and window for it.
-    pub(crate) fn fill(&mut self, outbox: &mut Outbox, wire: &mut Vec<u8>) -> bool {
         while let Some((frame, sent)) = outbox.head() {
             let left = &frame.bytes[sent..];
             let piece = self.flow.piece(left.len());
-            if piece == 0 {
-                return false;
-            }
-            if wire.len() >= WIRE_BYTES_PER_FLUSH {
-                return true;
+            if piece == 0 || self.wire.len() >= WIRE_BYTES_PER_FLUSH {
+                return;
             }
             let data = self.flow.data(&left[..piece], piece < left.len());
-            wire.extend_from_slice(&data.head);
-            wire.extend_from_slice(&left[..piece]);
-            wire.extend_from_slice(data.trailer.as_ref().map_or(&[], |trailer| &trailer[..]));
+            self.wire.extend_from_slice(&data.head);
+            self.wire.extend_from_slice(&left[..piece]);
+            let trailer = data.trailer.as_ref();
+            self.wire
+                .extend_from_slice(trailer.map_or(&[], |trailer| &trailer[..]));
             outbox.advance(piece);
         }
-        false
+    }
+
+    /// Whether there would be more to [`Tcp::fill`], and window for it.
+    pub(crate) fn has_more(&self, outbox: &Outbox) -> bool {
+        let head = outbox.head();
+        head.is_some_and(|(frame, sent)| self.flow.piece(frame.bytes.len() - sent) > 0)
+    }
+
+    /// Forgets what the socket has taken. An idle connection keeps no buffer.
+    pub(crate) fn advance(&mut self, bytes: usize, buffers: &mut Buffers) {
+        self.wire.drain(..bytes);
+        if self.wire.is_empty() {
+            buffers.give(std::mem::take(&mut self.wire));
+        } else {
+            self.wire.shrink_to_fit();
+        }
     }
 }
 
@@ -154,12 +148,16 @@ impl Sessions {
     }
 
     fn tcp_violated(&mut self, token: Token, close: Close) {
-        let closing = self.connections.get_mut(token).map(|each| each.phase);
-        if closing == Some(Phase::Closing) {
-            // It has had its reason; what follows is not worth another one.
-            return self.forget(token);
+        let Some(connection) = self.connections.get_mut(token) else {
+            return;
+        };
+        if connection.phase != Phase::Closing {
+            return self.condemn(token, close);
         }
-        self.condemn(token, close);
+        // It has its reason, or is about to have it: what follows is not worth another one.
+        connection.flags.set(Flags::DEAF, true);
+        self.changed(token.index);
+        self.mark_to_flush(token.index);
     }
 
     fn tcp_frame(&mut self, token: Token, kind: Kind, payload: &[u8]) -> Result<(), Close> {
@@ -272,21 +270,87 @@ impl Sessions {
     }
 
     fn tcp_subscribe(&mut self, token: Token, subscribe: &Subscribe<'_>) {
-        let since = subscribe.since.map(|since| (since.epoch, since.offset));
-        let key = self.table.key(subscribe.channel);
+        let asked = TcpSubscribing {
+            request: subscribe.request,
+            channel: subscribe.channel.to_string(),
+            since: subscribe
+                .since
+                .map(|since| (since.epoch.to_string(), since.offset)),
+        };
+        let entrance = self
+            .admissible(token, subscribe.channel)
+            .and_then(|()| Ok(self.entrance(token, subscribe.channel)?));
+        match entrance {
+            Ok(Entrance::Open) => self.tcp_enter(token, &asked, &Admitted::default(), false),
+            Ok(Entrance::Hook) => {
+                if let Some(mut body) = self.body(token) {
+                    body.channel = subscribe.channel;
+                    let body = body.encode();
+                    self.ask(token, AskKind::Subscribe, body, Then::TcpSubscribe(asked));
+                }
+            }
+            Ok(Entrance::Closed(closed)) => {
+                self.tcp_subscribe_refused(token, &asked, SubscribeError::Denied(closed));
+            }
+            Err(error) => self.tcp_subscribe_refused(token, &asked, error),
+        }
+    }
+
+    fn tcp_subscribe_refused(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        error: SubscribeError,
+    ) {
+        self.subscribe_refused(token, &asked.channel, error);
+        self.tcp_fail(token, asked.request, error.into());
+    }
+
+    /// The application's answer to a SUBSCRIBE.
+    pub(super) fn tcp_subscribe_answered(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        answer: Result<Verdict<Admitted>, Fallback>,
+    ) {
+        match self.decided(token, answer) {
+            Ok(None) => {}
+            Ok(Some(admitted)) => self.tcp_enter(token, asked, &admitted, true),
+            Err(fault) => self.tcp_fail(token, asked.request, fault),
+        }
+    }
+
+    /// Makes a subscription and answers the SUBSCRIBE. There is no word for data that comes with it.
+    fn tcp_enter(
+        &mut self,
+        token: Token,
+        asked: &TcpSubscribing,
+        admitted: &Admitted,
+        is_by_hook: bool,
+    ) {
+        let key = self.table.key(&asked.channel);
         if let Some(id) = self.channel_of_alias(token, alias(key))
             && self.hub.channel(id).is_none_or(|each| each.key != key)
         {
-            return self.tcp_fail(token, subscribe.request, NOT_AVAILABLE);
+            return self.tcp_fail(token, asked.request, NOT_AVAILABLE);
         }
-        let bytes_max = self.recovery_bytes_max(token);
-        let granted = match self.subscribe(token, subscribe.channel, since, bytes_max) {
-            Ok(granted) => granted,
-            Err(error) => return self.tcp_fail(token, subscribe.request, error.into()),
+        let wanted = Asked {
+            recoverable: true,
+            ..Asked::default()
         };
+        let terms = self.granted_terms(token, &asked.channel, wanted, admitted, is_by_hook);
+        let mut terms = match terms {
+            Ok(terms) => terms,
+            Err(error) => return self.tcp_subscribe_refused(token, asked, error.into()),
+        };
+        terms.standing.traits.set(Traits::SERVER_SIDE, true);
+        let since = asked.since.as_ref();
+        let since = since.map(|(epoch, offset)| (epoch.as_str(), *offset));
+        let bytes_max = self.recovery_bytes_max(token);
+        let granted = self.enter(token, &asked.channel, terms, since, bytes_max);
         let epoch = epoch_text(granted.epoch);
         let subscribed = Subscribed {
-            request: subscribe.request,
+            request: asked.request,
             alias: alias(key),
             recoverable: granted.recoverable(),
             recovered: granted.recovered.is_some(),

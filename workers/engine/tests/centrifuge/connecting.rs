@@ -71,6 +71,26 @@ fn who_shows_no_token_gets_in_only_where_that_is_allowed() {
 }
 
 #[test]
+fn a_token_of_nobody_opens_a_connection_unless_that_is_forbidden() {
+    let nobody = [json!({}), json!({"sub": "", "channels": ["open:a"]})].map(|it| token(&it));
+    let house = House::with(settings());
+    for token in &nobody {
+        Client::connect(house.http, token);
+    }
+    let house = House::with(Settings {
+        allow_anonymous_tokens: false,
+        ..settings()
+    });
+    for token in &nobody {
+        let mut client = Client::upgraded(house.http, "");
+        client.command("connect", json!({ "token": token }));
+        assert_eq!(client.end(), 3507);
+    }
+    house.wait_for_notice(&["client.allow_anonymous_tokens"]);
+    Client::of(house.http, "ann");
+}
+
+#[test]
 fn the_first_command_is_a_connect_and_no_other_is() {
     let house = House::with(settings());
     let mut early = Client::upgraded(house.http, "");

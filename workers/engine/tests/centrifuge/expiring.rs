@@ -61,6 +61,31 @@ fn a_refresh_with_a_wrong_token_is_the_end() {
     }
 }
 
+#[test]
+fn a_refresh_with_other_channels_than_those_of_the_token_before_has_the_client_come_back() {
+    let house = House::with(Settings {
+        personal_channel: true,
+        personal_channel_namespace: "chat".to_string(),
+        ..soon()
+    });
+    let of = |channels: &[&str]| token(&json!({"sub": "ann", "channels": channels}));
+    let both = of(&["closed:a", "closed:b"]);
+    let same = json!({"token": of(&["closed:b", "closed:a", "chat:own"])});
+    let (mut client, _) = Client::connect(house.http, &both);
+    // What it has otherwise, its token may name or not.
+    client.subscribe("chat:own");
+    assert_eq!(client.ask("refresh", same), json!({}));
+    for others in [
+        &["closed:a"][..],
+        &[],
+        &["closed:a", "closed:b", "closed:c"],
+    ] {
+        let (mut client, _) = Client::connect(house.http, &both);
+        client.command("refresh", json!({ "token": of(others) }));
+        assert_eq!(client.end(), 3010, "{others:?}");
+    }
+}
+
 fn subscribe(client: &mut Client, channel: &str, seconds: u64) -> Value {
     let token = channel_token("ann", channel, json!({"exp": now_s() + seconds}));
     client.ask("subscribe", json!({"channel": channel, "token": token}))

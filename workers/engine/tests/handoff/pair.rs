@@ -1,6 +1,9 @@
 //! Two workers and a publisher. The publisher has a thread; the workers turn only when told to, so
 //! that a test can stop them at any step of a hand-off, or drop one as if it had been killed.
 
+#[path = "../support/engine.rs"]
+pub mod engine;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -89,6 +92,7 @@ pub fn settings(slot: u32) -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 64,
+        engine: engine::engine(),
         recovery_publications_max: 100,
         close_timeout: long,
         websocket_ping_interval: long,
@@ -108,8 +112,8 @@ struct Segments {
 
 fn segments() -> Segments {
     let region = |bytes| Region::heap(bytes);
-    let log = region(log::segment_bytes(LOG_BYTES, 2));
-    log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
+    let log = region(log::segment_bytes(LOG_BYTES, 2, 256));
+    log::format(&log, LOG_BYTES, 2, 256, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
     let history = region(history::segment_bytes(STORE_BYTES).unwrap());

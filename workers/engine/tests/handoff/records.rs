@@ -14,6 +14,7 @@ use tidegate_engine::protocol::websocket::Fragments;
 
 const SAMPLE_1: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v1.bin");
 const SAMPLE_2: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v2.bin");
+const SAMPLE_3: &[u8] = include_bytes!("../../../../tests/vectors/handoff-v3.bin");
 
 /// What the sample of version 1 was written from.
 fn sample_1() -> Vec<Record> {
@@ -31,6 +32,13 @@ fn sample_2() -> Vec<Record> {
         streaming(),
         turned_away(),
     ]
+}
+
+/// What the sample of version 3 was written from.
+fn sample_3() -> Vec<Record> {
+    let mut records = sample_2();
+    records.push(by_token());
+    records
 }
 
 fn idle() -> Record {
@@ -110,6 +118,16 @@ fn known() -> Record {
         }),
         ..idle()
     }
+}
+
+/// A client with little room, in channels that its token named.
+fn by_token() -> Record {
+    let mut record = known();
+    record.format = Format::ProtobufWebSocketNarrow;
+    if let Some(identity) = &mut record.identity {
+        identity.standings[0].traits.set(Traits::BY_TOKEN, true);
+    }
+    record
 }
 
 fn streaming() -> Record {
@@ -221,16 +239,17 @@ fn written(records: &[Record]) -> Vec<u8> {
 fn records_of_the_version_before_are_read_too() {
     assert_eq!(read(SAMPLE_1), Ok(sample_1()));
     assert_eq!(read(SAMPLE_2), Ok(sample_2()));
+    assert_eq!(read(SAMPLE_3), Ok(sample_3()));
 }
 
 #[test]
 fn the_sample_is_what_this_version_writes() {
-    if VERSION == 2 {
-        let bytes = written(&sample_2());
+    if VERSION == 3 {
+        let bytes = written(&sample_3());
         if let Some(path) = std::env::var_os("WRITE_HANDOFF_SAMPLE") {
             std::fs::write(path, &bytes).unwrap();
         }
-        assert_eq!(bytes, SAMPLE_2);
+        assert_eq!(bytes, SAMPLE_3);
     }
 }
 
@@ -238,12 +257,12 @@ fn the_sample_is_what_this_version_writes() {
 fn what_is_no_record_is_refused_by_name() {
     assert_eq!(read(b"").unwrap_err(), RecordError::CutOff);
     assert_eq!(read(b"no record").unwrap_err(), RecordError::Magic);
-    assert_eq!(read(b"TGHR\x03\0").unwrap_err(), RecordError::Version(3));
+    assert_eq!(read(b"TGHR\x04\0").unwrap_err(), RecordError::Version(4));
     assert_eq!(
         read(b"TGHR\x01\0\x01\0\0\0\x03").unwrap_err(),
         RecordError::Value("phase")
     );
-    for (sample, count) in [(SAMPLE_1, 4), (SAMPLE_2, 7)] {
+    for (sample, count) in [(SAMPLE_1, 4), (SAMPLE_2, 7), (SAMPLE_3, 8)] {
         for cut in 7..sample.len() {
             let whole = read(&sample[..cut]);
             assert!(whole.map_or(true, |records| records.len() < count));
@@ -372,7 +391,7 @@ fn expiry() -> impl Strategy<Value = Expiry> {
 }
 
 fn standing() -> impl Strategy<Value = Standing> {
-    (0..256u16, expiry(), bytes()).prop_map(|(traits, expiry, info)| Standing {
+    (0..512u16, expiry(), bytes()).prop_map(|(traits, expiry, info)| Standing {
         traits: Traits::from_bits(traits).unwrap(),
         expiry,
         info: info.into(),

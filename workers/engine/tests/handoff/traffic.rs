@@ -141,6 +141,15 @@ fn check(client: &mut Client, channel: usize, published: u64) {
     }
 }
 
+/// Ends the threads that look at it when it goes.
+struct Stopping<'a>(&'a AtomicU64);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
     let mut pair = Pair::open();
@@ -149,6 +158,8 @@ fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
     let mut source = pair.source.take().unwrap();
     let (stop, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let published = std::thread::scope(|scope| {
+        // The scope waits for its threads: whatever fails below must end them too.
+        let stopping = Stopping(&stop);
         let publishing = scope.spawn(|| publish(&mut source, &stop, &total));
         let talking = scope.spawn(|| chatter(&mut clients, &stop));
         for number in 0..MOVES {
@@ -159,7 +170,7 @@ fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
                 total.load(Ordering::Relaxed) >= (number + 1) * PUBLICATIONS_PER_MOVE
             });
         }
-        stop.store(1, Ordering::Relaxed);
+        drop(stopping);
         while !talking.is_finished() {
             pair.turn();
         }

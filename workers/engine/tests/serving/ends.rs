@@ -1,11 +1,11 @@
 //! Every connection that ends, ends with a reason: said, and counted.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use tidegate_engine::protocol::close::Close;
-use tidegate_engine::protocol::tcp::Kind;
+use tidegate_engine::protocol::tcp::{Header, Kind};
 use tidegate_engine::reactor::Report;
 use tungstenite::Message;
 
@@ -151,6 +151,37 @@ fn draining_closes_everyone_within_the_spread_and_reports_it() {
         }
     }
     house.wait_for_count(r#"closes_total{reason="force_reconnect"}"#, 31);
+}
+
+#[test]
+fn a_binary_client_that_is_refused_hears_why_whatever_it_says_meanwhile() {
+    let house = House::open();
+    let mut stream = crate::house::connect(house.tcp);
+    let mut bytes = Vec::new();
+    // Its token is none, and it does not wait for the answer.
+    for (kind, payload) in [
+        (Kind::Connect, &[0, 0, 0, 1, b'x'][..]),
+        (Kind::Subscribe, &[1, 0, 1, b'a'][..]),
+    ] {
+        let header = Header {
+            kind,
+            seq: 0,
+            ack_seq: 0,
+            window_size: 60_000,
+            length: payload.len() as u16,
+        };
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(payload);
+    }
+    stream.write_all(&bytes).unwrap();
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).unwrap();
+    let code_3500 = [0xAC, 0x1B];
+    assert_eq!(
+        (said[3], &said[16..18]),
+        (Kind::Close as u8, &code_3500[..])
+    );
+    house.wait_for_count(r#"closes_total{reason="invalid_token"}"#, 1);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! A worker and a publisher for tests: the real ones, on threads, over heap memory and loopback.
 
+#[path = "../support/engine.rs"]
+pub mod engine;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,6 +80,7 @@ pub fn settings() -> Settings {
         header_bytes_max: 4096,
         headers_max: 32,
         accepts_per_turn_max: 16,
+        engine: engine::engine(),
         recovery_publications_max: 100,
         close_timeout: Duration::from_millis(500),
         websocket_ping_interval: long,
@@ -94,8 +98,8 @@ pub fn settings() -> Settings {
 
 fn segments() -> (sequencer::Segments, Region, Region) {
     let region = |bytes| Region::heap(bytes);
-    let log = region(log::segment_bytes(LOG_BYTES, 2));
-    log::format(&log, LOG_BYTES, 2, u64::MAX - 4095, OWNER).unwrap();
+    let log = region(log::segment_bytes(LOG_BYTES, 2, 256));
+    log::format(&log, LOG_BYTES, 2, 256, u64::MAX - 4095, OWNER).unwrap();
     let channels = region(channels::segment_bytes(256).unwrap());
     channels::format(&channels, 256, OWNER).unwrap();
     let history = region(history::segment_bytes(STORE_BYTES).unwrap());
@@ -311,7 +315,20 @@ impl House {
         self.value(0, name)
     }
 
+    /// What the worker's row has of a metric of any kind.
+    pub fn measured(&self, name: &str) -> Value {
+        self.metric(1, name)
+            .unwrap_or_else(|| panic!("no row has {name}"))
+    }
+
     fn value(&self, number: usize, name: &str) -> u64 {
+        match self.metric(number, name) {
+            Some(Value::Number(number)) => number,
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    fn metric(&self, number: usize, name: &str) -> Option<Value> {
         let place = self
             .stats
             .schema()
@@ -319,10 +336,7 @@ impl House {
             .position(|line| line.name == name);
         let place = place.unwrap_or_else(|| panic!("no metric {name}"));
         let row = self.stats.rows().into_iter().find(|row| row.row == number);
-        match row.map(|row| row.values[place].clone()) {
-            Some(Value::Number(number)) => number,
-            other => panic!("{name} is {other:?}"),
-        }
+        row.map(|row| row.values[place].clone())
     }
 
     pub fn wait_for_count(&self, name: &str, expected: u64) {

@@ -4,5 +4,7 @@ mod clients;
 mod ends;
 mod house;
 mod limits;
+mod profiling;
 mod publishing;
+mod sending;
 mod subscribing;

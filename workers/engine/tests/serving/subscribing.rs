@@ -208,7 +208,7 @@ fn a_binary_client_recovers_what_it_missed_before_live_data() {
 }
 
 /// Keeps the worker's thread from its work until the sender is dropped.
-fn stop_the_clock(house: &mut House) -> std::sync::mpsc::Sender<()> {
+pub fn stop_the_clock(house: &mut House) -> std::sync::mpsc::Sender<()> {
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (stopped, is_stopped) = std::sync::mpsc::channel();
     house.order(move |_: &mut Reactor| {

@@ -301,7 +301,7 @@ fn an_idle_reader_is_one_word() {
 mod compressed {
     use super::*;
     use crate::peer::Reader;
-    use tidegate_engine::protocol::deflate::compress;
+    use tidegate_engine::protocol::deflate::{Window, compress};
 
     const RSV1: u8 = 0x40;
 
@@ -318,7 +318,7 @@ mod compressed {
     #[test]
     fn messages_are_expanded_alone_and_in_fragments_and_others_are_left() {
         let long = "tide ".repeat(100);
-        let payload = compress(long.as_bytes()).unwrap();
+        let payload = compress(long.as_bytes(), Window::Full).unwrap();
         let (one, two) = payload.split_at(payload.len() / 2);
         let frames = [
             frame(FIN | RSV1 | TEXT, &payload),
@@ -356,14 +356,14 @@ mod compressed {
 
     #[test]
     fn what_is_expanded_keeps_to_the_rules_of_any_message() {
-        let bomb = compress(&vec![b'x'; MESSAGE_BYTES_MAX + 1]).unwrap();
+        let bomb = compress(&vec![b'x'; MESSAGE_BYTES_MAX + 1], Window::Full).unwrap();
         fails_with(&[frame(FIN | RSV1 | TEXT, &bomb)], Close::MessageTooBig);
-        let most = compress(&vec![b'x'; MESSAGE_BYTES_MAX]).unwrap();
+        let most = compress(&vec![b'x'; MESSAGE_BYTES_MAX], Window::Full).unwrap();
         assert!(matches!(
             seen(&[frame(FIN | RSV1 | TEXT, &most)])[..],
             [Seen::Text(_)]
         ));
-        let not_text = compress(&[0xFF; 100]).unwrap();
+        let not_text = compress(&[0xFF; 100], Window::Full).unwrap();
         fails_with(&[frame(FIN | RSV1 | TEXT, &not_text)], Close::InvalidText);
         fails_with(
             &[frame(FIN | RSV1 | TEXT, b"\xFF\xFF\xFF")],

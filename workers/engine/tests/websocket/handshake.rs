@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::http::{
-    HttpReject, Opening, REJECTS, Request, Rules, parse_opening, parse_request,
+    Cors, HttpReject, Opening, REJECTS, Request, Rules, parse_opening, parse_request,
 };
 
 use crate::peer::{HTTP_LIMITS as LIMITS, RULES};
@@ -52,7 +52,7 @@ fn accepted(head: &str, origins_allowed: &[&str]) -> Result<String, HttpReject> 
         origins_allowed: &origins,
         ..RULES
     };
-    match parse_opening(head.as_bytes(), &rules)? {
+    match parse_opening(head.as_bytes(), &rules).map_err(|refused| refused.reject)? {
         Parsed::Complete {
             value: Opening::WebSocket { response, .. },
             ..
@@ -166,7 +166,8 @@ fn another_websocket_version_is_told_ours() {
             HttpReject::WebSocketVersion,
         );
     }
-    let response = String::from_utf8(HttpReject::WebSocketVersion.response()).unwrap();
+    let response =
+        String::from_utf8(HttpReject::WebSocketVersion.response(&Cors::default())).unwrap();
     assert!(response.starts_with("HTTP/1.1 426 ") && response.contains("Upgrade: websocket\r\n"));
     assert!(response.contains("Sec-WebSocket-Version: 13\r\n"));
 }
@@ -185,7 +186,8 @@ fn path_method_and_http_version_are_checked() {
         let line = format!("{method} /connection/uni_websocket HTTP/1.1");
         refused(&head(&line, &HEADERS), HttpReject::MethodNotAllowed);
     }
-    let response = String::from_utf8(HttpReject::MethodNotAllowed.response()).unwrap();
+    let response =
+        String::from_utf8(HttpReject::MethodNotAllowed.response(&Cors::default())).unwrap();
     assert!(response.contains("\r\nAllow: GET\r\n"));
     refused(
         &head("GET /connection/uni_websocket HTTP/1.0", &HEADERS),
@@ -302,7 +304,7 @@ fn a_flood_of_headers_is_refused() {
 
 #[test]
 fn who_asks_for_nothing_that_is_here_is_told_what_is() {
-    let response = String::from_utf8(HttpReject::UnknownPath.response()).unwrap();
+    let response = String::from_utf8(HttpReject::UnknownPath.response(&Cors::default())).unwrap();
     assert!(
         response
             .trim_end()
@@ -316,7 +318,7 @@ fn every_refusal_is_a_whole_response_under_a_name_of_its_own() {
     assert_eq!(names.len(), REJECTS.len());
     for (index, reject) in REJECTS.iter().enumerate() {
         assert_eq!(reject.index(), index);
-        let response = String::from_utf8(reject.response()).unwrap();
+        let response = String::from_utf8(reject.response(&Cors::default())).unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
         let mut lines = head.split("\r\n");
         assert_eq!(

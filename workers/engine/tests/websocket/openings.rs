@@ -3,7 +3,9 @@
 use tidegate_engine::protocol::Parsed;
 use tidegate_engine::protocol::centrifuge::{Command, ConnectRequest, Encoding, Request};
 use tidegate_engine::protocol::format::Format;
-use tidegate_engine::protocol::http::{Asked, HttpReject, Opening, Rules, parse_opening};
+use tidegate_engine::protocol::http::{
+    Asked, HttpReject, Opening, Rules, parse_opening, passed_on,
+};
 use tidegate_engine::protocol::sse::{LastEventId, Position, with_id};
 use tidegate_engine::settings::Transport;
 
@@ -24,7 +26,7 @@ fn post(path: &str, headers: &str, body: &str) -> String {
 }
 
 fn open_by(request: &str, rules: &Rules<'_>) -> Result<Opening, HttpReject> {
-    match parse_opening(request.as_bytes(), rules)? {
+    match parse_opening(request.as_bytes(), rules).map_err(|refused| refused.reject)? {
         Parsed::Complete { value, consumed } => {
             assert_eq!(consumed, request.len());
             Ok(value)
@@ -128,15 +130,20 @@ fn compression_is_agreed_to_where_an_offer_can_be_met() {
         "permessage-deflate; client_max_window_bits",
         "permessage-deflate;client_max_window_bits=9;server_no_context_takeover",
         "x-webkit-deflate-frame, permessage-deflate; client_no_context_takeover",
-        "permessage-deflate; server_max_window_bits=9, permessage-deflate",
+        "permessage-deflate; server_max_window_bits=8, permessage-deflate",
     ] {
         assert_eq!(agreed(offers).as_deref(), Some(plain), "{offers}");
     }
-    let windowed = format!("{plain}; server_max_window_bits=15");
+    let windowed = |bits: u8| Some(format!("{plain}; server_max_window_bits={bits}"));
     let offer = "permessage-deflate; server_max_window_bits=\"15\"";
-    assert_eq!(agreed(offer), Some(windowed));
+    assert_eq!(agreed(offer), windowed(15));
+    for bits in 9..15 {
+        let offer = format!("permessage-deflate; server_max_window_bits=\"{bits}\"");
+        assert_eq!(agreed(&offer), windowed(9), "{bits}");
+    }
     for declined in [
-        "permessage-deflate; server_max_window_bits=10",
+        "permessage-deflate; server_max_window_bits=8",
+        "permessage-deflate; server_max_window_bits=7",
         "permessage-deflate; server_max_window_bits",
         "permessage-deflate; client_max_window_bits=16",
         "permessage-deflate; client_max_window_bits=08",
@@ -276,7 +283,7 @@ fn an_http_stream_takes_its_commands_from_the_body_in_the_encoding_of_the_body()
 #[test]
 fn emulation_takes_a_body_and_answers_with_nothing() {
     let Ok(Opening::Emulation {
-        response,
+        cors,
         encoding,
         body,
     }) = open(&post("/emulation", "", "{\"session\":\"s\"}"))
@@ -288,7 +295,7 @@ fn emulation_takes_a_body_and_answers_with_nothing() {
         (Encoding::Json, &b"{\"session\":\"s\"}"[..])
     );
     assert_eq!(
-        lines(&response),
+        lines(&passed_on(&cors)),
         ["HTTP/1.1 204 No Content", "Connection: close"]
     );
     let binary = post(
@@ -326,7 +333,8 @@ fn a_body_is_waited_for_within_bounds() {
     // What is refused is so before the body has come.
     let announced = |headers: &str| {
         let head = request("POST /emulation HTTP/1.1", headers, "");
-        parse_opening(head.as_bytes(), &RULES).map(|_| ())
+        let opening = parse_opening(head.as_bytes(), &RULES);
+        opening.map(|_| ()).map_err(|refused| refused.reject)
     };
     let length = |bytes: usize| format!("Content-Length: {bytes}\r\n");
     assert_eq!(announced(&length(MESSAGE_BYTES_MAX)), Ok(()));
@@ -391,11 +399,10 @@ fn a_page_of_an_allowed_origin_may_ask_and_read() {
         request("GET /connection/init HTTP/1.1", origin, ""),
     ];
     for asking in responses {
-        let (Opening::Stream { response, .. }
-        | Opening::Emulation { response, .. }
-        | Opening::Answered { response }) = open_by(&asking, &rules).unwrap()
-        else {
-            panic!("{asking}");
+        let response = match open_by(&asking, &rules).unwrap() {
+            Opening::Stream { response, .. } | Opening::Answered { response } => response,
+            Opening::Emulation { cors, .. } => passed_on(&cors),
+            Opening::WebSocket { .. } => panic!("{asking}"),
         };
         assert!(
             told.iter().all(|line| lines(&response).contains(line)),
@@ -403,6 +410,47 @@ fn a_page_of_an_allowed_origin_may_ask_and_read() {
         );
         let stranger = asking.replace("app.example", "other.example");
         assert_eq!(open_by(&stranger, &rules), Err(HttpReject::OriginRefused));
+    }
+}
+
+#[test]
+fn a_page_of_an_allowed_origin_may_read_why_it_is_refused() {
+    let origins = ["https://app.example".to_owned()];
+    let rules = Rules {
+        origins_allowed: &origins,
+        ..RULES
+    };
+    let told = "Access-Control-Allow-Origin: https://app.example";
+    let refusal = |asking: &str| {
+        let refused = parse_opening(asking.as_bytes(), &rules).unwrap_err();
+        let response = refused.reject.response(&refused.cors);
+        let is_told = lines(&response).contains(&told);
+        (refused.reject, is_told)
+    };
+    let origin = "Origin: https://app.example\r\n";
+    let too_long = format!("{origin}Content-Length: {}\r\n", MESSAGE_BYTES_MAX + 1);
+    for (asking, reject) in [
+        (post("/nowhere", origin, "{}"), HttpReject::UnknownPath),
+        (
+            request("GET /emulation HTTP/1.1", origin, ""),
+            HttpReject::NotPost,
+        ),
+        (
+            request("GET /connection/sse HTTP/1.1", origin, ""),
+            HttpReject::BadRequest,
+        ),
+        (
+            request("POST /connection/http_stream HTTP/1.1", &too_long, ""),
+            HttpReject::BodyTooLarge,
+        ),
+        (
+            request("GET /connection/websocket HTTP/1.1", origin, ""),
+            HttpReject::BadHandshake,
+        ),
+    ] {
+        assert_eq!(refusal(&asking), (reject, true), "{asking}");
+        let stranger = asking.replace("app.example", "other.example");
+        assert_eq!(refusal(&stranger), (HttpReject::OriginRefused, false));
     }
 }
 

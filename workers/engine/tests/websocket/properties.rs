@@ -101,7 +101,7 @@ fn outcome(bytes: &[u8]) -> Option<(String, usize)> {
             None
         }
         Ok(Parsed::Complete { value, consumed }) => Some((format!("{value:?}"), consumed)),
-        Err(reject) => Some((reject.name().to_owned(), 0)),
+        Err(refused) => Some((format!("{refused:?}"), 0)),
     }
 }
 

@@ -40,11 +40,12 @@ struct Grant {
 impl Conversation {
     /// See [`super::Session::begin`].
     pub fn begin<'a>(
+        token: &str,
         subscriptions: impl Iterator<Item = (&'a str, Option<&'a Position>)>,
         moment: Moment,
         out: &mut Vec<u8>,
     ) -> Conversation {
-        tcp::encode(out, tcp::CONNECT, 0, &tcp::connect());
+        tcp::encode(out, tcp::CONNECT, 0, &tcp::connect(token));
         let mut requested = Vec::new();
         for (channel, position) in subscriptions {
             requested.push(Some(channel.into()));
@@ -248,7 +249,7 @@ mod tests {
     /// A conversation about channel `a`, granted with alias 4 at offset 9 of epoch `e`.
     fn granted(flags: u8) -> (Conversation, Vec<String>) {
         let mut conversation =
-            Conversation::begin([("a", None)].into_iter(), START, &mut Vec::new());
+            Conversation::begin("", [("a", None)].into_iter(), START, &mut Vec::new());
         let connected = server(tcp::CONNECTED, 0, &[0, 2, 10, 30, 100, 0, 0]);
         let mut bytes = connected;
         bytes.extend(server(tcp::SUBSCRIBED, 0, &[1, flags, 4, 1, b'e', 9]));

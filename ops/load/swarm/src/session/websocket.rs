@@ -16,13 +16,14 @@ pub enum Conversation {
 }
 
 impl Conversation {
-    /// Begins a conversation: appends the first bytes to send to `out`.
+    /// Begins a conversation: appends the first bytes to send to `out`. An empty token is none.
     pub fn begin<'a>(
         host: &str,
+        token: &str,
         subscriptions: impl Iterator<Item = (&'a str, Option<&'a Position>)>,
         out: &mut Vec<u8>,
     ) -> Conversation {
-        let request = uni::connect_request(subscriptions);
+        let request = uni::connect_request(token, subscriptions);
         let query = uni::percent_encode(&request);
         let mut path = String::from("/connection/uni_websocket");
         let by_query = query.len() <= QUERY_BYTES_MAX;
@@ -54,7 +55,11 @@ impl Conversation {
             }
             *self = Conversation::Streaming;
         }
-        Ok(taken + take_frames(&bytes[taken..], moment, out, each, push_events)?)
+        let frames = take_frames(&bytes[taken..], moment, out, each, |text, each| {
+            // A disconnect push says what the close frame behind it says again.
+            push_events(text, each).map(drop)
+        })?;
+        Ok(taken + frames)
     }
 }
 
@@ -65,7 +70,7 @@ pub fn take_frames(
     moment: Moment,
     out: &mut Vec<u8>,
     each: &mut dyn FnMut(Event<'_>),
-    take: impl Fn(&[u8], &mut dyn FnMut(Event<'_>)) -> Result<(), Failure>,
+    mut take: impl FnMut(&[u8], &mut dyn FnMut(Event<'_>)) -> Result<(), Failure>,
 ) -> Result<usize, Failure> {
     let mask = moment.random.to_ne_bytes();
     let mut taken = 0;
@@ -100,46 +105,47 @@ pub fn end(moment: Moment, out: &mut Vec<u8>) {
     websocket::encode_from_client(out, websocket::CLOSE, &1000_u16.to_be_bytes(), mask);
 }
 
-fn push_events(text: &[u8], each: &mut dyn FnMut(Event<'_>)) -> Result<(), Failure> {
+/// Says what a unidirectional push means; gives the code of one that is the end.
+pub fn push_events(text: &[u8], each: &mut dyn FnMut(Event<'_>)) -> Result<Option<u16>, Failure> {
     let push = uni::push(text).map_err(|_| Failure::Protocol("a push that is not JSON"))?;
-    if let Some(publication) = &push.publication {
-        let sent_ns = sent_ns(publication.data.get().as_bytes());
-        let (channel, offset) = (&*push.channel, publication.offset);
-        each(Event::Publication {
-            channel,
-            offset,
-            sent_ns,
-            recovered: false,
-        });
+    if let Some(published) = &push.publication {
+        publication(&push.channel, published, false, each);
     } else if let Some(connect) = &push.connect {
-        for (channel, subscribed) in &connect.subs {
-            let (epoch, offset, recovered) =
-                (&*subscribed.epoch, subscribed.offset, subscribed.recovered);
-            each(Event::Subscribed {
-                channel,
-                epoch,
-                offset,
-                recovered,
-            });
-            for publication in &subscribed.publications {
-                let (offset, sent_ns) = (
-                    publication.offset,
-                    sent_ns(publication.data.get().as_bytes()),
-                );
-                each(Event::Publication {
-                    channel,
-                    offset,
-                    sent_ns,
-                    recovered: true,
-                });
-            }
+        for (channel, granted) in &connect.subs {
+            subscribed(channel, granted, each);
         }
         each(Event::Opened);
     } else if push.disconnect.is_none() {
         each(Event::Ping);
     }
-    // A disconnect push says what the close frame behind it says again.
-    Ok(())
+    Ok(push.disconnect.map(|disconnect| disconnect.code))
+}
+
+/// Says how a subscription was granted, and then what was missed of it.
+pub fn subscribed(channel: &str, granted: &uni::Subscribed<'_>, each: &mut dyn FnMut(Event<'_>)) {
+    each(Event::Subscribed {
+        channel,
+        epoch: &granted.epoch,
+        offset: granted.offset,
+        recovered: granted.recovered,
+    });
+    for missed in &granted.publications {
+        publication(channel, missed, true, each);
+    }
+}
+
+pub fn publication(
+    channel: &str,
+    published: &uni::Publication<'_>,
+    recovered: bool,
+    each: &mut dyn FnMut(Event<'_>),
+) {
+    each(Event::Publication {
+        channel,
+        offset: published.offset,
+        sent_ns: sent_ns(published.data.get().as_bytes()),
+        recovered,
+    });
 }
 
 #[cfg(test)]
@@ -168,7 +174,8 @@ mod tests {
 
     #[test]
     fn recovered_publications_come_after_their_subscription_and_before_opened() {
-        let mut session = Conversation::begin("host", [("a", None)].into_iter(), &mut Vec::new());
+        let mut session =
+            Conversation::begin("host", "", [("a", None)].into_iter(), &mut Vec::new());
         let mut bytes = answer();
         let connect = br#"{"connect":{"subs":{"a":{"epoch":"e","offset":1,"recovered":true,
             "publications":[{"data":{},"offset":2}]}}}}"#;
@@ -189,7 +196,7 @@ mod tests {
         let names: Vec<String> = (0..500).map(|number| format!("channel-{number}")).collect();
         let mut out = Vec::new();
         let subscriptions = names.iter().map(|name| (name.as_str(), None));
-        let mut session = Conversation::begin("host", subscriptions, &mut out);
+        let mut session = Conversation::begin("host", "", subscriptions, &mut out);
         assert!(!String::from_utf8(out).unwrap().contains("cf_connect"));
         let mut out = Vec::new();
         events(&mut session, &answer(), &mut out);

@@ -28,6 +28,8 @@ impl<F: AsRawFd> Swarm<F> {
                     monotonic_ns: monotonic_ns(),
                 })?,
                 Command::Align { offset_ns } => self.tally.align(offset_ns),
+                Command::DropOff => self.drop_off()?,
+                Command::ComeBack => self.come_back(),
                 Command::Stop => return Ok(true),
                 Command::Await {
                     deliveries,
@@ -80,6 +82,25 @@ impl<F: AsRawFd> Swarm<F> {
             ))?;
         }
         Ok(())
+    }
+
+    fn drop_off(&mut self) -> io::Result<()> {
+        for client in &mut self.clients {
+            if client.phase == Phase::Open && client.role == Role::Faithful {
+                client.drop_off()?;
+                self.connected -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn come_back(&mut self) {
+        for (index, client) in (0..).zip(&mut self.clients) {
+            if client.phase == Phase::Away {
+                client.phase = Phase::Queued;
+                self.queue.push_back(index);
+            }
+        }
     }
 
     fn positions(&self) -> BTreeMap<&str, Positions> {

@@ -4,13 +4,14 @@ use proptest::prelude::*;
 use tidegate_ring::channels::{ChannelWriter, Horizon};
 use tidegate_ring::layout::Owner;
 use tidegate_ring::log::LogWriter;
-use tidegate_ring::publication::Source;
+use tidegate_ring::publication::{Source, Version};
 use tidegate_ring::{channels, log};
 
 use super::*;
 use crate::handoff::record;
 use crate::protocol::format::Format;
 use crate::protocol::tcp::{Flow, FlowState, SERVER_WINDOW, Window};
+use crate::sending::Buffers;
 
 const OWNER: Owner = Owner {
     generation: 1,
@@ -20,8 +21,8 @@ const OWNER: Owner = Owner {
 const SECOND_NS: u64 = 1_000_000_000;
 
 fn segments() -> (Region, Region) {
-    let log = Region::heap(log::segment_bytes(1 << 16, 1));
-    log::format(&log, 1 << 16, 1, 0, OWNER).unwrap();
+    let log = Region::heap(log::segment_bytes(1 << 16, 1, 1));
+    log::format(&log, 1 << 16, 1, 1, 0, OWNER).unwrap();
     let table = Region::heap(channels::segment_bytes(16).unwrap());
     channels::format(&table, 16, OWNER).unwrap();
     (log, table)
@@ -110,12 +111,11 @@ fn rest(record: &Record) -> Vec<u8> {
 fn stream(tcp: &mut Tcp, outbox: &mut Outbox) -> Vec<u8> {
     let mut all = std::mem::take(&mut tcp.wire);
     loop {
-        let mut wire = Vec::new();
-        tcp.fill(outbox, &mut wire);
-        if wire.is_empty() {
+        tcp.fill(outbox, &mut Buffers::default());
+        if tcp.wire.is_empty() {
             return all;
         }
-        all.extend(wire);
+        all.append(&mut tcp.wire);
     }
 }
 
@@ -272,7 +272,7 @@ fn published(count: u64) -> (Places, Vec<u64>) {
                 position: 0,
             },
             idempotency: None,
-            version: 0,
+            version: Version::NONE,
             except: None,
             channel: "public:a",
             json: true,

@@ -1,8 +1,8 @@
 //! What an HTTP request opens: the endpoints, who may ask for what there, and the answers.
 
-use super::origin::Origin;
+use super::origin::Cors;
 use super::upgrade::{self, Agreed};
-use super::{HttpLimits, HttpReject, Request, parse_request};
+use super::{HttpLimits, HttpReject, Refused, Request, parse_request};
 use crate::protocol::Parsed;
 use crate::protocol::centrifuge::{
     Command, ConnectRequest, Encoding, parse_commands, parse_uni_connect,
@@ -42,10 +42,10 @@ pub enum Opening {
         asked: Asked,
         last_event_id: Option<LastEventId>,
     },
-    /// Commands for another connection; `response` is the answer if they could be passed on, and
-    /// the end of this connection.
+    /// Commands for another connection; [`passed_on`] is the answer if they could be, and the end
+    /// of this connection.
     Emulation {
-        response: Vec<u8>,
+        cors: Cors,
         encoding: Encoding,
         body: Vec<u8>,
     },
@@ -96,7 +96,7 @@ const STREAM_HEADERS: &str = "Connection: close\r\n\
 
 /// Parse a whole request, head and body, from the start of `bytes`, and answer it. What is refused
 /// is so as soon as its head says it.
-pub fn parse_opening(bytes: &[u8], rules: &Rules<'_>) -> Result<Parsed<Opening>, HttpReject> {
+pub fn parse_opening(bytes: &[u8], rules: &Rules<'_>) -> Result<Parsed<Opening>, Refused> {
     let Parsed::Complete {
         value: request,
         consumed: head_bytes,
@@ -104,13 +104,25 @@ pub fn parse_opening(bytes: &[u8], rules: &Rules<'_>) -> Result<Parsed<Opening>,
     else {
         return Ok(Parsed::Incomplete);
     };
+    let cors = Cors::of(&request, rules.origins_allowed)?;
+    let opening = parse_body(bytes, head_bytes, &request, &cors, rules);
+    opening.map_err(|reject| Refused { reject, cors })
+}
+
+/// The rest, once it is known that who asks may read the answer.
+fn parse_body(
+    bytes: &[u8],
+    head_bytes: usize,
+    request: &Request<'_>,
+    cors: &Cors,
+    rules: &Rules<'_>,
+) -> Result<Parsed<Opening>, HttpReject> {
     let endpoint = endpoint(request.path)
         .filter(|endpoint| endpoint.is_served(rules.transports))
         .ok_or(HttpReject::UnknownPath)?;
-    let origin = Origin::check(&request, rules.origins_allowed)?;
     let methods = endpoint.methods();
     if request.method == "OPTIONS" && methods.contains("OPTIONS") {
-        let response = origin.preflight(&request, methods);
+        let response = cors.preflight(request, methods);
         let value = Opening::Answered { response };
         return Ok(Parsed::Complete {
             value,
@@ -124,7 +136,7 @@ pub fn parse_opening(bytes: &[u8], rules: &Rules<'_>) -> Result<Parsed<Opening>,
     let Some(body) = bytes.get(head_bytes..consumed) else {
         return Ok(Parsed::Incomplete);
     };
-    let value = open(endpoint, &request, &origin, body, rules)?;
+    let value = open(endpoint, request, cors, body, rules)?;
     Ok(Parsed::Complete { value, consumed })
 }
 
@@ -178,7 +190,7 @@ impl Endpoint {
 fn open(
     endpoint: Endpoint,
     request: &Request<'_>,
-    origin: &Origin<'_>,
+    cors: &Cors,
     body: &[u8],
     rules: &Rules<'_>,
 ) -> Result<Opening, HttpReject> {
@@ -188,15 +200,12 @@ fn open(
     };
     match endpoint {
         Endpoint::WebSocket { is_uni } => open_websocket(request, is_uni, rules.compression),
-        Endpoint::Sse { is_uni } => open_sse(request, origin, body, is_uni),
-        Endpoint::HttpStream { is_uni } => open_http_stream(origin, body, is_uni, encoding),
+        Endpoint::Sse { is_uni } => open_sse(request, cors, body, is_uni),
+        Endpoint::HttpStream { is_uni } => open_http_stream(cors, body, is_uni, encoding),
         Endpoint::Emulation => {
-            let mut response = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n".to_vec();
-            origin.write_headers(&mut response);
-            response.extend_from_slice(b"\r\n");
-            let body = body.to_vec();
+            let (cors, body) = (cors.clone(), body.to_vec());
             Ok(Opening::Emulation {
-                response,
+                cors,
                 encoding,
                 body,
             })
@@ -205,7 +214,7 @@ fn open(
             let mut response = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\
                 Content-Type: application/json\r\nContent-Length: 2\r\n"
                 .to_vec();
-            origin.write_headers(&mut response);
+            response.extend_from_slice(cors.lines());
             response.extend_from_slice(b"\r\n{}");
             Ok(Opening::Answered { response })
         }
@@ -239,7 +248,7 @@ fn open_websocket(
         }
     };
     let format = match agreed.deflate {
-        Some(_) => plain.deflated(),
+        Some((window, _)) => plain.deflated(window),
         None => plain,
     };
     Ok(Opening::WebSocket {
@@ -261,7 +270,7 @@ fn asks_for_protobuf(request: &Request<'_>) -> Result<bool, HttpReject> {
 
 fn open_sse(
     request: &Request<'_>,
-    origin: &Origin<'_>,
+    cors: &Cors,
     body: &[u8],
     is_uni: bool,
 ) -> Result<Opening, HttpReject> {
@@ -276,7 +285,7 @@ fn open_sse(
         (_, "") if is_uni => Asked::Connect(ConnectRequest::default()),
         (_, query) => Asked::parse(query.as_bytes(), format)?,
     };
-    let mut response = stream_head("text/event-stream; charset=utf-8", origin);
+    let mut response = stream_head("text/event-stream; charset=utf-8", cors);
     // Some clients show that the stream is open only after its first bytes.
     response.extend_from_slice(b"\r\n");
     let last_event_id = request.value("last-event-id")?.and_then(LastEventId::parse);
@@ -289,7 +298,7 @@ fn open_sse(
 }
 
 fn open_http_stream(
-    origin: &Origin<'_>,
+    cors: &Cors,
     body: &[u8],
     is_uni: bool,
     encoding: Encoding,
@@ -300,7 +309,7 @@ fn open_http_stream(
         (false, Encoding::Protobuf) => (Format::ProtobufStream, "application/octet-stream"),
     };
     Ok(Opening::Stream {
-        response: stream_head(content_type, origin),
+        response: stream_head(content_type, cors),
         format,
         asked: Asked::parse(body, format)?,
         last_event_id: None,
@@ -309,10 +318,16 @@ fn open_http_stream(
 
 /// The body that follows has no length and ends with the connection (RFC 9112 §6.3): the same for
 /// HTTP/1.1 and for the HTTP/1.0 that some proxies speak, so that both share their frames.
-fn stream_head(content_type: &str, origin: &Origin<'_>) -> Vec<u8> {
+fn stream_head(content_type: &str, cors: &Cors) -> Vec<u8> {
     let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n{STREAM_HEADERS}");
     let mut out = head.into_bytes();
-    origin.write_headers(&mut out);
+    out.extend_from_slice(cors.lines());
     out.extend_from_slice(b"\r\n");
     out
+}
+
+/// What says that the commands of an [`Opening::Emulation`] were passed on.
+pub fn passed_on(cors: &Cors) -> Vec<u8> {
+    let status: &[u8] = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n";
+    [status, cors.lines(), b"\r\n"].concat()
 }

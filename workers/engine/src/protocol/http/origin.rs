@@ -2,40 +2,38 @@
 
 use super::{HttpReject, Request};
 
-/// The origin of a request that passed.
-pub(super) struct Origin<'a>(Option<&'a [u8]>);
+/// Header lines that let the page which asked read the answer; none where no page did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors(Vec<u8>);
 
 /// How long a browser may remember the answer to a preflight, in seconds.
 const PREFLIGHT_MAX_AGE_S: u32 = 300;
 
-impl<'a> Origin<'a> {
+impl Cors {
     /// Browsers always name their origin, other clients never do: without one a request passes,
     /// with one it must match a pattern, in any case; `*` stands for any run of characters.
-    pub(super) fn check(request: &Request<'a>, patterns: &[String]) -> Result<Self, HttpReject> {
-        let origin = request.value("origin")?;
-        let passes = origin.is_none_or(|origin| {
-            patterns
-                .iter()
-                .any(|pattern| matches_pattern(pattern.as_bytes(), origin))
-        });
-        passes
-            .then_some(Self(origin))
-            .ok_or(HttpReject::OriginRefused)
+    pub(super) fn of(request: &Request<'_>, patterns: &[String]) -> Result<Self, HttpReject> {
+        let Some(origin) = request.value("origin")? else {
+            return Ok(Self::default());
+        };
+        let mut patterns = patterns.iter();
+        if !patterns.any(|pattern| matches_pattern(pattern.as_bytes(), origin)) {
+            return Err(HttpReject::OriginRefused);
+        }
+        let mut lines = b"Vary: Origin\r\nAccess-Control-Allow-Origin: ".to_vec();
+        lines.extend_from_slice(origin);
+        lines.extend_from_slice(b"\r\nAccess-Control-Allow-Credentials: true\r\n");
+        Ok(Self(lines))
     }
 
-    /// Append what lets the page read the response.
-    pub(super) fn write_headers(&self, out: &mut Vec<u8>) {
-        if let Some(origin) = self.0 {
-            out.extend_from_slice(b"Vary: Origin\r\nAccess-Control-Allow-Origin: ");
-            out.extend_from_slice(origin);
-            out.extend_from_slice(b"\r\nAccess-Control-Allow-Credentials: true\r\n");
-        }
+    pub(super) fn lines(&self) -> &[u8] {
+        &self.0
     }
 
     /// The answer to a preflight: the request may come, with the headers that it asks for.
     pub(super) fn preflight(&self, request: &Request<'_>, methods: &str) -> Vec<u8> {
         let mut out = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n".to_vec();
-        self.write_headers(&mut out);
+        out.extend_from_slice(&self.0);
         let age = format!("Access-Control-Max-Age: {PREFLIGHT_MAX_AGE_S}\r\n");
         out.extend_from_slice(age.as_bytes());
         out.extend_from_slice(format!("Access-Control-Allow-Methods: {methods}\r\n").as_bytes());

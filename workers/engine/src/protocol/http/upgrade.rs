@@ -6,6 +6,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 
 use super::{HttpReject, Request};
 use crate::protocol::centrifuge::Encoding;
+use crate::protocol::deflate::Window;
 
 /// Appended to the client's key before hashing (RFC 6455 §1.3).
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -27,15 +28,12 @@ const SUBPROTOCOLS: [(&str, Encoding); 2] = [
 /// message for many is compressed once.
 const DEFLATE: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-/// The only window that we compress with, as an offer names it.
-const WINDOW_BITS: &str = "15";
-
 /// What is said to a client whose handshake is good.
 #[derive(Default)]
 pub(super) struct Agreed {
     pub subprotocol: Option<(&'static str, Encoding)>,
-    /// The extension, as it is answered.
-    pub deflate: Option<String>,
+    /// The window of what it is sent, and the extension as it is answered.
+    pub deflate: Option<(Window, String)>,
 }
 
 /// Check the handshake (RFC 6455 §4.2.1); returns the client's key.
@@ -71,20 +69,21 @@ pub(super) fn subprotocol(request: &Request<'_>) -> Option<(&'static str, Encodi
     })
 }
 
-/// The answer to the first offer of permessage-deflate that we can meet.
-pub(super) fn deflate(request: &Request<'_>) -> Option<String> {
+/// The window of the first offer of permessage-deflate that we can meet, and the answer to it.
+pub(super) fn deflate(request: &Request<'_>) -> Option<(Window, String)> {
     request
         .list("sec-websocket-extensions")
         .find_map(accept_offer)
 }
 
 /// RFC 7692 §7.1: an offer with a parameter that is unknown, doubled or has a wrong value is
-/// declined, and so is one for a window that is not ours.
-fn accept_offer(offer: &[u8]) -> Option<String> {
+/// declined, and so is one for a window that is narrower than ours can be.
+fn accept_offer(offer: &[u8]) -> Option<(Window, String)> {
     let mut parts = std::str::from_utf8(offer).ok()?.split(';').map(str::trim);
     if parts.next()? != "permessage-deflate" {
         return None;
     }
+    let mut window = Window::Full;
     let mut answer = DEFLATE.to_owned();
     let mut seen = Vec::new();
     for part in parts {
@@ -101,13 +100,17 @@ fn accept_offer(offer: &[u8]) -> Option<String> {
             // Whatever the client compresses with, we can read.
             ("client_max_window_bits", None) => {}
             ("client_max_window_bits", Some(bits)) if is_window(bits) => {}
-            ("server_max_window_bits", Some(WINDOW_BITS)) => {
-                answer.push_str("; server_max_window_bits=15");
+            ("server_max_window_bits", Some(bits)) if is_window(bits) && bits != "8" => {
+                // What is answered may be less than what was offered (§7.1.2.1).
+                if bits != "15" {
+                    window = Window::Narrow;
+                }
+                answer += &format!("; server_max_window_bits={}", window.bits());
             }
             _ => return None,
         }
     }
-    Some(answer)
+    Some((window, answer))
 }
 
 /// A decimal number without leading zeros from 8 to 15.
@@ -127,7 +130,7 @@ pub(super) fn response(key: &[u8], agreed: &Agreed) -> Vec<u8> {
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(name.as_bytes());
     }
-    if let Some(extension) = &agreed.deflate {
+    if let Some((_, extension)) = &agreed.deflate {
         out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
         out.extend_from_slice(extension.as_bytes());
     }
