@@ -596,7 +596,7 @@ def test_a_reload_is_nothing_that_a_client_could_see(
 def test_compressed_messages_arrive_both_ways_and_through_a_reload(
     compressing_gateway: Gateway, clients: Clients, user: str, room: str
 ) -> None:
-    api = cent.Client(compressing_gateway.api_url, api_key=compressing_gateway.api_key, timeout=10)
+    api = cent.Client(compressing_gateway.api_url, api_key=compressing_gateway.api_key, timeout=60)
     client = clients(compressing_gateway.http_port, token=connection_token(user))
     client.connect()
     client.subscribe(room, recoverable=True)
