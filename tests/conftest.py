@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"the kernel refuses io_uring: errno {refused}", returncode=0)
     DEFAULTS["workers"]["engine"] = engine
 
+
 # The same examples each time, however slow the machine is: a failure is one of the code, and comes
 # back. `fuzz/` is where chance searches.
 settings.register_profile(

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -63,14 +63,10 @@ class ApiServer(BaseApplication):
 
     # ---- the master
 
-    def beat(self) -> None:
-        """Tells the supervisor that the master does not hang."""
-        self._own_row.heartbeat()
-
     def run(self) -> None:
-        self.beat()
+        self._own_row.heartbeat()
         threading.Thread(target=self._obey_link, name="link", daemon=True).start()
-        SupervisedArbiter(self).run()
+        SupervisedArbiter(self, self._own_row.heartbeat).run()
 
     def load_config(self) -> None:
         settings: dict[str, Any] = {
@@ -164,9 +160,13 @@ class ApiServer(BaseApplication):
 class SupervisedArbiter(Arbiter):
     """gunicorn's master, with a listener that is not its own and a heart that somebody watches."""
 
+    def __init__(self, server: ApiServer, beat: Callable[[], None]) -> None:
+        super().__init__(server)
+        self._beat = beat
+
     def murder_workers(self) -> None:
         # Part of each turn of its loop, which is one a second or more.
-        self.app.beat()
+        self._beat()
         super().murder_workers()
 
     def stop(self, graceful: bool = True) -> None:

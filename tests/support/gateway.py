@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "client": {"http_port": 0, "tcp_port": 0},
     "api": {"port": 0, "key": "test-key", "workers": 2, "threads": 4},
     "log": {"capacity_bytes": 4 << 20, "channels_max": 4096},
-    "reload": {"spread_s": 0.2},
+    "reload": {"spread_s": 0.2, "start_timeout_s": 60},
     "stop": {"spread_s": 0.1, "timeout_s": 10},
 }
 

@@ -39,7 +39,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     "workers": {"crash_loop_deaths": 1000, "restart_delay_max_s": 0.2},
     "client": {"personal_channel": True, "personal_channel_namespace": "personal"},
     "tokens": {"hmac_secret": SECRET},
-    "hooks": {"app": "tests.support.sdk.app:App"},
+    "hooks": {"app": "tests.support.sdk.app:App", "timeout_s": 20.0},
     "channel": {
         "namespaces": [
             {"name": "room", **ROOM},
@@ -596,7 +596,7 @@ def test_a_reload_is_nothing_that_a_client_could_see(
 def test_compressed_messages_arrive_both_ways_and_through_a_reload(
     compressing_gateway: Gateway, clients: Clients, user: str, room: str
 ) -> None:
-    api = cent.Client(compressing_gateway.api_url, api_key=compressing_gateway.api_key, timeout=10)
+    api = cent.Client(compressing_gateway.api_url, api_key=compressing_gateway.api_key, timeout=60)
     client = clients(compressing_gateway.http_port, token=connection_token(user))
     client.connect()
     client.subscribe(room, recoverable=True)

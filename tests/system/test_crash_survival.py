@@ -279,7 +279,7 @@ def test_a_client_that_waits_for_an_answer_is_told_to_come_back(one_worker: Gate
 
 def test_what_an_application_has_called_is_no_client_and_not_lost(start_gateway: Start) -> None:
     with running_backend() as backend:
-        hooks = {"connect_url": f"{backend.url}/connect"}
+        hooks = {"connect_url": f"{backend.url}/connect", "timeout_s": 20.0}
         gateway = start_gateway(ONE_WORKER | {"hooks": hooks})
         with CommandClient(gateway.http_port) as client:
             client.call("connect")

@@ -41,7 +41,7 @@ def test_what_has_no_room_is_counted_and_who_missed_it_is_told(
     start_gateway: Callable[..., Gateway], clients: Callable[..., SdkClient]
 ) -> None:
     gateway = start_gateway(CONFIG)
-    api = cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=10)
+    api = cent.Client(gateway.api_url, api_key=gateway.api_key, timeout=60)
     count = 200
     with relay_to(gateway.http_port) as relay, Producer(gateway.control_path) as producer:
         client = clients(relay.port, token=connection_token("ann"))

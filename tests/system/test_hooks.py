@@ -127,7 +127,7 @@ def test_the_application_is_asked_about_clients_of_the_binary_protocol_too(
     with Client(f"127.0.0.1:{gateway.tcp_port}", name="binary") as client:
         subscription = client.subscribe("asked:binary")
         gateway.publish("asked:binary", "heard")
-        message = subscription.receive(timeout_s=10)
+        message = subscription.receive(timeout_s=60)
         assert isinstance(message, Message) and json.loads(message.data) == "heard"
         # What expires, the application prolongs.
         refreshed = client.subscribe("asked:refresh-binary")
@@ -139,7 +139,7 @@ def test_the_application_is_asked_about_clients_of_the_binary_protocol_too(
             "the question whether it may stay",
         )
         gateway.publish("asked:refresh-binary", "on")
-        assert isinstance(refreshed.receive(timeout_s=10), Message)
+        assert isinstance(refreshed.receive(timeout_s=60), Message)
     with raw_wire(gateway.tcp_port) as raw:
         raw.connect()
         for number, channel in ((7, "asked:never"), (8, "asked:after")):

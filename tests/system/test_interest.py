@@ -18,6 +18,7 @@ WAKES = "log_reader_wakes_total"
 LAG_WAKES = "log_reader_lag_wakes_total"
 WORKERS = 4
 MESSAGES = 200
+ORDERS = 50
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_message_wakes_only_the_worker_that_serves_a_subscriber(gateway: Gatew
         lambda: counted(gateway, before, "publications_read_total") >= everybody,
         "all to have looked",
     )
-    assert gateway.totals()["log_lag_bytes"] == 0
+    wait_for(lambda: gateway.totals()["log_lag_bytes"] == 0, "nothing to be left unread")
     assert_no_wake_up_was_missed(gateway)
 
 
@@ -111,7 +112,13 @@ def test_workers_that_nothing_concerns_do_not_fall_behind_a_log_that_comes_round
 def test_an_order_wakes_every_worker(gateway: Gateway) -> None:
     with Producer(gateway.control_path) as producer:
         before = gateway.totals()
-        for _ in range(MESSAGES):
+        for number in range(1, ORDERS + 1):
             producer.order('{"op": "disconnect", "user": "nobody"}')
-        # Some are awake still when the next one comes.
-        assert counted(gateway, before, WAKES) > 2 * MESSAGES
+            wait_for(
+                lambda number=number: (
+                    counted(gateway, before, "records_read_total") >= number * WORKERS
+                ),
+                "everybody to have it",
+            )
+        # Some may be awake still when the next one comes.
+        assert counted(gateway, before, WAKES) > 2 * ORDERS

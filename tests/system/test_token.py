@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from tests.support.commands import CommandClient
 from tests.support.gateway import running_gateway
 from tests.support.tokens import SECRET, signed
+from tests.support.waiting import wait_for
 
 TIMEOUT_S = 60.0
 
@@ -167,8 +168,13 @@ def test_keys_are_fetched_from_where_they_are_published(
     assert check(str(toml), known)[1]["valid"]
     assert not check(str(toml), unknown)[1]["valid"]
     with running_gateway({"tokens": {"jwks_url": url}}) as gateway:
-        with CommandClient(gateway.http_port) as client:
-            assert client.call("connect", token=known)["client"]
+
+        def accepted() -> bool:
+            with CommandClient(gateway.http_port) as client:
+                return "connect" in client.reply_to(client.send("connect", token=known))
+
+        # Who comes before the keys is told to try again.
+        wait_for(accepted, "the keys")
         with CommandClient(gateway.http_port) as client:
             client.send("connect", token=unknown)
             assert client.closed()[0] == 3500
