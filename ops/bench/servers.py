@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import subprocess
 import sys
@@ -113,8 +112,8 @@ def _places(
         "Tidegate": _gateway(),
         BARE: _bare(size),
     }
-    if importlib.util.find_spec("socketify") is None:
-        say("uWebSockets is not here: pip install socketify")
+    if not _is_importable("socketify"):
+        say("uWebSockets is not here: pip install socketify, and on Debian apt-get install libuv1")
     else:
         places["uWebSockets"] = _uwebsockets()
     program = nginx.find()
@@ -122,11 +121,17 @@ def _places(
         say(f"nginx with nchan is not here: on Debian, apt-get install {nginx.PACKAGES}")
     else:
         places["nchan"] = _nchan(program, size)
-    if importlib.util.find_spec("websockets") is None:
+    if not _is_importable("websockets"):
         say("Python's websockets is not here: pip install websockets")
     else:
         places["Python `websockets`"] = _websockets()
     return places
+
+
+def _is_importable(module: str) -> bool:
+    """Tried where it does no harm: libraries that a module needs may be missing, too."""
+    tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True)
+    return tried.returncode == 0
 
 
 def _joined(stack: contextlib.ExitStack, name: str, place: Place, size: Size) -> Server:
