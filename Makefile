@@ -73,7 +73,7 @@ py-test: .venv/.test  ## Python unit tests and system tests with real processes
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600
 
-bench: .venv/.test  ## Measure ring, fan-out, connect, unicast, mixed, idle, reload; beside nginx, where it is
+bench: .venv/.test  ## Run all benchmarks but the million; beside other servers, where they are installed
 	$(BIN)/tidegate bench all
 
 million: .venv/.test  ## Try to hold a million connections on this machine, and reload under them (as root)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import TidegateError
 from gateway.producer import Producer
-from ops.bench import nginx
+from ops.bench import nats, nginx
 from ops.bench.result import Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import cpu_seconds, pss_bytes, settled
@@ -42,7 +41,7 @@ class Size:
     bursts: int = 1
 
 
-QUICK = Size(connections=500, messages=10, runs=1)
+QUICK = Size(connections=500, messages=40, runs=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,8 @@ def _places(
         "Tidegate": _gateway(),
         BARE: _bare(size),
     }
-    if importlib.util.find_spec("socketify") is None:
-        say("uWebSockets is not here: pip install socketify")
+    if not _is_importable("socketify"):
+        say("uWebSockets is not here: pip install socketify, and on Debian apt-get install libuv1")
     else:
         places["uWebSockets"] = _uwebsockets()
     program = nginx.find()
@@ -122,11 +121,22 @@ def _places(
         say(f"nginx with nchan is not here: on Debian, apt-get install {nginx.PACKAGES}")
     else:
         places["nchan"] = _nchan(program, size)
-    if importlib.util.find_spec("websockets") is None:
+    server = nats.find()
+    if server is None:
+        say(f"NATS is not here: on Debian, apt-get install {nats.PROGRAM}")
+    else:
+        places["NATS"] = _nats(server)
+    if not _is_importable("websockets"):
         say("Python's websockets is not here: pip install websockets")
     else:
         places["Python `websockets`"] = _websockets()
     return places
+
+
+def _is_importable(module: str) -> bool:
+    """Tried where it does no harm: libraries that a module needs may be missing, too."""
+    tried = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True)
+    return tried.returncode == 0
 
 
 def _joined(stack: contextlib.ExitStack, name: str, place: Place, size: Size) -> Server:
@@ -193,13 +203,24 @@ def _nchan(program: nginx.Program, size: Size) -> Iterator[Place]:
 
 
 @contextmanager
-def _uwebsockets() -> Iterator[Place]:
-    lines = _Lines()
+def _nats(program: str) -> Iterator[Place]:
+    messages = _Messages()
+    with nats.Nats(program) as server:
 
-    def post(messages: int) -> None:
+        def publish(count: int) -> None:
+            server.publish(CHANNEL, messages.next(count))
+
+        yield Place(server.address, [server.pid], publish, "nats")
+
+
+@contextmanager
+def _uwebsockets() -> Iterator[Place]:
+    messages = _Messages()
+
+    def post(count: int) -> None:
         # It closes connections that are idle for a while, so each is for one request.
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
-            connection.request("POST", "/publish/all", lines.next(messages))
+            connection.request("POST", "/publish/all", b"\n".join(messages.next(count)))
             connection.getresponse().read()
 
     with _program("ops.bench.peer_uwebsockets") as (process, port):
@@ -208,27 +229,27 @@ def _uwebsockets() -> Iterator[Place]:
 
 @contextmanager
 def _websockets() -> Iterator[Place]:
-    lines = _Lines()
+    messages = _Messages()
 
-    def send(messages: int) -> None:
+    def send(count: int) -> None:
         assert process.stdin is not None
-        process.stdin.write(lines.next(messages))
+        process.stdin.writelines(message + b"\n" for message in messages.next(count))
         process.stdin.flush()
 
     with _program("ops.bench.peer_websockets") as (process, port):
         yield Place(f"127.0.0.1:{port}", [process.pid], send, "nchan")
 
 
-class _Lines:
-    """Numbered messages, a line each."""
+class _Messages:
+    """Numbered, as the swarm's dialects for other servers read them."""
 
     def __init__(self) -> None:
         self._number = 0
 
-    def next(self, messages: int) -> bytes:
+    def next(self, count: int) -> list[bytes]:
         first = self._number + 1
-        self._number += messages
-        return b"".join(payload(first + rank) + b"\n" for rank in range(messages))
+        self._number += count
+        return [payload(first + rank) for rank in range(count)]
 
 
 @contextmanager
@@ -249,6 +270,10 @@ def _program(module: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 def _result(servers: list[Server], size: Size) -> Result:
     (bare,) = (each for each in servers if each.name == BARE)
+    if not all(bare.cost_us):
+        raise TidegateError(
+            f"{size.connections:,} connections are too few for a clock of 10 ms", code="bench"
+        )
     subscribers = f"{size.connections:,} WebSocket subscribers"
     measures = []
     for server in servers:

@@ -284,6 +284,8 @@ def _show(output: Output, outcome: Outcome) -> None:
     ]
     if found["recovered"]:
         rows.append(("recovered", _latencies(found["latency_recovered_us"])))
+    if found["reconnects"]:
+        rows.append(("back within", _latencies(found["latency_returned_us"])))
     for name in ("pings", "reconnects", "churned"):
         if found[name]:
             rows.append((name, f"{found[name]:,}"))

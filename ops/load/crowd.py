@@ -61,6 +61,8 @@ class Seen:
     misdeeds: Counter[str]
     live: Latencies
     recovered: Latencies
+    returned: Latencies
+    """From attempts to come back to being open again."""
 
     @classmethod
     def of(cls, reports: Sequence[dict[str, Any]]) -> Seen:
@@ -73,6 +75,7 @@ class Seen:
             **tallies,
             live=Latencies(report["latency_live"] for report in reports),
             recovered=Latencies(report["latency_recovered"] for report in reports),
+            returned=Latencies(report["latency_returned"] for report in reports),
         )
 
     @property

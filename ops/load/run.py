@@ -104,6 +104,7 @@ class Outcome:
             "bytes_received": seen.sums["bytes_received"],
             "latency_us": _latency(seen.live),
             "latency_recovered_us": _latency(seen.recovered),
+            "latency_returned_us": _latency(seen.returned),
         }
 
 

@@ -203,7 +203,7 @@ def quick_result(benchmark: str) -> dict[str, Any]:
     "benchmark",
     [
         *("ring", "fanout", "connect", "session", "unicast", "mixed", "storm"),
-        *("api", "produce", "presence", "idle"),
+        *("api", "produce", "presence", "idle", "servers"),
     ],
 )
 def test_a_benchmark_runs_to_its_end(benchmark: str) -> None:

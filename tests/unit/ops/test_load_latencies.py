@@ -44,7 +44,8 @@ def swarm_report(**counts: Any) -> dict[str, Any]:
     )
     empty: dict[str, Any] = dict.fromkeys(names, 0)
     empty |= {name: {} for name in ("closes", "failures", "misdeeds")}
-    empty |= {name: report([]) for name in ("latency_live", "latency_recovered")}
+    latencies = ("latency_live", "latency_recovered", "latency_returned")
+    empty |= {name: report([]) for name in latencies}
     return empty | counts
 
 

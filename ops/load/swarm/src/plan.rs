@@ -75,6 +75,8 @@ pub enum Transport {
     Tcp,
     /// nginx with nchan: a WebSocket to `/subscribe/<channel>`, one channel a client.
     Nchan,
+    /// NATS on its WebSocket port, one channel a client.
+    Nats,
 }
 
 /// Which channels a client subscribes to, by the client's number.
@@ -143,16 +145,17 @@ impl Plan {
             }
         }
         self.check_shares()?;
-        if self.tokens.is_some() && self.transport == Transport::Nchan {
-            return Err("plan: tokens are nothing to nchan".to_owned());
+        let is_other_server = matches!(self.transport, Transport::Nchan | Transport::Nats);
+        if self.tokens.is_some() && is_other_server {
+            return Err("plan: tokens are nothing to nchan or nats".to_owned());
         }
         match &self.subscribe {
             Pattern::Shard(0) | Pattern::Mixed(0) => {
                 Err("plan: subscribe is shard or mixed 0, must be at least 1".to_owned())
             }
             Pattern::Sets(sets) if sets.is_empty() => Err("plan: subscribe has no sets".to_owned()),
-            Pattern::Sets(_) | Pattern::Mixed(_) if self.transport == Transport::Nchan => {
-                Err("plan: an nchan client has one channel, not sets or mixed".to_owned())
+            Pattern::Sets(_) | Pattern::Mixed(_) if is_other_server => {
+                Err("plan: an nchan or nats client has one channel, not sets or mixed".to_owned())
             }
             _ => Ok(()),
         }

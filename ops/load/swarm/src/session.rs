@@ -1,6 +1,7 @@
 //! One client's conversation with a gateway: bytes in, events and answers out, no sockets.
 
 mod centrifuge;
+mod nats;
 mod nchan;
 mod sse;
 mod tcp;
@@ -111,6 +112,7 @@ pub enum Session {
     Sse(sse::Conversation),
     Tcp(Box<tcp::Conversation>),
     Nchan(nchan::Conversation),
+    Nats(Box<nats::Conversation>),
 }
 
 impl Session {
@@ -143,10 +145,12 @@ impl Session {
                 Session::Tcp(Box::new(conversation))
             }
             Transport::Nchan => {
-                let (channel, _) = subscriptions
-                    .last()
-                    .expect("a client has a channel, whatever the pattern");
+                let channel = only_channel(subscriptions);
                 Session::Nchan(nchan::Conversation::begin(&host, channel, out))
+            }
+            Transport::Nats => {
+                let channel = only_channel(subscriptions);
+                Session::Nats(Box::new(nats::Conversation::begin(&host, channel, out)))
             }
         }
     }
@@ -169,19 +173,28 @@ impl Session {
             Session::Sse(conversation) => conversation.receive(bytes, each),
             Session::Tcp(conversation) => conversation.receive(bytes, moment, out, each),
             Session::Nchan(conversation) => conversation.receive(bytes, moment, out, each),
+            Session::Nats(conversation) => conversation.receive(bytes, moment, out, each),
         }
     }
 
     /// Appends what a client that is open sends before it leaves.
     pub fn end(&self, moment: Moment, out: &mut Vec<u8>) {
         match self {
-            Session::Websocket(_) | Session::Centrifuge(_) | Session::Nchan(_) => {
-                websocket::end(moment, out);
-            }
             Session::Sse(_) => {} // It listens, and then it does not.
             Session::Tcp(conversation) => conversation.end(out),
+            _ => websocket::end(moment, out),
         }
     }
+}
+
+/// Of a client of a server that has one for each: the plan allows no more.
+fn only_channel<'a>(
+    subscriptions: impl Iterator<Item = (&'a str, Option<&'a Position>)>,
+) -> &'a str {
+    let (channel, _) = subscriptions
+        .last()
+        .expect("a client has a channel, whatever the pattern");
+    channel
 }
 
 /// The publisher's `sent_ns` in a payload: CLOCK_MONOTONIC of the host, if it is there.

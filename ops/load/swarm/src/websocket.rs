@@ -15,6 +15,7 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const PAYLOAD_BYTES_MAX: u64 = 32 << 20;
 
 pub const TEXT: u8 = 0x1;
+pub const BINARY: u8 = 0x2;
 pub const CLOSE: u8 = 0x8;
 pub const PING: u8 = 0x9;
 pub const PONG: u8 = 0xA;

@@ -77,15 +77,22 @@ impl Conversation {
             }
         }
         let mut pings = 0;
-        let taken = take_frames(&bytes[head..], moment, out, each, |text, each| {
-            for line in text.split(|&byte| byte == b'\n') {
-                // The last line may have an end, too.
-                if !line.is_empty() {
-                    pings += u32::from(self.reply(line, each)? == Kind::Ping);
+        let taken = take_frames(
+            &bytes[head..],
+            websocket::TEXT,
+            moment,
+            out,
+            each,
+            |text, each| {
+                for line in text.split(|&byte| byte == b'\n') {
+                    // The last line may have an end, too.
+                    if !line.is_empty() {
+                        pings += u32::from(self.reply(line, each)? == Kind::Ping);
+                    }
                 }
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         for _ in 0..pings {
             if self.answers_pings {
                 websocket::encode_from_client(out, websocket::TEXT, centrifuge::PONG, mask);

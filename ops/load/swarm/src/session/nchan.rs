@@ -57,19 +57,30 @@ impl Conversation {
             }
         };
         let channel = &*self.channel;
-        let frames = take_frames(&bytes[head..], moment, out, each, |text, each| {
-            let Stamp { number, sent_ns } = serde_json::from_slice(text)
-                .map_err(|_| Failure::Protocol("a payload without number and sent_ns"))?;
-            each(Event::Publication {
-                channel,
-                offset: number,
-                sent_ns: Some(sent_ns),
-                recovered: sent_ns < opened_ns,
-            });
-            Ok(())
+        let bytes = &bytes[head..];
+        let frames = take_frames(bytes, websocket::TEXT, moment, out, each, |text, each| {
+            publication(channel, text, opened_ns, each)
         })?;
         Ok(head + frames)
     }
+}
+
+/// Says what a message is whose place in its channel only the publisher knows.
+pub fn publication(
+    channel: &str,
+    payload: &[u8],
+    opened_ns: u64,
+    each: &mut dyn FnMut(Event<'_>),
+) -> Result<(), Failure> {
+    let Stamp { number, sent_ns } = serde_json::from_slice(payload)
+        .map_err(|_| Failure::Protocol("a payload without number and sent_ns"))?;
+    each(Event::Publication {
+        channel,
+        offset: number,
+        sent_ns: Some(sent_ns),
+        recovered: sent_ns < opened_ns,
+    });
+    Ok(())
 }
 
 #[cfg(test)]

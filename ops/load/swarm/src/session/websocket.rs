@@ -55,18 +55,27 @@ impl Conversation {
             }
             *self = Conversation::Streaming;
         }
-        let frames = take_frames(&bytes[taken..], moment, out, each, |text, each| {
-            // A disconnect push says what the close frame behind it says again.
-            push_events(text, each).map(drop)
-        })?;
+        let frames = take_frames(
+            &bytes[taken..],
+            websocket::TEXT,
+            moment,
+            out,
+            each,
+            |text, each| {
+                // A disconnect push says what the close frame behind it says again.
+                push_events(text, each).map(drop)
+            },
+        )?;
         Ok(taken + frames)
     }
 }
 
-/// Takes the whole frames at the beginning of `bytes` and says how long they were: texts go to
-/// `take`, with `each` for what they mean; pings and the close are answered.
+/// Takes the whole frames at the beginning of `bytes` and says how long they were: those of the
+/// dialect's `opcode` go to `take`, with `each` for what they mean; pings and the close are
+/// answered.
 pub fn take_frames(
     bytes: &[u8],
+    opcode: u8,
     moment: Moment,
     out: &mut Vec<u8>,
     each: &mut dyn FnMut(Event<'_>),
@@ -78,7 +87,7 @@ pub fn take_frames(
         let payload = &bytes[taken..][frame.payload.clone()];
         taken += frame.payload.end;
         match frame.opcode {
-            websocket::TEXT => take(payload, each)?,
+            found if found == opcode => take(payload, each)?,
             websocket::PING => {
                 websocket::encode_from_client(out, websocket::PONG, payload, mask);
                 each(Event::Ping);
