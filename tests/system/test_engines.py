@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,18 +29,17 @@ def rings(pid: int) -> int:
 
 
 @pytest.fixture
-def gateway_of(tmp_path: Path) -> Iterator[Callable[[str], Gateway]]:
-    made: list[Gateway] = []
+def gateway_of() -> Iterator[Callable[[str], Gateway]]:
+    with ExitStack() as stack:
 
-    def make(engine: str) -> Gateway:
-        directory = tmp_path / engine
-        directory.mkdir()
-        made.append(Gateway(directory, {"workers": {"engine": engine}}))
-        return made[-1]
+        def make(engine: str) -> Gateway:
+            # Not pytest's tmp_path: a Unix socket's path must stay under 108 bytes (unix(7)).
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-"))
+            gateway = Gateway(Path(directory), {"workers": {"engine": engine}})
+            stack.callback(gateway.close)
+            return gateway
 
-    yield make
-    for gateway in made:
-        gateway.close()
+        yield make
 
 
 @needs_io_uring
