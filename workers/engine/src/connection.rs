@@ -361,15 +361,17 @@ pub fn uuid_v4(mut bits: [u8; 16]) -> [u8; 16] {
 
 /// The usual text of a UUID: 36 characters, lower case.
 pub fn uuid_text(uuid: &[u8; 16]) -> String {
-    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let mut text = String::with_capacity(36);
+    for (place, byte) in uuid.iter().enumerate() {
+        if matches!(place, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 0x0F] {
+            text.push(DIGITS[usize::from(digit)].into());
+        }
+    }
+    text
 }
 
 /// The UUID that [`uuid_text`] wrote.

@@ -338,3 +338,20 @@ pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
     unsafe { libc::_exit(status) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn connections_have_the_delay_of_their_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_no_delay(listener.as_fd());
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = TcpStream::from(accept(listener.as_fd()).unwrap());
+        assert!(accepted.nodelay().unwrap());
+    }
+}

@@ -153,6 +153,9 @@ impl HttpReject {
     }
 }
 
+/// Requests with more headers are parsed twice: room for as many as may be is slow to get.
+const HEADERS_FEW: usize = 32;
+
 /// Parse a request head from the start of `bytes`. A head that is longer than the limit is refused
 /// before its end was seen, so the caller never has to keep more than `header_bytes_max` bytes.
 pub fn parse_request<'a>(
@@ -160,9 +163,18 @@ pub fn parse_request<'a>(
     limits: &HttpLimits,
 ) -> Result<Parsed<Request<'a>>, HttpReject> {
     let head = &bytes[..bytes.len().min(limits.header_bytes_max)];
-    let mut headers = vec![httparse::EMPTY_HEADER; limits.headers_max];
-    let mut parsed = httparse::Request::new(&mut headers);
-    let consumed = match parsed.parse(head) {
+    let mut few = [httparse::EMPTY_HEADER; HEADERS_FEW];
+    let few = &mut few[..limits.headers_max.min(HEADERS_FEW)];
+    let is_limited = few.len() == limits.headers_max;
+    let mut many = Vec::new();
+    let mut parsed = httparse::Request::new(few);
+    let mut status = parsed.parse(head);
+    if status == Err(httparse::Error::TooManyHeaders) && !is_limited {
+        many.resize(limits.headers_max, httparse::EMPTY_HEADER);
+        parsed = httparse::Request::new(&mut many);
+        status = parsed.parse(head);
+    }
+    let consumed = match status {
         Ok(httparse::Status::Complete(consumed)) => consumed,
         Ok(httparse::Status::Partial) if bytes.len() < limits.header_bytes_max => {
             return Ok(Parsed::Incomplete);
@@ -177,8 +189,7 @@ pub fn parse_request<'a>(
     else {
         return Err(HttpReject::BadHandshake);
     };
-    let header_count = parsed.headers.len();
-    headers.truncate(header_count);
+    let headers = parsed.headers.to_vec();
     let (path, query) = split_target(target);
     let request = Request {
         method,
