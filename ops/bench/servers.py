@@ -182,7 +182,7 @@ def _bare(size: Size) -> Iterator[Place]:
         for _ in range(messages):
             offset += 1
             publication = f'{{"data":{payload().decode()},"offset":{offset}}}'
-            bare.send(f'{{"channel":"{CHANNEL}","pub":{publication}}}')
+            bare.send([f'{{"channel":"{CHANNEL}","pub":{publication}}}'])
 
     with Bare(processes=1, connections=size.connections) as bare:
         yield Place(bare.address, bare.pids, send, "websocket", bare.wait_ready)
