@@ -43,13 +43,13 @@ class Caller:
         asked.settimeout(ANSWER_TIMEOUT_S)
         answer = b""
         while not _is_whole(answer):
-            answer += asked.recv(READ_BYTES)
+            answer += _received(asked)
         return json.loads(answer.partition(b"\r\n\r\n")[2])["result"]
 
     def call(self, request: bytes, count: int) -> None:
         """Send the request so often over all connections, and return when all are answered.
 
-        Raises TidegateError for an answer that is none.
+        Raises TidegateError for an answer that is none, and for a connection closed before it.
         """
         begun = min(count, len(self._sockets))
         left, waiting = count - begun, {}
@@ -64,7 +64,7 @@ class Caller:
                 raise TidegateError("the server API does not answer", code="bench")
             for descriptor, _ in ready:
                 each, answer = waiting[descriptor]
-                answer += each.recv(READ_BYTES)
+                answer += _received(each)
                 if not _is_whole(answer):
                     waiting[descriptor] = each, answer
                 elif left:
@@ -86,6 +86,14 @@ class Caller:
     ) -> None:
         for each in self._sockets:
             each.close()
+
+
+def _received(connection: socket.socket) -> bytes:
+    """More of an answer. Raises TidegateError where the connection is closed instead."""
+    piece = connection.recv(READ_BYTES)
+    if not piece:
+        raise TidegateError("the server API closed the connection without an answer", code="bench")
+    return piece
 
 
 def _is_whole(answer: bytes) -> bool:
