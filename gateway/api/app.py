@@ -83,14 +83,17 @@ class ApiResource:
         """`POST /api`, as back ends did it before each method had a path: commands, a line each."""
         try:
             commands = requests.decode_commands(_read_body(req, self._body_bytes_max))
-            answers = [self._answered(command) for command in commands]
         except requests.NotJson as error:
             raise falcon.HTTPBadRequest(description=f"not lines of commands: {error}") from error
+        # From here on things are done: who was answered 400 now would do them a second time.
+        answers = [self._answered(command) for command in commands]
         resp.content_type = falcon.MEDIA_JSON
         resp.data = msgspec.json.Encoder().encode_lines(answers)
 
     def _answered(self, command: requests.Command) -> Answer:
-        answer = self._methods.answer(command.method, bytes(command.params))
+        answer = self._methods.answer(
+            command.method, bytes(command.params), requests.decode_one_of_several
+        )
         # Only a batch answers with anything but a result, and its place is within one here.
         if "replies" in answer:
             answer = {"result": answer}

@@ -54,11 +54,19 @@ class Methods:
         self._subscribers = subscribers
         self._counters = counters
 
-    def answer(self, method: str, body: bytes) -> Answer:
-        """`{"result": …}`, `{"replies": …}` or `{"error": {code, message}}`. Raises NotJson."""
+    def answer(
+        self,
+        method: str,
+        body: bytes,
+        decode: Callable[[str, bytes], requests.Request] = requests.decode,
+    ) -> Answer:
+        """`{"result": …}`, `{"replies": …}` or `{"error": {code, message}}`.
+
+        Raises NotJson where `decode` does.
+        """
         self._counters.add(metrics.request_name(method))
         try:
-            request = requests.decode(method, body)
+            request = decode(method, body)
             if isinstance(request, requests.Batch):
                 return {"replies": self._batch(request)}
             return {"result": self._result(request)}
@@ -173,7 +181,7 @@ class Methods:
 
     def _batch(self, batch: requests.Batch) -> list[Answer]:
         def begin(method: str, body: bytes) -> Pending | Answer:
-            request = requests.decode(method, body)
+            request = requests.decode_one_of_several(method, body)
             if isinstance(request, requests.Batch):
                 raise requests.refusal(requests.BAD_REQUEST, "a batch cannot hold a batch")
             if batch.parallel and isinstance(request, requests.Publish):

@@ -348,8 +348,23 @@ def decode(method: str, body: bytes) -> Request:
         raise NotJson(str(error)) from error
 
 
+def decode_one_of_several(method: str, body: bytes) -> Request:
+    """As `decode`, but raises only PublishError: what is wrong with one must not undo the others.
+
+    Whoever read several has passed their bodies over (`msgspec.Raw`), text that is not UTF-8
+    among them.
+    """
+    try:
+        return decode(method, body)
+    except NotJson as error:
+        raise refusal(BAD_REQUEST, f"not JSON: {error}") from error
+
+
 def decode_commands(body: bytes) -> list[Command]:
-    """The commands in `body`, one a line. Raises NotJson, or PublishError (107) for too many."""
+    """The commands in `body`, one a line, their `params` not looked into.
+
+    Raises NotJson, also for more than BATCH_COMMANDS_MAX.
+    """
     try:
         commands = _COMMANDS.decode_lines(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

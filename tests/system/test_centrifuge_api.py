@@ -423,6 +423,30 @@ def test_commands_that_name_their_method_are_answered_a_line_each(
     assert client.push()["pub"]["data"] == 1
 
 
+def test_a_line_with_bad_params_is_answered_in_its_place_and_stops_no_other(
+    gateway: Gateway, room: str
+) -> None:
+    good = json.dumps({"method": "publish", "params": {"channel": room, "data": 1}}).encode()
+    bad = b'{"id": 7, "method": "publish", "params": {"channel": "\xff", "data": 1}}'
+    status, lines = post_commands(gateway, b"\n".join([good, bad, good]))
+    first, refused, last = (json.loads(line) for line in lines.splitlines())
+    assert status == 200
+    assert (first["result"]["offset"], last["result"]["offset"]) == (1, 2)
+    assert (refused["id"], refused["error"]["code"]) == (7, 107)
+
+
+def test_a_command_of_a_batch_with_bad_text_is_answered_in_its_place(
+    gateway: Gateway, room: str
+) -> None:
+    good = json.dumps({"publish": {"channel": room, "data": 1}}).encode()
+    batch = b'{"commands": [%s, {"publish": {"channel": "\xff", "data": 1}}]}' % good
+    line = b'{"method": "batch", "params": %s}' % batch
+    status, answer = post_commands(gateway, line)
+    done, refused = json.loads(answer)["result"]["replies"]
+    assert status == 200
+    assert (done["publish"]["offset"], refused["error"]["code"]) == (1, 107)
+
+
 @pytest.mark.parametrize(
     ("body", "status"), [("nonsense", 400), ('{"params": {}}', 400), ("[]", 400), ("", 200)]
 )
@@ -431,7 +455,7 @@ def test_lines_that_are_no_commands_are_not_done(gateway: Gateway, body: str, st
     assert post_commands(gateway, body, key="wrong")[0] == 401
 
 
-def post_commands(gateway: Gateway, body: str, key: str | None = None) -> tuple[int, str]:
+def post_commands(gateway: Gateway, body: str | bytes, key: str | None = None) -> tuple[int, str]:
     url = urlsplit(gateway.api_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
     try:
