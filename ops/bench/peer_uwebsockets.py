@@ -2,15 +2,19 @@
 
     python -m ops.bench.peer_uwebsockets
 
-It says its port. Who opens a WebSocket to `/subscribe/…` gets each line that is posted to
-`/publish/…`, all alike: there is one channel. Python sees a client only when it comes; deliveries
-are uWebSockets' own, and so is the loop, in which nothing but the kernel is waited for.
+It says its port; at the end of its standard input it ends. Who opens a WebSocket to `/subscribe/…`
+gets each line that is posted to `/publish/…`, all alike: there is one channel. Python sees a client
+only when it comes; deliveries are uWebSockets' own, and so is the loop, in which nothing but the
+kernel is waited for.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import sys
+import threading
 from typing import Any
 
 from socketify import App, AppListenOptions, OpCode
@@ -32,8 +36,15 @@ def main() -> None:
     app.post("/publish/*", lambda response, _: _publish(app, response))
     listening = AppListenOptions(port=0, host="127.0.0.1")
     app.listen(listening, lambda config: print(json.dumps({"port": config.port}), flush=True))
+    threading.Thread(target=_end_with_the_input, daemon=True).start()
     # Not `app.run`, which looks for work again and again so that coroutines come to theirs.
     app.loop.uv_loop.run()
+
+
+def _end_with_the_input() -> None:
+    """So that this does not outlive its benchmark. Waits, so it is for a thread of its own."""
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _publish(app: Any, response: Any) -> None:
