@@ -50,7 +50,11 @@ class Nats:
             configuration = directory / "nats.conf"
             configuration.write_text(CONFIGURATION.format(directory=directory))
             self._process = subprocess.Popen(
-                [self._program, "-c", str(configuration), "-l", str(directory / "nats.log")]
+                [
+                    *_dying_with_the_parent(),
+                    *(self._program, "-c", str(configuration)),
+                    *("-l", str(directory / "nats.log")),
+                ]
             )
             cleanup.callback(self._stop)
             ports = self._ports(directory)
@@ -97,8 +101,10 @@ class Nats:
                 ports: dict[str, list[str]] = json.loads(path.read_text())
                 return ports
             pause.wait(POLL_S)
-        said = (directory / "nats.log").read_text(errors="replace")
-        raise TidegateError(f"{PROGRAM} does not start: {said[-500:]}", code="bench")
+        said = "it wrote no log"
+        with contextlib.suppress(FileNotFoundError):
+            said = (directory / "nats.log").read_text(errors="replace")[-500:]
+        raise TidegateError(f"{PROGRAM} does not start: {said}", code="bench")
 
     def _stop(self) -> None:
         self._process.terminate()
@@ -107,6 +113,13 @@ class Nats:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _dying_with_the_parent() -> list[str]:
+    """What to put before a command so that it does not outlive a killed benchmark, where there is
+    setpriv(1) for it. It becomes the command, whose process ID is therefore the same."""
+    program = shutil.which("setpriv")
+    return [program, "--pdeathsig", "KILL", "--"] if program else []
 
 
 def _address(url: str) -> str:
