@@ -98,7 +98,8 @@ impl Kind {
     pub const fn version(self) -> u32 {
         match self {
             Kind::Log | Kind::Channels | Kind::Uplink => 3,
-            Kind::Statistics | Kind::History | Kind::Presence | Kind::Keep => 1,
+            Kind::History | Kind::Keep => 2,
+            Kind::Statistics | Kind::Presence => 1,
         }
     }
 

@@ -89,7 +89,7 @@ impl Flags {
     pub const LISTED: u16 = 1 << 11;
     /// Pinged by frames of the WebSocket protocol, which libraries answer by themselves.
     pub const NATIVE_PINGS: u16 = 1 << 12;
-    /// In the list of connections that the keep is behind with.
+    /// The keep is behind with it: in the list of those, or in that of those to be flushed.
     pub const UNKEPT: u16 = 1 << 13;
     /// More than the queue has changed since it was put down in the keep.
     pub const CHANGED: u16 = 1 << 14;

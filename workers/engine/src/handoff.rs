@@ -167,10 +167,7 @@ impl Ground<'_> {
         let detached_ns = record.detached_ns;
         let token = self.sessions.adopt(socket, record, catch_up);
         let connection = self.sessions.connections.get_mut(token)?;
-        // What the keep has of one that comes back is as good as it was.
         connection.kept.slot = slot;
-        self.sessions.keep.keep(slot.into_iter());
-        let connection = self.sessions.connections.get_mut(token)?;
         let socket = connection.socket.as_fd();
         if self.epoll.add(socket, token.bits(), Watch::Edges).is_err() {
             self.sessions.metrics.add(Count::HandoffLost, 1);

@@ -25,6 +25,8 @@ pub struct Keep {
     pub behind: Vec<u32>,
     /// Connections whose frames wait for their sockets, and since which position of the arena.
     waiting: VecDeque<(u64, Token)>,
+    /// Position of the arena at the last sweep through all slots.
+    swept: u64,
     /// Sockets that came in hand-offs and are not acknowledged.
     received: usize,
     /// There are connections that nobody serves, and that are ours to keep.
@@ -38,6 +40,7 @@ pub struct Keep {
 impl Keep {
     pub fn new(writer: KeepWriter) -> Self {
         Self {
+            swept: writer.tail(),
             writer: Some(writer),
             ..Self::default()
         }
@@ -106,11 +109,43 @@ impl Keep {
         self.parked = parked;
     }
 
-    /// A connection's frames wait for its socket.
+    /// A connection's frames wait for its socket. They were put down with the others of a lot.
     pub fn waits(&mut self, token: Token) {
         if let Some(writer) = &self.writer {
-            self.waiting.push_back((writer.tail(), token));
+            self.waiting
+                .push_back((writer.tail() - writer.lot_bytes(), token));
         }
+    }
+
+    /// Where a lot begins.
+    pub fn tail(&self) -> u64 {
+        self.writer.as_ref().map_or(0, KeepWriter::tail)
+    }
+
+    /// Whether so much was put down since `tail` that what a lot has put down is to be sent first.
+    pub fn is_lot_full(&self, tail: u64) -> bool {
+        let lot = |writer: &KeepWriter| writer.tail() - tail >= writer.lot_bytes();
+        self.writer.as_ref().is_some_and(lot)
+    }
+
+    /// Whether it is time to sweep through all slots, lest they name frames that are overwritten.
+    pub fn is_sweep_due(&self) -> bool {
+        self.is_lot_full(self.swept)
+    }
+
+    /// As [`Keep::is_sweep_due`]; the next is due a good while after this.
+    pub fn begins_sweep(&mut self) -> bool {
+        let is_due = self.is_sweep_due();
+        if is_due {
+            self.swept = self.tail();
+        }
+        is_due
+    }
+
+    /// Whether a slot names frames, which may have been sent since.
+    pub fn names_frames(&self, slot: Option<Slot>) -> bool {
+        let names = |slot: Slot| (self.writer.as_ref()).is_some_and(|it| it.names(slot.number()));
+        slot.is_some_and(names)
     }
 
     /// The next connection whose frames are soon overwritten, if they wait still.

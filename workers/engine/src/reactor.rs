@@ -221,6 +221,7 @@ impl Reactor {
         self.lap(TurnPhase::Wait);
         let began_ns = host::monotonic_ns();
         self.sessions.tell_time();
+        self.catch_up()?;
         self.accept();
         self.lap(TurnPhase::Accept);
         self.sessions.take_answers();
@@ -290,7 +291,9 @@ impl Reactor {
         }
         self.events.clear();
         let mut waited = self.epoll.wait(timeout, &mut self.events);
-        if waited.is_ok() && may_sleep && self.events.is_empty() && self.has_records() {
+        // Where a timer has ended the sleep, it is not made to wait for that.
+        let is_poll = may_sleep && timeout == SAFETY_POLL;
+        if waited.is_ok() && is_poll && self.events.is_empty() && self.has_records() {
             // Records and no ring: they concern others, or it is about to come, or was forgotten.
             let tail = self.sessions.reader.tail();
             waited = self.epoll.wait(RING_GRACE, &mut self.events);
@@ -430,6 +433,18 @@ impl Reactor {
             // Fails only for what is not watched any more: the door was shut before.
             let _ = self.epoll.remove(listener);
         }
+    }
+
+    /// What lies in the log already is older than what clients will now ask for: who subscribes in
+    /// this turn does not get it. A worker that records did not concern may be far behind.
+    fn catch_up(&mut self) -> Result<(), EngineError> {
+        if self.has_records() {
+            self.drain_log()?;
+            self.lap(TurnPhase::Drain);
+            self.sessions.fan_out();
+            self.lap(TurnPhase::FanOut);
+        }
+        Ok(())
     }
 
     /// Reads what the publisher has written: records and replies.

@@ -121,6 +121,17 @@ impl KeepWriter {
         self.map.arena_bytes as usize / 4
     }
 
+    /// So much may be put down at a time, and so often slots must be looked after: with what is
+    /// fresh, it is less than a lap.
+    pub fn lot_bytes(&self) -> u64 {
+        self.map.arena_bytes / 4
+    }
+
+    /// Whether a slot names frames.
+    pub fn names(&self, slot: u32) -> bool {
+        (self.region.load(self.map.slot_at(slot)) >> 8) as u8 != 0
+    }
+
     /// A position of the arena; a frame put down now is fresh until half a lap later.
     pub fn tail(&self) -> u64 {
         self.tail

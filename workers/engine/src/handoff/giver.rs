@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use tidegate_ring::host;
 
@@ -33,10 +34,13 @@ enum Stage {
     Gone,
 }
 
-/// How long connections are held for the publisher's answers once all others are through. A
-/// publisher that is away for longer must not hold up the hand-off, whose watcher would blame the
-/// receiver: such connections stay with the giver.
-const HELD_NS_MAX: u64 = 1_000_000_000;
+/// How long connections are held for answers once all others are through: for as long as the
+/// application may take for its own, within these bounds. Whoever is away for longer must not hold
+/// up the hand-off, whose watcher would blame the receiver: such connections stay with the giver.
+const HELD_MIN: Duration = Duration::from_secs(1);
+const HELD_MAX: Duration = Duration::from_secs(5);
+/// An answer that did not come in time is given a little later than that.
+const HELD_BEYOND: Duration = Duration::from_millis(500);
 
 /// Connections on their way.
 struct Batch {
@@ -271,6 +275,8 @@ impl Giver {
         let count = connections.len();
         ground.sessions.metrics.add(Count::HandoffTakenBack, count);
         let attached = ground.attach_all(connections);
+        // Until then they were another's to the keep: others have got what they were only now sent.
+        ground.sessions.put_down();
         self.kept += attached.len();
         self.lost += count - attached.len();
         returned.extend(attached.into_iter().map(|(token, _)| token));
@@ -304,7 +310,9 @@ impl Giver {
     /// Moves those that have their answers; lets all go on here if no more are wanted, or if their
     /// answers do not come.
     fn reconsider_held(&mut self, ground: &mut Ground<'_>, returned: &mut Vec<Token>) {
-        let is_stopped = self.reason != "done" || self.is_broken || self.has_waited_enough();
+        let patience = ground.sessions.settings.hooks.timeout + HELD_BEYOND;
+        let has_waited = self.has_waited_for(patience.clamp(HELD_MIN, HELD_MAX));
+        let is_stopped = self.reason != "done" || self.is_broken || has_waited;
         for token in std::mem::take(&mut self.held) {
             match ground.sessions.movable(token) {
                 None => {}
@@ -321,7 +329,7 @@ impl Giver {
         }
     }
 
-    fn has_waited_enough(&mut self) -> bool {
+    fn has_waited_for(&mut self, patience: Duration) -> bool {
         let is_waiting = !self.held.is_empty()
             && self.wanted.is_empty()
             && self.outbound.is_none()
@@ -331,7 +339,7 @@ impl Giver {
             return false;
         }
         let now_ns = host::monotonic_ns();
-        now_ns > *self.waiting_since_ns.get_or_insert(now_ns) + HELD_NS_MAX
+        now_ns > *self.waiting_since_ns.get_or_insert(now_ns) + patience.as_nanos() as u64
     }
 
     /// Lets go of the next connections.

@@ -84,7 +84,13 @@ impl Reactor {
             self.handoffs.woken();
         }
         self.sessions.put_down();
-        self.sessions.record_latency(latencies);
+        let all_sent = !self.sessions.has_to_flush();
+        let sent = if all_sent {
+            self.sessions.latencies()
+        } else {
+            latencies
+        };
+        self.sessions.record_latency(sent);
     }
 
     fn hand_off(&mut self) {

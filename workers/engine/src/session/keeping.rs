@@ -58,6 +58,10 @@ impl Sessions {
         if !flags.has(Flags::UNKEPT) || !self.keep.is_on() {
             return;
         }
+        // Whoever was refused is only told so.
+        if flags.has(Flags::REFUSED) {
+            return connection.flags.set(Flags::UNKEPT | Flags::CHANGED, false);
+        }
         // Each frame of the binary protocol changes numbers that the record has.
         if flags.has(Flags::CHANGED) || connection.is_tcp() {
             return self.put_down_whole(index, position);
@@ -75,17 +79,26 @@ impl Sessions {
             return;
         };
         connection.flags.set(Flags::UNKEPT | Flags::CHANGED, false);
-        // Whoever was refused is only told so.
-        if let Some((record, channels)) = described
-            && !connection.flags.has(Flags::REFUSED)
-        {
+        if let Some((record, channels)) = described {
             self.keep.describe(&record, &channels);
             self.keep.put(connection, position, true);
         }
     }
 
-    /// Adds those whose frames have waited for so long that they are soon overwritten.
+    /// Adds those whose frames have waited for so long that they are soon overwritten; and from
+    /// time to time all whose slots name frames, sent or not: they are as good as lost with those.
     fn refresh(&mut self, behind: &mut Vec<u32>) {
+        if self.keep.begins_sweep() {
+            let tokens: Vec<Token> = self.connections.tokens().collect();
+            for token in tokens {
+                if let Some(connection) = self.connections.get_mut(token)
+                    && self.keep.names_frames(connection.kept.slot)
+                    && connection.flags.raise(Flags::UNKEPT)
+                {
+                    behind.push(token.index);
+                }
+            }
+        }
         while let Some(token) = self.keep.next_fading() {
             let Some(connection) = self.connections.get_mut(token) else {
                 continue;

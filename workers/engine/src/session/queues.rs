@@ -117,13 +117,28 @@ impl Sessions {
         let count = self.to_flush.len().min(SENDS_PER_BATCH);
         let batch: Vec<u32> = self.to_flush.drain(..count).collect();
         if self.sender.takes(count) {
-            return self.flush_together(&batch);
+            self.flush_together(&batch);
+        } else {
+            batch
+                .chunks(SENDS_PER_LOT)
+                .for_each(|lot| self.flush_lot(lot));
         }
-        for some in batch.chunks(SENDS_PER_LOT) {
-            // In one go: what each needs of memory comes while the one before is at work.
-            some.iter().for_each(|index| self.put_down_one(*index));
-            some.iter().for_each(|index| self.flush_one(*index));
+        if self.keep.is_sweep_due() {
+            self.put_down();
         }
+    }
+
+    /// Sends to a few connections, by a system call for each.
+    fn flush_lot(&mut self, lot: &[u32]) {
+        let begin = self.keep.tail();
+        // In one go: what each needs of memory comes while the one before is at work.
+        for index in lot {
+            if self.keep.is_lot_full(begin) {
+                break;
+            }
+            self.put_down_one(*index);
+        }
+        lot.iter().for_each(|index| self.flush_one(*index));
     }
 
     /// Sends to one connection, by a system call of its own.
@@ -145,8 +160,21 @@ impl Sessions {
 
     /// Sends to several connections by one system call; each is in `batch` once.
     fn flush_together(&mut self, batch: &[u32]) {
-        let ready = batch.iter().copied().filter(|&i| self.get_ready(i));
-        let ready: Vec<u32> = ready.collect();
+        let begin = self.keep.tail();
+        let mut ready = Vec::with_capacity(batch.len());
+        for (place, &index) in batch.iter().enumerate() {
+            if self.keep.is_lot_full(begin) {
+                // Before those that come behind this batch.
+                batch[place..]
+                    .iter()
+                    .rev()
+                    .for_each(|&i| self.to_flush.push_front(i));
+                break;
+            }
+            if self.get_ready(index) {
+                ready.push(index);
+            }
+        }
         let (mut sent_to, mut offers) = (Vec::new(), Vec::new());
         let mut silent = Vec::new();
         for index in ready {

@@ -27,10 +27,17 @@ impl Sessions {
             message_bytes_max,
             deflate: connection.format.is_deflated(),
         };
+        let was_in_fragments = inbound.fragments().is_some();
         match inbound.decode(bytes, &limits) {
             Ok(Parsed::Incomplete) => 0,
             Ok(Parsed::Complete { value, consumed }) => {
                 connection.heard = now;
+                if was_in_fragments {
+                    self.changed(token.index);
+                }
+                let Some(connection) = self.connections.get_mut(token) else {
+                    return total;
+                };
                 // Others owe a pong of their dialect.
                 if connection.format.is_uni() || connection.flags.has(Flags::NATIVE_PINGS) {
                     self.pong_came(token);
