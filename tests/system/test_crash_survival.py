@@ -23,6 +23,7 @@ from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.publishing import Publishing
 from tests.support.raw_websocket import FIN, PING, PONG, TEXT, RawWebSocket, frame
+from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_for
 from tests.support.wire import raw_wire
 
@@ -197,6 +198,30 @@ def test_a_handshake_half_done_is_finished_by_the_next_worker(one_worker: Gatewa
         client.send(frame(FIN | TEXT, json.dumps({"subs": {CHANNEL: {}}}).encode()))
         assert "connect" in client.read_push()
         assert one_worker.ends() == {}
+
+
+@pytest.mark.sending
+def test_clients_that_were_sent_all_long_ago_go_on_however_much_others_were_sent_since(
+    one_worker: Gateway,
+) -> None:
+    text = "x" * 8000
+    with (
+        Crowd(one_worker, CHANNEL, each=5) as crowd,
+        Subscriber(one_worker.websocket_url, "public:busy") as busy,
+        Producer(one_worker.control_path) as producer,
+    ):
+        first = producer.publish(CHANNEL, "long ago").offset
+        crowd.wait_for_offset(first)
+        # Three times what a worker has room for to put messages down.
+        for _ in range(3 * (4 << 20) // len(text)):
+            last = producer.publish("public:busy", text).offset
+            if last % 50 == 0:
+                busy.wait_for_offset("public:busy", last)
+        busy.wait_for_offset("public:busy", last)
+        kill_worker(one_worker)
+        crowd.wait_for_offset(producer.publish(CHANNEL, "and now").offset)
+        assert [each.fault() for each in crowd.members if each.fault()] == []
+        assert lost(one_worker) == {}
 
 
 @pytest.mark.sending

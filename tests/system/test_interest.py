@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
+from websockets.sync.client import connect
 
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
@@ -86,6 +89,24 @@ def test_who_subscribes_later_is_told_by_whatever_worker_it_came_to(gateway: Gat
         last = producer.publish("public:late", "last").offset
         for subscriber in staying:
             subscriber.wait_for_offset("public:late", last)
+    assert_no_wake_up_was_missed(gateway)
+
+
+def test_who_subscribes_later_does_not_get_what_was_only_for_those_who_were_there(
+    start_gateway: Start,
+) -> None:
+    gateway = start_gateway({"workers": {"count": 1}})
+    request = urllib.parse.urlencode({"cf_connect": '{"subs": {"public:now": {}}}'})
+    with Producer(gateway.control_path) as producer:
+        for number in range(30):
+            # The worker sleeps on, as nobody is there for it; who comes next ends its sleep.
+            producer.publish("public:now", f"before {number}", skip_history=True)
+            url = f"{gateway.websocket_url}?{request}"
+            with connect(url, compression=None, proxy=None) as client:
+                assert "connect" in json.loads(client.recv(timeout=60))
+                producer.publish("public:now", f"after {number}", skip_history=True)
+                pushed = json.loads(client.recv(timeout=60))
+                assert pushed["pub"]["data"] == f"after {number}"
     assert_no_wake_up_was_missed(gateway)
 
 
