@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 10
 BIN := .venv/bin
 PY := $(BIN)/python
 RUST := $(shell find shm/ring workers/engine ops/load/swarm ops/profile/flame -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
@@ -67,8 +67,8 @@ fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 
 # A file of tests stays in one process: its tests share a gateway.
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
-	$(BIN)/pytest -m 'not soak' --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m 'sending and not soak' --engine io_uring --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m 'not soak' --numprocesses 3 --dist loadfile
+	$(BIN)/pytest -m 'sending and not soak' --engine io_uring --numprocesses 3 --dist loadfile
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

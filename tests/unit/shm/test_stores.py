@@ -122,4 +122,4 @@ def test_stores_are_told_apart(publisher: PublisherProcess) -> None:
     with pytest.raises(_ring.FormatError, match="a history, not a presence table"):
         _ring.Presence(memory.history, memory.channels)
     header = _ring.inspect(memory.history)
-    assert header is not None and (header["kind"], header["version"]) == ("history", 1)
+    assert header is not None and (header["kind"], header["version"]) == ("history", 2)
