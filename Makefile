@@ -76,7 +76,7 @@ soak: .venv/.test  ## The long runs that `make test` leaves out
 bench: .venv/.test  ## Run all benchmarks but the million; beside other servers, where they are installed
 	$(BIN)/tidegate bench all
 
-million: .venv/.test  ## Try to hold a million connections on this machine, and reload under them (as root)
+million: .venv/.test  ## Hold a million connections on this machine, and reload under them (as root)
 	$(BIN)/tidegate bench million
 
 clean:  ## Remove everything that was built or installed

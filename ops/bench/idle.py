@@ -26,6 +26,7 @@ RUN_S_MAX = 600.0
 PONG_SHARE = 0.32
 """Of the time between two pings, until a pong is due: of the default 25 s, the default 8 s."""
 CONNECT_TIMEOUT_S = 300.0
+QUEUE_SOFT_BYTES = 16_384
 UNEVEN_MAX = 1_000
 
 
@@ -200,6 +201,8 @@ def _rest(size: Size, say: Callable[[str], None]) -> Rest:
         "websocket.pong_timeout_s": size.ping_interval_s * PONG_SHARE,
         # Of one worker, which the kernel's hash may give some more than its share.
         "limits.connections_max": size.resting // size.resting_workers + UNEVEN_MAX,
+        # So many queues might be full to here at one time, as far as the gateway knows.
+        "limits.queue_soft_bytes": QUEUE_SOFT_BYTES,
     }
     with Subject(workers=size.resting_workers, settings=settings) as subject:
         pids, workers = subject.pids, subject.worker_pids
