@@ -110,6 +110,10 @@ class Crowd:
     def ended(self) -> int:
         return sum(bool(each.end) for each in self.members)
 
+    def position(self) -> int:
+        """The last offset that everybody has whose connection has not ended."""
+        return min((each.position for each in self.members if not each.end), default=0)
+
     def wait_for_offset(self, offset: int, timeout_s: float = 60) -> None:
         """Wait until everybody whose connection has not ended was sent `offset`."""
         wait_for(

@@ -35,7 +35,7 @@ def test_a_canary_is_promoted_and_no_client_notices(start_gateway: Start) -> Non
     with (
         Crowd(gateway, CHANNEL, each=10) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL) as sent,
+        Publishing(producer, CHANNEL, position=crowd.position) as sent,
     ):
         gateway.control("reload", canary=1)
         trial = gateway.worker_pids()
@@ -67,7 +67,7 @@ def test_a_canary_is_rolled_back_to_the_processes_before_it(start_gateway: Start
     with (
         Crowd(gateway, CHANNEL, each=10) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL) as sent,
+        Publishing(producer, CHANNEL, position=crowd.position) as sent,
     ):
         gateway.control("reload", canary=2)
         trial = gateway.worker_pids()

@@ -45,7 +45,7 @@ def crowd_of(gateway: Gateway) -> Iterator[None]:
     with (
         Crowd(gateway, CHANNEL, each=10) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL) as sent,
+        Publishing(producer, CHANNEL, position=crowd.position) as sent,
     ):
         yield
         crowd.assert_undisturbed(sent[-1])

@@ -99,7 +99,7 @@ def test_workers_killed_under_load_cost_their_clients_a_pause_and_nothing_else(
     gateway = start_gateway(SECTIONS)
     rng = random.Random(SEED)
     with Crowd(gateway, CHANNEL, each=75) as crowd, Producer(gateway.control_path) as producer:
-        with Publishing(producer, CHANNEL, pause_s=0.002) as sent:
+        with Publishing(producer, CHANNEL, pause_s=0.002, position=crowd.position) as sent:
             for _ in range(6):
                 mark = len(sent) + rng.randrange(20, 60)
                 wait_for(lambda mark=mark: len(sent) > mark, "some publications")

@@ -48,7 +48,7 @@ def test_no_client_notices_a_reload_under_full_load(start_gateway: Start) -> Non
     with (
         Crowd(gateway, CHANNEL, each=25) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL, pause_s=0) as sent,
+        Publishing(producer, CHANNEL, pause_s=0, position=crowd.position) as sent,
     ):
         for _ in range(3):
             before = gateway.worker_pids()
@@ -267,7 +267,7 @@ def test_scaling_down_drops_nobody(start_gateway: Start) -> None:
     with (
         Crowd(gateway, CHANNEL, each=15) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL) as sent,
+        Publishing(producer, CHANNEL, position=crowd.position) as sent,
     ):
         leaving = sum(gateway.connections()[1:])
         result = gateway.control("scale", count=1)
@@ -296,7 +296,7 @@ def test_a_rebalance_moves_connections_to_the_workers_that_came_later(
     with (
         Crowd(gateway, CHANNEL, each=15) as crowd,
         Producer(gateway.control_path) as producer,
-        Publishing(producer, CHANNEL) as sent,
+        Publishing(producer, CHANNEL, position=crowd.position) as sent,
     ):
         gateway.control("scale", count=3)
         assert gateway.connections() == [60, 0, 0]

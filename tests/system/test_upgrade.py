@@ -95,7 +95,7 @@ def reinstall(folder: Path, version: str) -> None:
 def published(gateway: Gateway) -> Iterator[list[int]]:
     """Offsets of messages published all the while: nobody may miss one, or be disturbed."""
     with Crowd(gateway, CHANNEL) as crowd, Producer(gateway.control_path) as producer:
-        with Publishing(producer, CHANNEL) as offsets:
+        with Publishing(producer, CHANNEL, position=crowd.position) as offsets:
             yield offsets
         assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
         crowd.assert_undisturbed(offsets[-1])
