@@ -8,7 +8,7 @@ PY := $(BIN)/python
 RUST := $(shell find shm/ring workers/engine ops/load/swarm ops/profile/flame -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 CONFIG ?=
 
-.PHONY: help build run demo test lint format rust-test loom fuzz py-test soak bench million clean
+.PHONY: help build run demo test lint format rust-test loom fuzz py-test engines soak bench million clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,6 +69,10 @@ fuzz:  ## Fuzz each parser for FUZZ_SECONDS
 py-test: .venv/.test  ## Python unit tests and system tests with real processes
 	$(BIN)/pytest -m 'not soak' --numprocesses 3 --dist loadfile
 	$(BIN)/pytest -m 'sending and not soak' --engine io_uring --numprocesses 3 --dist loadfile
+
+engines: .venv/.test  ## The whole of the system tests with each engine (workers.engine)
+	$(BIN)/pytest -m 'not soak' --engine epoll --numprocesses 3 --dist loadfile tests/system
+	$(BIN)/pytest -m 'not soak' --engine io_uring --numprocesses 3 --dist loadfile tests/system
 
 soak: .venv/.test  ## The long runs that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 3600

@@ -29,8 +29,8 @@ API_ROWS = 1 + 64
 FIRST_API_ROW = PUBLISHER_ROW + 1
 FIRST_WORKER_ROW = FIRST_API_ROW + 2 * API_ROWS
 
-KEEP_ARENA_BYTES_MIN = 4 * 1024 * 1024
-"""Frames wait there until their sockets take them: some ten thousand of the usual ones."""
+KEEP_ARENA_BYTES_MIN = 1024 * 1024
+"""Frames wait there until their sockets take them: some thousands of the usual ones."""
 KEEP_ARENA_MESSAGES = 16
 """The longest message takes at most an eighth of it, with its frame."""
 KEEP_ARENA_QUEUES = 4

@@ -20,13 +20,18 @@ BENCHMARKS = (
     *("api", "produce", "presence", "idle", "servers", "reload", "peers"),
 )
 """What `all` runs, in the order of the README's table."""
+PEERS = ("servers", "peers")
+"""Those beside other servers, as far as these are installed."""
 MILLION = "million"
 """Takes a quarter of an hour and most of the machine: only by its name."""
 CONNECTIONS_MAX = 2_000_000
 
 
 @click.command()
-@click.argument("benchmark", type=click.Choice([*BENCHMARKS, MILLION, "all"]))
+@click.argument("benchmark", type=click.Choice([*BENCHMARKS, MILLION, "all"]), required=False)
+@click.option(
+    "--peers", is_flag=True, help=f"Those beside other servers that are here: {', '.join(PEERS)}."
+)
 @click.option("--quick", is_flag=True, help="Small and short: shows that it works, not how fast.")
 @click.option("--save", is_flag=True, help="Keep the results and renew the README's table.")
 @click.option(
@@ -43,7 +48,8 @@ CONNECTIONS_MAX = 2_000_000
 @ends_well
 def bench(
     output: Output,
-    benchmark: str,
+    benchmark: str | None,
+    peers: bool,
     quick: bool,
     save: bool,
     connections: int | None,
@@ -56,6 +62,7 @@ def bench(
     Examples:
       tidegate bench fanout
       tidegate bench all --save
+      tidegate bench --peers
       tidegate bench unicast --plot unicast.png
       tidegate bench million --connections 100000
 
@@ -67,14 +74,17 @@ def bench(
     from ops.bench.endings import endings_raised
     from ops.bench.result import RESULTS
 
+    if bool(benchmark) == peers:
+        raise click.UsageError("name one benchmark, or all, or give --peers")
+    names = PEERS if peers else BENCHMARKS if benchmark == "all" else (str(benchmark),)
     if quick and save:
         raise click.UsageError("--quick measures too little to be kept: leave out --save")
-    if plot is not None and benchmark == "all":
-        raise click.UsageError("--plot draws one benchmark: leave out all")
+    if plot is not None and len(names) > 1:
+        raise click.UsageError(f"--plot draws one benchmark, not {len(names)}")
     if (connections or workers) and benchmark != MILLION:
         raise click.UsageError(f"--connections and --workers are for {MILLION}")
     results = []
-    for name in BENCHMARKS if benchmark == "all" else (benchmark,):
+    for name in names:
         output.note(name)
         with endings_raised():
             result = measure(

@@ -47,6 +47,8 @@ SETTINGS = (
 """What is raised for the time, where it does not suffice."""
 QUEUE_SOFT_BYTES = 16_384
 """A million queues may be full to here at one time: 16 GB."""
+QUEUE_HARD_BYTES = 262_144
+"""What a worker puts down of its connections has room for four such queues, 54 times."""
 CONNECTION_BYTES = 11 << 10
 """9 KiB of the kernel for both ends, 1 KiB of worker and client, and a message on its way."""
 PROCESS_BYTES = 16 << 20
@@ -77,6 +79,7 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
         "websocket.ping_interval_s": size.ping_interval_s,
         "limits.connections_max": size.worker_connections,
         "limits.queue_soft_bytes": QUEUE_SOFT_BYTES,
+        "limits.queue_hard_bytes": QUEUE_HARD_BYTES,
         "log.channels_max": 2 * size.unicasts + 1024,
     }
     with _kernel(size, settings, say):

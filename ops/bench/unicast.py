@@ -1,11 +1,13 @@
 """Messages for one client each: how long they take, at a steady rate through shared memory.
 
 Every client of the gateway has a channel of its own. The bare loop's senders are fed by a pipe, and
-send each message to their next client; their feeder keeps the same rate.
+send each message to their next client. One loop in this process publishes to the one and writes to
+the other, so that its own delays, which sleeping at 20,000 a second has, are both sides'.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -59,15 +61,22 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
     with (
         Subject(workers=WORKERS) as subject,
         Producer(subject.control_path) as producer,
-        Bare(processes=WORKERS, connections=size.connections) as bare,
+        Bare(processes=WORKERS, connections=size.connections, fed=True) as bare,
         _swarm(subject.address, size, "own") as gateway_swarm,
         _swarm(bare.address, size, "all") as bare_swarm,
     ):
+
+        def publish(number: int, data: bytes) -> None:
+            producer.publish_nowait(f"{CHANNEL}-{number % size.connections}", data)
+
+        def feed(number: int, data: bytes) -> None:
+            bare.feed(number, _frame(data))
+
         for waiting in (gateway_swarm, bare_swarm, bare):
             waiting.wait_ready()
         sides = (
-            Side(gateway_swarm, lambda: _publish(producer, size)),
-            Side(bare_swarm, lambda: _feed(bare, size)),
+            Side(gateway_swarm, lambda: _send(size, publish)),
+            Side(bare_swarm, lambda: _send(size, feed)),
         )
         turns: list[list[tuple[Latencies, float]]] = []
         for pair in range(size.pairs):
@@ -87,26 +96,24 @@ def _swarm(address: str, size: Size, subscribe: str) -> Swarm:
     )
 
 
-def _publish(producer: Producer, size: Size) -> float:
+def _send(size: Size, send: Callable[[int, bytes], object]) -> float:
+    """Calls `send` with each number and its payload when it is due; returns how many a second."""
     pause = threading.Event()
     began_s = time.monotonic()
     for number in range(size.messages):
         ahead_s = began_s + number / size.messages_per_s - time.monotonic()
         if ahead_s > 0:
             pause.wait(ahead_s)
-        producer.publish_nowait(f"{CHANNEL}-{number % size.connections}", payload())
+        send(number, payload())
     return size.messages / (time.monotonic() - began_s)
 
 
-def _feed(bare: Bare, size: Size) -> float:
-    began_s = time.monotonic()
-    bare.unicast(
-        channel=CHANNEL,
-        messages=size.messages,
-        per_s=float(size.messages_per_s),
-        payload_bytes=PAYLOAD_BYTES,
-    )
-    return size.messages / (time.monotonic() - began_s)
+def _frame(data: bytes) -> bytes:
+    """What the gateway makes of a publication: a WebSocket frame, of a channel without history, for
+    nobody counts what a connection of the bare loop was sent."""
+    push = b'{"channel":"%b","pub":{"data":%b},"offset":0}' % (CHANNEL.encode(), data)
+    # FIN and text, and a length of 16 bits (RFC 6455 section 5.2).
+    return struct.pack(">BBH", 0x81, 126, len(push)) + push
 
 
 def _result(turns: list[list[tuple[Latencies, float]]], size: Size) -> Result:

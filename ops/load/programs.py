@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import subprocess
@@ -38,29 +39,39 @@ def build() -> Path:
     return programs.directory("tidegate-load", "tidegate-swarm")
 
 
-def spawn(name: str, connection: socket.socket) -> subprocess.Popen[bytes]:
+def spawn(
+    name: str, connection: socket.socket, inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Starts a program that is conducted over the other end of this stream socket.
 
     In a process group of its own: an interrupt at the terminal is for its conductor alone.
     """
     end = connection.fileno()
-    return subprocess.Popen([build() / name], stdin=end, stdout=end, process_group=0)
+    return subprocess.Popen(
+        [build() / name], stdin=end, stdout=end, process_group=0, pass_fds=inherited
+    )
 
 
 class Program:
     """A process that reads a plan and commands and says events, one JSON line each.
 
-    A child of this process; or, where it is given a `connection`, one at the other end of that.
+    A child of this process, with the descriptors that it inherits; or, where there is a
+    `connection`, one at the other end of that.
     """
 
     name: str
 
-    def __init__(self, plan: dict[str, Any], connection: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        connection: socket.socket | None = None,
+        inherited: Sequence[int] = (),
+    ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if connection is None:
             connection, theirs = socket.socketpair()
             with theirs:
-                self._process = spawn(self.name, theirs)
+                self._process = spawn(self.name, theirs, inherited)
         self._connection = connection
         self._connection.settimeout(SEND_TIMEOUT_S)
         self._pending = b""
@@ -242,8 +253,19 @@ class Bare(Program):
         processes: int,
         connections: int,
         sends_by: LoopName = "send",
+        fed: bool = False,
     ) -> None:
-        super().__init__({"processes": processes, "connections": connections, "sends_by": sends_by})
+        """`fed`: its processes also send what `feed` gives them."""
+        # A packet that is written is one that is read: pipe(2), O_DIRECT.
+        pipes = [os.pipe2(os.O_DIRECT | os.O_CLOEXEC) for _ in range(processes if fed else 0)]
+        feeds = [theirs for theirs, _ in pipes]
+        self._feeds = [ours for _, ours in pipes]
+        plan = {"processes": processes, "connections": connections, "sends_by": sends_by}
+        try:
+            super().__init__({**plan, "feeds": feeds}, inherited=feeds)
+        finally:
+            for feed in feeds:
+                os.close(feed)
         listening = self.expect("listening", CONNECT_TIMEOUT_S)
         self.address = f"127.0.0.1:{listening['port']}"
         self.pids: list[int] = listening["pids"]
@@ -258,19 +280,16 @@ class Bare(Program):
         self.command("send", texts=texts)
         self._expect_sent(DELIVERY_TIMEOUT_S)
 
-    def unicast(self, *, channel: str, messages: int, per_s: float, payload_bytes: int) -> None:
-        """Send that many stamped messages, each to the next client; returns when all are sent.
+    def feed(self, number: int, packet: bytes) -> None:
+        """Hand a packet to one process after the other, by `number`; each sends it, as it is, to
+        the next of its clients. Waits while the pipe is full."""
+        os.write(self._feeds[number % len(self._feeds)], packet)
 
-        Raises TidegateError if a socket had no room.
-        """
-        self.command(
-            "unicast",
-            channel=channel,
-            messages=messages,
-            per_s=per_s,
-            payload_bytes=payload_bytes,
-        )
-        self._expect_sent(DELIVERY_TIMEOUT_S + messages / per_s)
+    def close(self) -> None:
+        for feed in self._feeds:
+            os.close(feed)
+        self._feeds = []
+        super().close()
 
     def begin_pings(self, *, interval_s: float, for_s: float) -> None:
         """Ping every client once in an interval, and read the pongs, from now on for so long."""

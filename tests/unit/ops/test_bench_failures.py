@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from click.testing import CliRunner
 
 from gateway.errors import TidegateError
 from ops.bench.caller import Caller
+from ops.bench.command import bench
 from ops.bench.nats import Nats
 
 
@@ -44,3 +46,10 @@ def test_a_closed_api_connection_is_an_error_with_a_name(
 def test_a_nats_server_that_ends_before_its_log_does_not_start() -> None:
     with pytest.raises(TidegateError, match="nats-server does not start"):
         Nats("/bin/false").__enter__()
+
+
+@pytest.mark.parametrize("arguments", [(), ("fanout", "--peers")])
+def test_benchmarks_are_named_or_those_beside_peers_are_meant(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(bench, arguments)
+    assert result.exit_code == 2
+    assert "name one benchmark, or all, or give --peers" in result.output

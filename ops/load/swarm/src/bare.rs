@@ -10,8 +10,7 @@ mod ring;
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +39,10 @@ pub struct BarePlan {
     pub connections: u64,
     #[serde(default)]
     pub sends_by: SendsBy,
+    /// Pipes that were left to it, one for each process or none: what is written to one, a packet
+    /// at a time (pipe(2), O_DIRECT), its process sends as it is, each to the next of its clients.
+    #[serde(default)]
+    pub feeds: Vec<RawFd>,
 }
 
 /// How a sending process hands frames to the kernel.
@@ -61,14 +64,6 @@ pub enum BareCommand {
     Send {
         texts: Vec<String>,
     },
-    /// Send `messages` in all, `per_s` a second, each to the next connection, stamped as publishers
-    /// do and `payload_bytes` long; answered with `sent`.
-    Unicast {
-        channel: String,
-        messages: u64,
-        per_s: f64,
-        payload_bytes: usize,
-    },
     /// Ping each connection once in `interval_s`, and read the pongs; after `for_s` answered with
     /// `sent`.
     Ping {
@@ -80,10 +75,7 @@ pub enum BareCommand {
 
 /// What a packet to a sending process asks for: its first byte.
 const TO_ALL: u8 = 0;
-const TO_NEXT: u8 = 1;
-/// Only the answer that the two others do not, or not always, get.
-const REPORT: u8 = 2;
-const PING: u8 = 3;
+const PING: u8 = 1;
 
 /// What the baseline says.
 #[derive(Debug, Serialize)]
@@ -172,8 +164,18 @@ impl<F: AsRawFd> Bare<F> {
             let message = format!("plan: processes is {processes}, must be 1 to {PROCESSES_MAX}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        let each_has_one = plan.feeds.is_empty() || plan.feeds.len() == processes as usize;
+        if !each_has_one || plan.feeds.iter().any(|fd| *fd <= libc::STDERR_FILENO) {
+            let message = "plan: feeds has to name a pipe for each process, or none";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let owned = |fd: &RawFd| {
+            // SAFETY: who started this program left the descriptor to it, and says so by the plan.
+            unsafe { OwnedFd::from_raw_fd(*fd) }
+        };
+        let mut feeds: Vec<OwnedFd> = plan.feeds.iter().map(owned).collect();
         let (mut links, mut pids, mut port) = (Vec::new(), Vec::new(), 0);
-        for _ in 0..processes {
+        for index in 0..processes {
             let (listener, bound) = sys::listen_shared(port, BACKLOG)?;
             port = bound;
             let (ours, theirs) = sys::packet_pair()?;
@@ -181,7 +183,9 @@ impl<F: AsRawFd> Bare<F> {
                 None => {
                     links.clear();
                     drop(ours);
-                    let sent = Sender::new(listener, theirs, plan.sends_by)
+                    // Those of its sisters it closes: a feed ends with its writer.
+                    let feed = feeds.drain(..).nth(index as usize);
+                    let sent = Sender::new(listener, theirs, feed, plan.sends_by)
                         .and_then(|mut sender| sender.run());
                     if let Err(error) = &sent {
                         eprintln!("tidegate-bare: a sending process: {error}");
@@ -225,12 +229,6 @@ impl<F: AsRawFd> Bare<F> {
             match serde_json::from_str(&line)? {
                 BareCommand::Stop => break,
                 BareCommand::Send { texts } => self.send(&texts)?,
-                BareCommand::Unicast {
-                    channel,
-                    messages,
-                    per_s,
-                    payload_bytes,
-                } => self.unicast(&channel, messages, per_s, payload_bytes)?,
                 BareCommand::Ping { interval_s, for_s } => self.ping(interval_s, for_s)?,
             }
         }
@@ -267,34 +265,6 @@ impl<F: AsRawFd> Bare<F> {
         self.report_since(before)
     }
 
-    /// Hands each message over when it is due: the pipes take what the senders are behind.
-    fn unicast(
-        &mut self,
-        channel: &str,
-        messages: u64,
-        per_s: f64,
-        payload_bytes: usize,
-    ) -> io::Result<()> {
-        let before = Progress::sum(&self.progress);
-        let began_ns = sys::monotonic_ns();
-        let links = self.links.len() as u64;
-        for number in 0..messages {
-            let due_ns = began_ns + (number as f64 * 1e9 / per_s) as u64;
-            let ahead_ns = due_ns.saturating_sub(sys::monotonic_ns());
-            if ahead_ns > 0 {
-                std::thread::sleep(Duration::from_nanos(ahead_ns));
-            }
-            let text = stamped(channel, payload_bytes);
-            let mut packet = vec![TO_NEXT];
-            websocket::encode_from_server(&mut packet, websocket::TEXT, text.as_bytes());
-            sys::send_packet(&self.links[(number % links) as usize], &packet)?;
-        }
-        for link in &self.links {
-            sys::send_packet(link, &[REPORT])?;
-        }
-        self.report_since(before)
-    }
-
     /// Waits for every sender's answer, and says what they all have sent since.
     fn report_since(&mut self, before: Progress) -> io::Result<()> {
         for index in 0..self.links.len() {
@@ -326,8 +296,9 @@ impl<F: AsRawFd> Bare<F> {
 struct Sender {
     listener: OwnedFd,
     link: OwnedFd,
+    feed: Option<OwnedFd>,
     sockets: Vec<OwnedFd>,
-    /// Who gets the next message that is for one alone.
+    /// Who gets the next packet of the feed.
     next: usize,
     /// `None`: it sends to each socket by a system call of its own.
     ring: Option<Ring>,
@@ -336,7 +307,12 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(listener: OwnedFd, link: OwnedFd, sends_by: SendsBy) -> io::Result<Sender> {
+    fn new(
+        listener: OwnedFd,
+        link: OwnedFd,
+        feed: Option<OwnedFd>,
+        sends_by: SendsBy,
+    ) -> io::Result<Sender> {
         let ring = match sends_by {
             SendsBy::Send => None,
             SendsBy::IoUring => Some(Ring::new()?),
@@ -344,6 +320,7 @@ impl Sender {
         Ok(Sender {
             listener,
             link,
+            feed,
             sockets: Vec::new(),
             next: 0,
             ring,
@@ -354,7 +331,12 @@ impl Sender {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let readable = sys::wait_readable(&[&self.link, &self.listener], -1)?;
+            let mut watched: Vec<&dyn AsRawFd> = vec![&self.link, &self.listener];
+            watched.extend(self.feed.iter().map(|feed| feed as &dyn AsRawFd));
+            let readable = sys::wait_readable(&watched, -1)?;
+            if readable.get(2) == Some(&true) {
+                self.feed()?;
+            }
             if readable[1] {
                 self.welcome()?;
             }
@@ -362,20 +344,30 @@ impl Sender {
                 let length = sys::receive(&self.link, &mut self.buffer)?;
                 match self.buffer[..length].first() {
                     None => return Ok(()),
-                    Some(&TO_NEXT) => {
-                        let next = self.next % self.sockets.len().max(1);
-                        self.deliver(next..next + 1, length)?;
-                        self.next = next + 1;
-                        continue;
-                    }
-                    Some(&TO_ALL) => self.deliver(0..self.sockets.len(), length)?,
-                    Some(&PING) => self.ping(length)?,
-                    Some(_) => {}
+                    Some(&TO_ALL) => self.deliver(0..self.sockets.len(), 1..length)?,
+                    Some(_) => self.ping(length)?,
                 }
                 self.progress.rounds += 1;
             }
-            sys::send_packet(&self.link, &self.progress.encode())?;
+            if readable[0] || readable[1] {
+                sys::send_packet(&self.link, &self.progress.encode())?;
+            }
         }
+    }
+
+    /// Passes a packet of the feed on. Its end is that of what was to be sent.
+    fn feed(&mut self) -> io::Result<()> {
+        let Some(feed) = &self.feed else {
+            return Ok(());
+        };
+        let length = sys::read(feed, &mut self.buffer)?;
+        if length == 0 {
+            self.feed = None;
+            return Ok(());
+        }
+        let next = self.next % self.sockets.len().max(1);
+        self.next = next + 1;
+        self.deliver(next..next + 1, 0..length)
     }
 
     /// Accepts one client and grants whatever it asks for.
@@ -414,9 +406,9 @@ impl Sender {
         Ok(())
     }
 
-    /// The bare loop: what the packet of `length` bytes has to these sockets.
-    fn deliver(&mut self, sockets: Range<usize>, length: usize) -> io::Result<()> {
-        let bytes = &self.buffer[1..length];
+    /// The bare loop: these bytes of the buffer to these sockets.
+    fn deliver(&mut self, sockets: Range<usize>, bytes: Range<usize>) -> io::Result<()> {
+        let bytes = &self.buffer[bytes];
         let sockets = self.sockets.get(sockets).unwrap_or_default();
         let sent = match &mut self.ring {
             Some(ring) => ring.send_to_all(sockets, bytes)?,
@@ -433,27 +425,9 @@ impl Sender {
     }
 }
 
-/// The push of one publication, as the gateway's dialect has it, with a payload of that length. As
-/// one of a channel without history, for nobody counts what a connection was sent.
-fn stamped(channel: &str, payload_bytes: usize) -> String {
-    let head = format!(r#"{{"sent_ns":{},"pad":""#, sys::monotonic_ns());
-    let pad = "x".repeat(payload_bytes.saturating_sub(head.len() + 2));
-    format!(r#"{{"channel":"{channel}","pub":{{"data":{head}{pad}"}},"offset":0}}}}"#)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::uni;
-
-    #[test]
-    fn a_stamped_push_has_a_payload_of_its_length() {
-        let text = stamped("public:a-1", 128);
-        let push = uni::push(text.as_bytes()).unwrap();
-        let publication = push.publication.unwrap();
-        assert_eq!((&*push.channel, publication.offset), ("public:a-1", 0));
-        assert_eq!(publication.data.get().len(), 128);
-    }
 
     #[test]
     fn progress_is_read_back_as_it_was_sent() {
