@@ -102,6 +102,13 @@ def _said_by(*command: str) -> str:
     return done.stdout.strip()
 
 
+def _commit() -> str:
+    """What is measured; marked where the tree has other changes than saved results are."""
+    saved = (":(top,exclude)README.md", f":(top,exclude)ops/bench/{RESULTS.name}")
+    changes = _said_by("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", *saved)
+    return _said_by("git", "describe", "--always") + ("-dirty" if changes else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One benchmark's outcome. `parameters` says what was done, by name and value; `note` says in
@@ -113,7 +120,7 @@ class Result:
     note: str = ""
     curves: tuple[Curve, ...] = ()
     machine: Machine = field(default_factory=Machine.here)
-    commit: str = field(default_factory=lambda: _said_by("git", "describe", "--always", "--dirty"))
+    commit: str = field(default_factory=_commit)
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
     def save(self, path: Path) -> None:
