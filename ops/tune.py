@@ -84,7 +84,8 @@ def script(load: Load, findings: Sequence[Finding]) -> str:
                 kept.append(f"{finding.check.name} = {finding.seen.wanted}")
         parts.append("")
     if kept:
-        parts += ["# The same after a restart.", f"cat > {SYSCTL_FILE} <<'END'", *kept, "END"]
+        # Behind what a script before this one has kept: of two lines the last counts.
+        parts += ["# The same after a restart.", f"cat >> {SYSCTL_FILE} <<'END'", *kept, "END"]
     return "\n".join(parts).rstrip()
 
 

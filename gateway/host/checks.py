@@ -110,12 +110,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="/dev/shm",
-        why="log, channel table, uplinks and statistics are reserved there (size and free space)",
+        why="log, channels, history, presence, uplinks and statistics are reserved there",
         look=looks.shared_memory,
         lacking=Status.CANNOT,
         unit="bytes",
         advice="`mount -o remount,size=... /dev/shm` with {wanted} bytes free, `--shm-size` for a "
-        "container, or lower log.capacity_bytes",
+        "container, or lower log.capacity_bytes, history.memory_bytes or presence.memory_bytes",
     ),
     _sysctl(
         "net.netfilter.nf_conntrack_max",

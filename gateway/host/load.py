@@ -56,6 +56,8 @@ class Load:
         segments = (
             _ring.log_size(log.capacity_bytes, 2 * WORKERS_MAX, log.channels_max)
             + _ring.channels_size(log.channels_max)
+            + _ring.heap_size(config.history.memory_bytes)
+            + _ring.heap_size(config.presence.memory_bytes)
             + (log.uplinks_max + 2 * workers) * _ring.uplink_size(log.uplink_bytes)
             + STATISTICS_BYTES
         )

@@ -97,8 +97,6 @@ def bench(
         results.append(result)
         if not output.as_json:
             output.show(report.terminal_table(result), *plots.bars(result.curves))
-        if plot is not None:
-            plots.draw(result, plot)
         if save:
             result.save(RESULTS / f"{name}.json")
             report.renew_readme()
@@ -106,6 +104,8 @@ def bench(
         import msgspec
 
         output.data({"results": msgspec.to_builtins(results)})
+    if plot is not None:
+        plots.draw(results[0], plot)
     missed = any(each.met is False for result in results for each in result.measures)
     return Exit.NO if missed and not quick else Exit.OK
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.errors import TidegateError
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import cpu_seconds
@@ -56,10 +55,6 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
                 f"pair {pair + 1}: gateway {gateway[-1].cost_us:.1f}, bare "
                 f"{bare[-1].cost_us:.1f} µs CPU per connection"
             )
-    if not all(each.cost_us for each in bare):
-        raise TidegateError(
-            f"{size.connections:,} connections are too few for a clock of 10 ms", code="bench"
-        )
     ratios = tuple(ours.cost_us / base.cost_us for ours, base in zip(gateway, bare, strict=True))
     return Result(
         benchmark="connect",

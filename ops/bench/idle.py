@@ -17,7 +17,7 @@ from gateway.errors import TidegateError
 from gateway.producer import Producer
 from ops.bench.result import Goal, Measure, Result
 from ops.bench.subject import Subject
-from ops.bench.usage import own_bytes, run_seconds, settled, slab_bytes
+from ops.bench.usage import cpu_seconds, own_bytes, settled, slab_bytes
 from ops.load.crowd import Crowd
 from ops.load.programs import Bare, Swarm
 
@@ -211,9 +211,9 @@ def _rest(size: Size, say: Callable[[str], None]) -> Rest:
         without = _share(pids, size.rest_s / 3)
         with _crowd(subject.address, size):
             pause.wait(size.settle_s)
-            before = run_seconds(workers)
+            before = cpu_seconds(workers)
             gateway = _share(pids, size.rest_s)
-            of_workers = (run_seconds(workers) - before) / size.rest_s
+            of_workers = (cpu_seconds(workers) - before) / size.rest_s
     say(f"{size.resting:,} resting: gateway {gateway:.2%} of a CPU, without them {without:.2%}")
     with (
         contextlib.closing(Bare(processes=size.resting_workers, connections=size.resting)) as loop,
@@ -246,6 +246,6 @@ def _crowd(address: str, size: Size) -> Iterator[None]:
 
 def _share(pids: Sequence[int], for_s: float) -> float:
     """CPU time that these processes take in the time that comes, as a share of one CPU."""
-    before, began_s = run_seconds(pids), time.monotonic()
+    before, began_s = cpu_seconds(pids), time.monotonic()
     threading.Event().wait(for_s)
-    return (run_seconds(pids) - before) / (time.monotonic() - began_s)
+    return (cpu_seconds(pids) - before) / (time.monotonic() - began_s)

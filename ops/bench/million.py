@@ -129,7 +129,7 @@ def _look_at_workers(subject: Subject, found: Found, say: Callable[[str], None])
     found.worker_alone_bytes = [usage.whole_pss_bytes(pid) for pid in subject.worker_pids]
     say(
         f"{len(found.worker_alone_bytes)} workers serve after {found.start_s:.1f} s, "
-        f"{max(found.worker_alone_bytes) / 2**20:.1f} MiB each at most"
+        f"{max(found.worker_alone_bytes) / 1e6:.1f} MB each at most"
     )
 
 

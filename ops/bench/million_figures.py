@@ -18,7 +18,15 @@ OWN_EVERY = 10
 """Of so many clients one has a channel of its own."""
 FILLING = 0.945
 """Of a worker's room, on average: the kernel spreads by a hash, and the fullest has 3 % more."""
+SPARE = 256
+"""Connections of a worker, for crowds so small that they spread less evenly."""
 TOTAL_S = 900
+
+
+def _room_max() -> int:
+    """Connections of one worker, as the descriptor limit has it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return hard - DESCRIPTORS_RESERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +47,13 @@ class Size:
     reload_unicasts_per_s: float = 20.0
 
     @property
-    def worker_connections(self) -> int:
-        """Of one worker at most, as the descriptor limit has it."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return hard - DESCRIPTORS_RESERVED
+    def worker_count(self) -> int:
+        return self.workers or -(-self.connections // int(_room_max() * FILLING))
 
     @property
-    def worker_count(self) -> int:
-        return self.workers or -(-self.connections // int(self.worker_connections * FILLING))
+    def worker_connections(self) -> int:
+        """Room of one worker, which memory is planned by."""
+        return min(_room_max(), int(self.connections / self.worker_count / FILLING) + SPARE)
 
     @property
     def unicasts(self) -> int:
@@ -125,8 +132,8 @@ def _costs(found: Found, size: Size) -> Iterator[Measure]:
     yield _one("— of the fullest worker", "", found.fullest)
     yield _one(
         f"— each of {size.worker_count} workers before, at most",
-        "MiB",
-        max(found.worker_alone_bytes) / 2**20,
+        "MB",
+        max(found.worker_alone_bytes) / 1e6,
         Goal("at most", 12),
     )
     yield _one("— worker memory per connection", "bytes", found.worker)

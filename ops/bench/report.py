@@ -61,15 +61,19 @@ def markdown(results: Iterable[Result]) -> str:
             comparisons.append(f"{_table(compared)}\n\n{result.note}".rstrip())
         else:
             rows += [cells(measure) for measure in result.measures]
-        runs = len(result.measures[0].runs)
-        shown = f"medians of {runs}" if runs > 1 else "one run"
-        done = f"`{result.benchmark}` {result.date} at {result.commit}, {shown}"
+        done = f"`{result.benchmark}` {result.date} at {result.commit}, {_shown(result)}"
         origins.setdefault(result.machine, []).append(done)
     if not origins:
         return ""
     tables = [_table([HEADINGS, *rows])] if rows else []
     notes = "\n".join(f"{'; '.join(done)}: on {place(where)}." for where, done in origins.items())
     return "\n\n".join([*tables, *comparisons, notes]) + "\n"
+
+
+def _shown(result: Result) -> str:
+    counts = sorted({len(measure.runs) for measure in result.measures}, reverse=True)
+    words = ["one run" if count == 1 else f"medians of {count}" for count in counts]
+    return " and ".join(words)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -93,12 +93,18 @@ class Machine:
             memory_gib=round(psutil.virtual_memory().total / 2**30),
             kernel=platform.release(),
             python=platform.python_version(),
-            rustc=_said_by("rustc", "--version").split()[1],
+            rustc=(_said_by("rustc", "--version") or "rustc unknown").split()[1],
         )
 
 
-def _said_by(*command: str) -> str:
-    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+def _said_by(*command: str) -> str | None:
+    """`None` where nothing can be learnt so: no reason to lose what was measured."""
+    try:
+        done = subprocess.run(
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return done.stdout.strip()
 
 
@@ -106,7 +112,8 @@ def _commit() -> str:
     """What is measured; marked where the tree has other changes than saved results are."""
     saved = (":(top,exclude)README.md", f":(top,exclude)ops/bench/{RESULTS.name}")
     changes = _said_by("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", *saved)
-    return _said_by("git", "describe", "--always") + ("-dirty" if changes else "")
+    commit = _said_by("git", "describe", "--always") or "an unknown commit"
+    return commit + ("-dirty" if changes else "")
 
 
 @dataclass(frozen=True, slots=True)

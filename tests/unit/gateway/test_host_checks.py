@@ -214,6 +214,12 @@ def test_conntrack_counts_only_where_it_tracks(tmp_path: Path) -> None:
     assert found(conntrack, kernel).status is Status.OK
 
 
+@pytest.mark.parametrize("store", ["history", "presence"])
+def test_what_history_and_presence_reserve_counts(store: str) -> None:
+    large = a_load(**{f"{store}.memory_bytes": 1 << 30})
+    assert large.segments_bytes >= a_load().segments_bytes + (1 << 29)
+
+
 def test_segments_of_the_running_instance_count_as_room(tmp_path: Path) -> None:
     load = a_load()
     kernel = make_host(tmp_path, shm_bytes=load.segments_bytes - 4096)
