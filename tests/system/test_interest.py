@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
-from websockets.sync.client import connect
 
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
+from tests.support.raw_websocket import FIN, TEXT, RawWebSocket, frame
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_for
 
@@ -96,17 +94,17 @@ def test_who_subscribes_later_does_not_get_what_was_only_for_those_who_were_ther
     start_gateway: Start,
 ) -> None:
     gateway = start_gateway({"workers": {"count": 1}})
-    request = urllib.parse.urlencode({"cf_connect": '{"subs": {"public:now": {}}}'})
+    wish = frame(FIN | TEXT, b'{"subs": {"public:now": {}}}')
     with Producer(gateway.control_path) as producer:
         for number in range(30):
-            # The worker sleeps on, as nobody is there for it; who comes next ends its sleep.
-            producer.publish("public:now", f"before {number}", skip_history=True)
-            url = f"{gateway.websocket_url}?{request}"
-            with connect(url, compression=None, proxy=None) as client:
-                assert "connect" in json.loads(client.recv(timeout=60))
+            with RawWebSocket(gateway.http_port) as client:
+                client.open()
+                # The worker sleeps on, as nobody is there for it; the wish ends its sleep.
+                producer.publish("public:now", f"before {number}", skip_history=True)
+                client.send(wish)
+                assert "connect" in client.read_push()
                 producer.publish("public:now", f"after {number}", skip_history=True)
-                pushed = json.loads(client.recv(timeout=60))
-                assert pushed["pub"]["data"] == f"after {number}"
+                assert client.read_push()["pub"]["data"] == f"after {number}"
     assert_no_wake_up_was_missed(gateway)
 
 
