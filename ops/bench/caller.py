@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import select
 import socket
-from types import TracebackType
 from typing import Any, Self
 
 from gateway.errors import TidegateError
@@ -78,12 +77,7 @@ class Caller:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for each in self._sockets:
             each.close()
 

@@ -339,6 +339,27 @@ impl Sessions {
         self.schedule(token.index, self.settings.close_timeout);
     }
 
+    /// A client says goodbye, or answers ours: nothing more will come from it. Returns whether an
+    /// answer is due, after which it is hung up.
+    fn takes_leave(&mut self, token: Token) -> bool {
+        let Some(connection) = self.connections.get_mut(token) else {
+            return false;
+        };
+        if connection.phase == Phase::Closing {
+            // Both sides have said it; what is left of our words is with the kernel or lost.
+            self.forget(token);
+            return false;
+        }
+        self.metrics.close(Close::Normal);
+        self.part(token, &Close::Normal.into());
+        if let Some(connection) = self.connections.get_mut(token) {
+            connection.phase = Phase::Closing;
+            connection.flags.set(Flags::HANG_UP, true);
+            connection.flags.set(Flags::DEAF, true);
+        }
+        true
+    }
+
     /// The end of an open connection, for everybody but its client: channels, directory,
     /// application.
     fn part(&mut self, token: Token, farewell: &Farewell) {

@@ -431,20 +431,12 @@ impl Sessions {
 
     /// The client's goodbye, or its answer to ours.
     fn tcp_closed(&mut self, token: Token, code: u16) {
-        let Some(connection) = self.connections.get_mut(token) else {
+        if !self.takes_leave(token) {
             return;
-        };
-        if connection.phase == Phase::Closing {
-            return self.forget(token);
         }
-        self.metrics.close(Close::Normal);
-        self.part(token, &Close::Normal.into());
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        connection.phase = Phase::Closing;
-        connection.flags.set(Flags::HANG_UP, true);
-        connection.flags.set(Flags::DEAF, true);
         let before = connection.queued_bytes();
         let dropped = connection.outbox.clear();
         if let Dialect::Tcp(tcp) = &mut connection.dialect {

@@ -8,7 +8,6 @@ use crate::metrics::Count;
 use crate::outbox::Frame;
 use crate::protocol::Parsed;
 use crate::protocol::centrifuge::{Command, parse_commands};
-use crate::protocol::close::Close;
 use crate::protocol::websocket::{self, Event, Opcode};
 use crate::slab::Token;
 
@@ -105,23 +104,14 @@ impl Sessions {
         }
     }
 
-    /// The client's goodbye or its answer to ours: after it nothing more will come.
+    /// The client's goodbye or its answer to ours.
     fn websocket_closed(&mut self, token: Token, code: Option<u16>) {
-        let Some(connection) = self.connections.get_mut(token) else {
+        if !self.takes_leave(token) {
             return;
-        };
-        if connection.phase == Phase::Closing {
-            // Both sides have said it; what is left of our words is with the kernel or lost.
-            return self.forget(token);
         }
-        self.metrics.close(Close::Normal);
-        self.part(token, &Close::Normal.into());
         let Some(connection) = self.connections.get_mut(token) else {
             return;
         };
-        connection.phase = Phase::Closing;
-        connection.flags.set(Flags::HANG_UP, true);
-        connection.flags.set(Flags::DEAF, true);
         let before = connection.queued_bytes();
         let (dropped, sent) = connection.outbox.cut(connection.socket.as_fd());
         connection.kept.count_sent(sent);
