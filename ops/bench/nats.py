@@ -6,20 +6,15 @@ import contextlib
 import json
 import shutil
 import socket
-import subprocess
 import tempfile
-import threading
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from gateway.errors import TidegateError
+from ops.bench.daemon import serving
 
 PROGRAM = "nats-server"
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 10.0
 PUBLISH_TIMEOUT_S = 30.0
-POLL_S = 0.02
 READ_BYTES = 4096
 
 CONFIGURATION = """\
@@ -36,46 +31,21 @@ def find() -> str | None:
     return shutil.which(PROGRAM)
 
 
+@dataclass(frozen=True, slots=True)
 class Nats:
-    """A server for the length of a `with` block."""
+    """A server that runs."""
 
-    def __init__(self, program: str) -> None:
-        self._program = program
-        self._cleanup = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as cleanup:
-            directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nats-")))
-            configuration = directory / "nats.conf"
-            configuration.write_text(CONFIGURATION.format(directory=directory))
-            self._process = subprocess.Popen(
-                [
-                    *_dying_with_the_parent(),
-                    *(self._program, "-c", str(configuration)),
-                    *("-l", str(directory / "nats.log")),
-                ]
-            )
-            cleanup.callback(self._stop)
-            ports = self._ports(directory)
-            self.address = _address(ports["websocket"][0])
-            """Of the WebSocket port, `host:port`."""
-            self._address = _address(ports["nats"][0])
-            self._cleanup = cleanup.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    pid: int
+    address: str
+    """Of the WebSocket port, `host:port`."""
+    native_address: str
 
     def publish(self, channel: str, messages: list[bytes]) -> None:
         """Send all at once; returns when the server has them. Raises OSError."""
         name = channel.encode()
         lines = (b"PUB %s %d\r\n%s\r\n" % (name, len(each), each) for each in messages)
         said = b'CONNECT {"verbose":false}\r\n' + b"".join(lines) + b"PING\r\n"
-        host, _, port = self._address.rpartition(":")
+        host, _, port = self.native_address.rpartition(":")
         with socket.create_connection((host, int(port)), PUBLISH_TIMEOUT_S) as connection:
             connection.sendall(said)
             answer = b""
@@ -85,35 +55,25 @@ class Nats:
                 if not piece or b"-ERR" in answer:
                     raise OSError(answer.decode(errors="replace")[-200:])
 
-    def _ports(self, directory: Path) -> dict[str, list[str]]:
-        """URLs by kind. Raises TidegateError where the server does not start."""
-        path = directory / f"{PROGRAM}_{self.pid}.ports"
-        pause = threading.Event()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                ports: dict[str, list[str]] = json.loads(path.read_text())
-                return ports
-            pause.wait(POLL_S)
-        said = "it wrote no log"
-        with contextlib.suppress(FileNotFoundError):
-            said = (directory / "nats.log").read_text(errors="replace")[-500:]
-        raise TidegateError(f"{PROGRAM} does not start: {said}", code="bench")
 
-    def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+@contextlib.contextmanager
+def nats(program: str) -> Iterator[Nats]:
+    """A server for the length of a `with` block. Raises TidegateError where it does not start."""
+    with tempfile.TemporaryDirectory(prefix="nats-") as name:
+        directory = Path(name)
+        configuration, log = directory / "nats.conf", directory / "nats.log"
+        configuration.write_text(CONFIGURATION.format(directory=directory))
 
+        def ports() -> dict[str, list[str]] | None:
+            """URLs by kind."""
+            for path in directory.glob("*.ports"):
+                found: dict[str, list[str]] = json.loads(path.read_text())
+                return found
+            return None
 
-def _dying_with_the_parent() -> list[str]:
-    """What to put before a command so that it does not outlive a killed benchmark, where there is
-    setpriv(1) for it. It becomes the command, whose process ID is therefore the same."""
-    program = shutil.which("setpriv")
-    return [program, "--pdeathsig", "KILL", "--"] if program else []
+        with serving([program, "-c", str(configuration), "-l", str(log)], log, ports) as started:
+            pid, urls = started
+            yield Nats(pid, _address(urls["websocket"][0]), _address(urls["nats"][0]))
 
 
 def _address(url: str) -> str:

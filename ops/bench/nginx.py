@@ -11,7 +11,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from typing import Self
 import psutil
 
 from gateway.errors import TidegateError
+from ops.bench.daemon import free_port
 from ops.bench.usage import alive, family
 from ops.load.stream import payload
 
@@ -112,7 +112,7 @@ class Nginx:
         with contextlib.ExitStack() as cleanup:
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nginx-")))
             self._directory = directory
-            self.port = _free_port()
+            self.port = free_port()
             self._configuration = directory / "nginx.conf"
             self._configuration.write_text(self._configured())
             cleanup.callback(self._stop)
@@ -222,12 +222,6 @@ class Publisher:
         response = self._connection.getresponse()
         response.read()
         return response.status
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(what: str, condition: Callable[[], object], timeout_s: float) -> None:

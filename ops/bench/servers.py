@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import TidegateError
 from gateway.producer import Producer
-from ops.bench import nats, nginx
+from ops.bench import centrifugo, nats, nginx
 from ops.bench.result import Measure, Result
 from ops.bench.subject import Subject
 from ops.bench.usage import cpu_seconds, pss_bytes, settled
@@ -126,6 +126,11 @@ def _places(
         say(f"NATS is not here: on Debian, apt-get install {nats.PROGRAM}")
     else:
         places["NATS"] = _nats(server)
+    server = centrifugo.find()
+    if server is None:
+        say(f"Centrifugo {centrifugo.VERSION}x is not here: {centrifugo.PROGRAM} is not in PATH")
+    else:
+        places["Centrifugo"] = _centrifugo(server)
     if not _is_importable("websockets"):
         say("Python's websockets is not here: pip install websockets")
     else:
@@ -205,12 +210,23 @@ def _nchan(program: nginx.Program, size: Size) -> Iterator[Place]:
 @contextmanager
 def _nats(program: str) -> Iterator[Place]:
     messages = _Messages()
-    with nats.Nats(program) as server:
+    with nats.nats(program) as server:
 
         def publish(count: int) -> None:
             server.publish(CHANNEL, messages.next(count))
 
         yield Place(server.address, [server.pid], publish, "nats")
+
+
+@contextmanager
+def _centrifugo(program: str) -> Iterator[Place]:
+    messages = _Messages()
+    with centrifugo.centrifugo(program) as server:
+
+        def publish(count: int) -> None:
+            server.publish(CHANNEL, messages.next(count))
+
+        yield Place(server.address, [server.pid], publish, "centrifuge")
 
 
 @contextmanager
@@ -298,8 +314,9 @@ def _result(servers: list[Server], size: Size) -> Result:
         measures=tuple(measures),
         note=(
             f"One serving process each, {PAYLOAD_BYTES} bytes a message. Tidegate and the loop "
-            "send channel and offset with it, the others the message alone. nchan is told one "
-            "message at a time, the loop coalesces nothing. CPU and memory are "
+            "send channel and offset with it, Centrifugo the channel, the others the message "
+            "alone. nchan is told one message at a time, the loop coalesces nothing. CPU and "
+            "memory are "
             "those of all processes of a side, but for the kernel's memory. uWebSockets is that of "
             "PyPI's `socketify`, and delivers without Python."
         ),
