@@ -1,7 +1,8 @@
 """Publishing through the HTTP API: one message a request, and a hundred.
 
 There are no subscribers: what is measured is the way into the log. The caller is one process on the
-same machine, whose CPU is not counted, but has to come from somewhere.
+same machine, whose CPU is not counted, but has to come from somewhere. Beside Centrifugo, where
+that is installed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from ops.bench import centrifugo
 from ops.bench.caller import Caller
 from ops.bench.result import Measure, Result
 from ops.bench.subject import Subject
@@ -25,7 +29,7 @@ CONNECTIONS = 8
 """Of the caller: a request under way in each thread of a process of the API's default."""
 BATCH = 100
 """Publishes of one request."""
-SINGLE, IN_TURN, PARALLEL = "single", "batch in turn", "parallel batch"
+KINDS = SINGLE, IN_TURN, PARALLEL = "single", "batch in turn", "parallel batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,56 +53,67 @@ class Round:
     """Of the gateway's CPU, for each request."""
 
 
+@dataclass(slots=True)
+class Server:
+    """One that is published through."""
+
+    name: str
+    pids: list[int]
+    caller: Caller
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    """By the kind of their requests."""
+
+
 def run(size: Size, say: Callable[[str], None]) -> Result:
     """Measure; `say` gets a line of progress now and then. Raises TidegateError."""
     key = secrets.token_hex(16)
-    publish = {"channel": CHANNEL, "data": json.loads(payload())}
-    batch = {"commands": [{"publish": publish}] * BATCH}
-    rounds: dict[str, list[Round]] = {}
-    with (
-        Subject(workers=WORKERS, settings={"api.key": key}) as subject,
-        Caller(subject.api_address, key, CONNECTIONS) as caller,
-    ):
-        requests = {
-            SINGLE: (caller.request("publish", _json(publish)), size.requests),
-            IN_TURN: (caller.request("batch", _json(batch)), size.batches),
-            PARALLEL: (caller.request("batch", _json(batch | {"parallel": True})), size.batches),
-        }
-        caller.call(requests[SINGLE][0], size.requests // 4)  # Threads and allocators warm up.
+    program = centrifugo.find(say)
+    with ExitStack() as stack:
+        subject = stack.enter_context(Subject(workers=WORKERS, settings={"api.key": key}))
+        caller = stack.enter_context(Caller(subject.api_address, key, CONNECTIONS))
+        servers = [Server("gateway", subject.pids, caller)]
+        if program:
+            namespace = {"name": CHANNEL.partition(":")[0]}
+            peer = stack.enter_context(centrifugo.centrifugo(program, namespace))
+            caller = stack.enter_context(Caller(peer.address, peer.api_key, CONNECTIONS))
+            servers.append(Server("Centrifugo", [peer.pid], caller))
+        for server in servers:  # Threads and allocators warm up.
+            _round(server, SINGLE, size.requests // 4)
         for number in range(size.runs):
-            for kind, (request, count) in requests.items():
-                rounds.setdefault(kind, []).append(_round(subject, caller, request, count))
-            shown = (
-                f"{kind}: {done[-1].per_s:,.0f} requests/s at {done[-1].cost_us:,.0f} µs CPU"
-                for kind, done in rounds.items()
-            )
-            say(f"run {number + 1}: {'; '.join(shown)}")
-    return _result(rounds, size)
+            for server in servers:
+                for kind in KINDS:
+                    count = size.requests if kind == SINGLE else size.batches
+                    server.rounds.setdefault(kind, []).append(_round(server, kind, count))
+                shown = (
+                    f"{kind}: {done[-1].per_s:,.0f} requests/s at {done[-1].cost_us:,.0f} µs CPU"
+                    for kind, done in server.rounds.items()
+                )
+                say(f"run {number + 1}, {server.name}: {'; '.join(shown)}")
+    gateway, *peers = servers
+    return _result(gateway.rounds, peers, size)
+
+
+def _request(caller: Caller, kind: str) -> bytes:
+    publish = {"channel": CHANNEL, "data": json.loads(payload())}
+    if kind == SINGLE:
+        return caller.request("publish", _json(publish))
+    batch = {"commands": [{"publish": publish}] * BATCH, "parallel": kind == PARALLEL}
+    return caller.request("batch", _json(batch))
 
 
 def _json(body: Any) -> bytes:
     return json.dumps(body).encode()
 
 
-def _round(subject: Subject, caller: Caller, request: bytes, count: int) -> Round:
-    before_s, began_s = cpu_seconds(subject.pids), time.monotonic()
-    caller.call(request, count)
-    lasted_s, spent_s = time.monotonic() - began_s, cpu_seconds(subject.pids) - before_s
+def _round(server: Server, kind: str, count: int) -> Round:
+    request = _request(server.caller, kind)
+    before_s, began_s = cpu_seconds(server.pids), time.monotonic()
+    server.caller.call(request, count)
+    lasted_s, spent_s = time.monotonic() - began_s, cpu_seconds(server.pids) - before_s
     return Round(count / lasted_s, spent_s * 1e6 / count)
 
 
-def _result(rounds: dict[str, list[Round]], size: Size) -> Result:
-    def batches(kind: str, how: str) -> tuple[Measure, ...]:
-        done = rounds[kind]
-        return (
-            Measure(
-                f"— in batches of {BATCH}, {how}, publishes",
-                "/s",
-                tuple(each.per_s * BATCH for each in done),
-            ),
-            Measure("— CPU per publish", "µs", tuple(each.cost_us / BATCH for each in done)),
-        )
-
+def _result(rounds: dict[str, list[Round]], peers: list[Server], size: Size) -> Result:
     single = rounds[SINGLE]
     return Result(
         benchmark="api",
@@ -122,7 +137,21 @@ def _result(rounds: dict[str, list[Round]], size: Size) -> Result:
                 "µs",
                 tuple(each.cost_us for each in single),
             ),
-            *batches(IN_TURN, "one after the other"),
-            *batches(PARALLEL, "`parallel`"),
+            *_batches("—", rounds[IN_TURN], "one after the other"),
+            *_batches("—", rounds[PARALLEL], "`parallel`"),
+            *chain(*map(_of_peer, peers)),
         ),
     )
+
+
+def _batches(whose: str, done: list[Round], how: str) -> Iterator[Measure]:
+    what = f"{whose} in batches of {BATCH}, {how}, publishes"
+    yield Measure(what, "/s", tuple(each.per_s * BATCH for each in done))
+    yield Measure("— CPU per publish", "µs", tuple(each.cost_us / BATCH for each in done))
+
+
+def _of_peer(peer: Server) -> Iterator[Measure]:
+    single = peer.rounds[SINGLE]
+    yield Measure(f"— {peer.name}, one a request", "/s", tuple(each.per_s for each in single))
+    yield Measure("— CPU per request", "µs", tuple(each.cost_us for each in single))
+    yield from _batches(f"— {peer.name}", peer.rounds[PARALLEL], "`parallel`")

@@ -5,42 +5,38 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ops.bench.daemon import free_port, serving
 
 PROGRAM = "centrifugo"
 VERSION = "5."
 """Others have other configurations."""
-PUBLISH_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 30.0
 CONFIGURATION = {
     "address": "127.0.0.1",
     "allow_anonymous_connect_without_token": True,
-    "api_insecure": True,
     "health": True,
     "log_level": "error",
-    "namespaces": [
-        {
-            "name": "public",
-            "allow_subscribe_for_client": True,
-            "allow_subscribe_for_anonymous": True,
-        }
-    ],
 }
+NAMESPACE = {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True}
 
 
-def find() -> str | None:
-    """The server's program, None where it is missing or of another version."""
-    program = shutil.which(PROGRAM)
-    if program is None:
-        return None
-    said = subprocess.run([program, "version"], capture_output=True, text=True).stdout
-    return program if f" v{VERSION}" in said else None
+def find(say: Callable[[str], None]) -> str | None:
+    """The server's program; None where it is missing or of another version, which is told."""
+    if program := shutil.which(PROGRAM):
+        told = subprocess.run([program, "version"], capture_output=True, text=True).stdout
+        if f" v{VERSION}" in told:
+            return program
+    say(f"Centrifugo {VERSION}x is not here: {PROGRAM} is not in PATH, or of another version")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +46,46 @@ class Centrifugo:
     pid: int
     address: str
     """`host:port` of everything."""
+    api_key: str
 
-    def publish(self, channel: str, messages: list[bytes]) -> None:
+    def publish(self, channel: str, messages: Iterable[bytes]) -> None:
         """Send all by one request. Raises OSError, http.client.HTTPException."""
-        commands = [
-            {"publish": {"channel": channel, "data": json.loads(each)}} for each in messages
-        ]
-        with contextlib.closing(
-            http.client.HTTPConnection(self.address, timeout=PUBLISH_TIMEOUT_S)
-        ) as connection:
-            connection.request("POST", "/api/batch", json.dumps({"commands": commands}))
-            replies = json.load(connection.getresponse())["replies"]
+        data = (json.loads(each) for each in messages)
+        commands = [{"publish": {"channel": channel, "data": each}} for each in data]
+        replies = self._ask("batch", {"commands": commands})["replies"]
         if any("error" in reply for reply in replies):
             raise OSError(f"{PROGRAM} answers {replies}")
 
+    def connections(self) -> int:
+        """How many clients it has. Raises as `publish` does."""
+        return int(self._ask("info", {})["result"]["nodes"][0]["num_clients"])
+
+    def _ask(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.closing(
+            http.client.HTTPConnection(self.address, timeout=ANSWER_TIMEOUT_S)
+        ) as connection:
+            headers = {"X-API-Key": self.api_key}
+            connection.request("POST", f"/api/{method}", json.dumps(body), headers)
+            answer: dict[str, Any] = json.load(connection.getresponse())
+            return answer
+
 
 @contextlib.contextmanager
-def centrifugo(program: str) -> Iterator[Centrifugo]:
-    """A server for the length of a `with` block. Raises TidegateError where it does not start."""
+def centrifugo(
+    program: str, namespace: Mapping[str, object], **options: object
+) -> Iterator[Centrifugo]:
+    """A server for the length of a `with` block; in its one namespace everybody may subscribe.
+    `options` are others of its configuration. Raises TidegateError where it does not start.
+    """
+    key, port = secrets.token_hex(16), free_port()
+    address = f"127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="centrifugo-") as directory:
         configuration, log = Path(directory, "config.json"), Path(directory, "log")
-        port = free_port()
-        configuration.write_text(json.dumps(CONFIGURATION | {"port": port, "log_file": str(log)}))
-        address = f"127.0.0.1:{port}"
+        places = {"port": port, "log_file": str(log), "api_key": key}
+        namespaces = {"namespaces": [{**NAMESPACE, **namespace}]}
+        configuration.write_text(json.dumps({**CONFIGURATION, **places, **namespaces, **options}))
         with serving([program, "-c", str(configuration)], log, lambda: _is_well(address)) as it:
-            yield Centrifugo(it[0], address)
+            yield Centrifugo(it[0], address, key)
 
 
 def _is_well(address: str) -> bool:

@@ -126,10 +126,7 @@ def _places(
         say(f"NATS is not here: on Debian, apt-get install {nats.PROGRAM}")
     else:
         places["NATS"] = _nats(server)
-    server = centrifugo.find()
-    if server is None:
-        say(f"Centrifugo {centrifugo.VERSION}x is not here: {centrifugo.PROGRAM} is not in PATH")
-    else:
+    if server := centrifugo.find(say):
         places["Centrifugo"] = _centrifugo(server)
     if not _is_importable("websockets"):
         say("Python's websockets is not here: pip install websockets")
@@ -221,7 +218,7 @@ def _nats(program: str) -> Iterator[Place]:
 @contextmanager
 def _centrifugo(program: str) -> Iterator[Place]:
     messages = _Messages()
-    with centrifugo.centrifugo(program) as server:
+    with centrifugo.centrifugo(program, {"name": CHANNEL.partition(":")[0]}) as server:
 
         def publish(count: int) -> None:
             server.publish(CHANNEL, messages.next(count))
