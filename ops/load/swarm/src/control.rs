@@ -37,8 +37,6 @@ pub enum Command {
     Clock,
     /// The clock that publishers stamp messages by is so far ahead of this host's.
     Align { offset_ns: i64 },
-    /// Close every connection, print the final report and end.
-    Stop,
 }
 
 /// What a swarm says.
@@ -146,7 +144,7 @@ mod tests {
     fn lines_are_given_whole_however_they_arrive() {
         let (ours, theirs) = sys::packet_pair().unwrap();
         let mut lines = Lines::new(ours);
-        for part in [&b"{\"cmd\":\"rep"[..], b"ort\"}\n{\"cmd\":\"stop\"}\n"] {
+        for part in [&b"{\"cmd\":\"rep"[..], b"ort\"}\n{\"cmd\":\"reset\"}\n"] {
             sys::send_packet(&theirs, part).unwrap();
         }
         assert_eq!(
@@ -155,7 +153,7 @@ mod tests {
         );
         assert_eq!(
             lines.wait_line().unwrap().as_deref(),
-            Some(r#"{"cmd":"stop"}"#)
+            Some(r#"{"cmd":"reset"}"#)
         );
         drop(theirs);
         assert_eq!(lines.wait_line().unwrap(), None);

@@ -54,9 +54,6 @@ pub struct Plan {
     /// Come back after a close, as the public clients do, and ask for what was missed.
     #[serde(default)]
     pub reconnect: bool,
-    /// A report is printed this often; 0: only when asked.
-    #[serde(default)]
-    pub report_interval_s: f64,
     /// The swarm ends by itself after this long, whoever forgot it.
     pub run_s_max: f64,
 }
@@ -132,13 +129,11 @@ impl Plan {
         if self.handshakes_max == 0 {
             return Err("plan: handshakes_max is 0, nobody could connect".to_owned());
         }
-        for (key, seconds, zero_allowed) in [
-            ("handshake_timeout_s", self.handshake_timeout_s, false),
-            ("report_interval_s", self.report_interval_s, true),
-            ("run_s_max", self.run_s_max, false),
+        for (key, seconds) in [
+            ("handshake_timeout_s", self.handshake_timeout_s),
+            ("run_s_max", self.run_s_max),
         ] {
-            let low_enough = seconds <= 86_400.0;
-            if !(low_enough && (seconds > 0.0 || zero_allowed && seconds == 0.0)) {
+            if !(seconds > 0.0 && seconds <= 86_400.0) {
                 return Err(format!(
                     "plan: {key} is {seconds}, must be above 0 and at most 86400"
                 ));

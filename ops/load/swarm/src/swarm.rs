@@ -62,7 +62,6 @@ pub struct Swarm<F> {
     ready_said: bool,
     awaited: Option<Awaited>,
     started_ns: u64,
-    report_ns: u64,
     random: u64,
     /// How fast clients may connect, and leave to come back.
     connects: Option<Pace>,
@@ -107,17 +106,17 @@ impl<F: AsRawFd> Swarm<F> {
             ready_said: false,
             awaited: None,
             started_ns: now_ns,
-            report_ns: now_ns,
             random: now_ns | 1,
             buffer: vec![0; RECEIVE_BYTES].into(),
             plan,
         })
     }
 
-    /// Runs until it is told to stop, its input ends, or its time is over. Prints the final report.
+    /// Runs until its input ends or its time is over. Prints the final report.
     pub fn run(&mut self) -> io::Result<()> {
         let end_ns = self.started_ns + seconds(self.plan.run_s_max);
-        let mut stop = self.obey()?; // What came in one read with the plan.
+        let mut stop = false;
+        self.obey()?; // What came in one read with the plan.
         loop {
             self.start_handshakes()?;
             self.churn();
@@ -126,8 +125,8 @@ impl<F: AsRawFd> Swarm<F> {
             for index in 0..self.epoll.wait(wait_ms)? {
                 let (token, readiness) = self.epoll.event(index);
                 if token == COMMANDS_TOKEN {
-                    let more = self.commands.fill()?;
-                    stop |= self.obey()? || !more;
+                    stop |= !self.commands.fill()?;
+                    self.obey()?;
                 } else {
                     self.serve(token as u32, readiness)?;
                 }
@@ -326,14 +325,12 @@ impl<F: AsRawFd> Swarm<F> {
     /// Milliseconds until the nearest deadline, rounded up.
     fn wait_ms(&self, end_ns: u64) -> i32 {
         let now_ns = monotonic_ns();
-        let interval_ns = seconds(self.plan.report_interval_s);
         let deadlines = [
             Some(end_ns),
             self.timers.peek().map(|Reverse((due_ns, ..))| *due_ns),
             self.churn.as_ref().map(Pace::due_ns),
             self.next_connect_ns(),
             self.awaited.as_ref().map(|awaited| awaited.deadline_ns),
-            (interval_ns > 0).then_some(self.report_ns + interval_ns),
         ];
         let nearest_ns = deadlines.into_iter().flatten().min().unwrap_or(end_ns);
         nearest_ns

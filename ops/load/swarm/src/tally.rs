@@ -50,7 +50,6 @@ pub struct Tally {
 /// A tally and the state of the swarm at one instant. Durations in the unit of their name.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    pub seconds: f64,
     pub connected: u32,
     /// Clients that have not been open yet, nor ended.
     pub pending: u32,
@@ -81,11 +80,8 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 pub struct Latency {
     pub count: u64,
-    pub mean_us: f64,
     pub p50_us: f64,
-    pub p90_us: f64,
     pub p99_us: f64,
-    pub p999_us: f64,
     pub max_us: f64,
     /// All that was recorded, as pairs of a time in nanoseconds and how often it occurred. Times
     /// are rounded up to the histogram's steps, which are the same in every swarm: the counts of
@@ -181,7 +177,6 @@ impl Tally {
 
     pub fn report(&self, connected: u32, pending: u32) -> Report {
         Report {
-            seconds: (monotonic_ns() - self.since_ns) as f64 / 1e9,
             connected,
             pending,
             deliveries: self.deliveries,
@@ -218,11 +213,8 @@ impl Latency {
         let percentile = |percent: f64| us(histogram.value_at_percentile(percent));
         Latency {
             count: histogram.len(),
-            mean_us: histogram.mean() / 1e3,
             p50_us: percentile(50.0),
-            p90_us: percentile(90.0),
             p99_us: percentile(99.0),
-            p999_us: percentile(99.9),
             max_us: us(histogram.max()),
             counts: histogram
                 .iter_recorded()
