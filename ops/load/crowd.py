@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from gateway.errors import TidegateError
@@ -36,6 +36,7 @@ FAULTS = ("repeats", "gaps", "unrecovered", "foreign")
 _SUMS = (
     "connected",
     "pending",
+    "absent",
     "deliveries",
     "recovered",
     *FAULTS,
@@ -81,11 +82,18 @@ class Seen:
     @property
     def faults(self) -> dict[str, Any]:
         """What must not be, by name; empty where all is well."""
-        found: dict[str, Any] = {name: self.sums[name] for name in FAULTS if self.sums[name]}
-        for name, tally in (("closes", self.closes), ("failures", self.failures)):
-            if tally:
-                found[name] = dict(tally)
-        return found
+        counts = {name: self.sums[name] for name in (*FAULTS, "absent")}
+        tallies = {"closes": dict(self.closes), "failures": dict(self.failures)}
+        return {name: found for name, found in (counts | tallies).items() if found}
+
+    def with_faults_of(self, earlier: Seen) -> Seen:
+        """What was wrong before a reset stays wrong; who was absent then is not held against."""
+        return replace(
+            self,
+            sums=self.sums + Counter({name: earlier.sums[name] for name in FAULTS}),
+            closes=self.closes + earlier.closes,
+            failures=self.failures + earlier.failures,
+        )
 
 
 class Crowd:
@@ -176,11 +184,11 @@ class Crowd:
     def seen(self) -> Seen:
         return Seen.of(self._ask("report", "report"))
 
-    def reset(self) -> None:
-        """Count from zero, and return when everybody does."""
+    def reset(self) -> Seen:
+        """Count from zero; returns when everybody does, with what was seen until then."""
         for swarm in self.swarms:
             swarm.begin_reset()
-        self.seen()
+        return Seen.of([swarm.expect("report", ANSWER_TIMEOUT_S) for swarm in self.swarms])
 
     def subscribers(self) -> Counter[str]:
         """Faithful clients of each channel, as far as they know their position in it."""

@@ -190,14 +190,13 @@ class Swarm(Program):
             failures = self.report()["failures"]
             raise self._failure(f"connected {ready['connected']} of {self.connections}: {failures}")
 
-    def reset(self) -> None:
-        """Count from zero; returns when that is so, lest what is published next is forgotten."""
+    def reset(self) -> dict[str, Any]:
+        """Count from zero; returns when that is so, with the last report before."""
         self.begin_reset()
-        # Commands are obeyed in order: an answer to the next one means that this one was.
-        self.report()
+        return self.expect("report", STOP_TIMEOUT_S)
 
     def begin_reset(self) -> None:
-        """Tell it to count from zero; that it does is sure with its next answer."""
+        """Tell it to count from zero: from its answer on, a report."""
         self.command("reset")
         self._delivered = 0
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import Unreachable
-from ops.load.crowd import Crowd, Seen
+from ops.load.crowd import FAULTS, Crowd, Seen
 from ops.load.latencies import Latencies
 from ops.load.stream import Stream
 from ops.output import Meter
@@ -43,16 +44,13 @@ class Outcome:
     """Clients."""
     connect_s: float = 0.0
     connecting: Seen
-    """What clients saw until all were connected."""
+    """What clients saw until all were connected and counted from zero."""
     published: int = 0
     published_s: float = 0.0
     expected: int = 0
     """Deliveries that the published messages come to."""
     seen: Seen = field(init=False)
-    """What clients saw from then on."""
-
-    def __post_init__(self) -> None:
-        self.seen = self.connecting
+    """What clients saw from then on, and what was wrong before."""
 
     @property
     def connected(self) -> int:
@@ -65,16 +63,8 @@ class Outcome:
 
     @property
     def faults(self) -> dict[str, Any]:
-        """Everything that should not have been, by name."""
-        found = dict(self.seen.faults)
-        failures = self.connecting.failures
-        if self.seen is not self.connecting:
-            failures = failures + self.seen.failures
-        if failures:
-            found["failures"] = dict(failures)
-        if self.lost:
-            found["lost"] = self.lost
-        return found
+        """Everything that should not have been, by name, from the first attempt to connect on."""
+        return {**self.seen.faults, **({"lost": self.lost} if self.lost else {})}
 
     def as_map(self) -> dict[str, Any]:
         """The JSON document. Times in the unit of their name; null where nothing was measured."""
@@ -94,9 +84,9 @@ class Outcome:
             "delivered": seen.sums["deliveries"],
             "recovered": seen.sums["recovered"],
             "lost": self.lost,
-            **{name: seen.sums[name] for name in ("repeats", "gaps", "unrecovered", "foreign")},
+            **{name: seen.sums[name] for name in (*FAULTS, "absent")},
             "closes": dict(seen.closes),
-            "failures": self.faults.get("failures", {}),
+            "failures": dict(seen.failures),
             "misdeeds": dict(seen.misdeeds),
             "reconnects": seen.sums["reconnects"],
             "churned": seen.sums["churned"],
@@ -109,26 +99,27 @@ class Outcome:
 
 
 def run(crowd: Crowd, test: Test, publish: Callable[[str], object] | None, meter: Meter) -> Outcome:
-    """Carry it out. An interrupt ends it early, with what was seen until then.
+    """Carry it out. Once all are connected, an interrupt ends it early, with what was seen until
+    then; another one ends the wait for what is under way.
 
     Raises Unreachable when nobody can connect, TidegateError when a swarm or a publish fails.
     """
     outcome = _connect(crowd, test, meter)
-    with _ends_early():
+    with _interrupts() as interrupts:
         subscribers = crowd.subscribers()
-        crowd.reset()
+        outcome.connecting = crowd.reset()
         if publish is None:
-            _wait(crowd, test.duration_s, meter)
-            outcome.seen = crowd.seen()
-            return outcome
-        stream = Stream(publish, test.channels, test.publish_per_s)
-        with _ends_early(), stream:
-            _wait(crowd, test.duration_s, meter, stream)
-        outcome.published, outcome.published_s = stream.published, stream.lasted_s
-        outcome.expected = sum(
-            count * subscribers[channel] for channel, count in stream.published_to.items()
-        )
-        outcome.seen = crowd.wait_delivered(outcome.expected, DELIVERY_TIMEOUT_S)
+            _wait(crowd, test.duration_s, meter, interrupts)
+        else:
+            with Stream(publish, test.channels, test.publish_per_s) as stream:
+                _wait(crowd, test.duration_s, meter, interrupts, stream)
+            outcome.published, outcome.published_s = stream.published, stream.lasted_s
+            outcome.expected = sum(
+                count * subscribers[channel] for channel, count in stream.published_to.items()
+            )
+            interrupts.clear()
+            _wait_delivered(crowd, outcome.expected, meter, interrupts)
+        outcome.seen = crowd.seen().with_faults_of(outcome.connecting)
     return outcome
 
 
@@ -149,11 +140,19 @@ def _connect(crowd: Crowd, test: Test, meter: Meter) -> Outcome:
     )
 
 
-def _wait(crowd: Crowd, duration_s: float, meter: Meter, stream: Stream | None = None) -> None:
+def _wait(
+    crowd: Crowd,
+    duration_s: float,
+    meter: Meter,
+    interrupts: list[int],
+    stream: Stream | None = None,
+) -> None:
     """Lets it run, and shows how it does."""
     pause = threading.Event()
     began = time.monotonic()
-    while (passed_s := time.monotonic() - began) < duration_s and not (stream and stream.failed):
+    while (passed_s := time.monotonic() - began) < duration_s:
+        if interrupts or (stream and stream.failed):
+            return
         seen = crowd.seen()
         detail = f"{seen.sums['connected']:,} connected, {seen.sums['deliveries']:,} delivered"
         p99_us = seen.live.percentile_us(99)
@@ -165,12 +164,33 @@ def _wait(crowd: Crowd, duration_s: float, meter: Meter, stream: Stream | None =
         pause.wait(min(PROGRESS_S, duration_s - passed_s))
 
 
+def _wait_delivered(crowd: Crowd, expected: int, meter: Meter, interrupts: list[int]) -> None:
+    def show(seen: Seen) -> None:
+        meter("receiving", seen.sums["deliveries"], expected)
+        if interrupts:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        crowd.wait_delivered(expected, DELIVERY_TIMEOUT_S, show)
+
+
 @contextmanager
-def _ends_early() -> Iterator[None]:
+def _interrupts() -> Iterator[list[int]]:
+    """Those that came. They are not raised, lest a swarm's answer is left half read; but who sends
+    a third one does not want the answer.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 2:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield
-    except KeyboardInterrupt:
-        return
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _latency(latencies: Latencies) -> dict[str, float | int | None]:

@@ -21,7 +21,8 @@ const LINE_BYTES_MAX: usize = 4 << 20;
 pub enum Command {
     /// Print a report now.
     Report,
-    /// Set all counts and latencies to zero; connections and their positions stay.
+    /// Print a last report, then set all counts and latencies to zero; connections and their
+    /// positions stay.
     Reset,
     /// Say `reached` as soon as `deliveries` (since the last reset) are counted, `late` after
     /// `timeout_s`. One at a time.

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::role::Role;
 use crate::session::Moment;
 use crate::sys::{self, Epoll, Interest, monotonic_ns};
-use crate::tally::Tally;
+use crate::tally::{Report, Standing, Tally};
 
 /// Events per turn: a bound on how long a command or a timer waits behind them.
 const EVENTS_PER_TURN_MAX: usize = 1024;
@@ -241,6 +241,7 @@ impl<F: AsRawFd> Swarm<F> {
         self.connected += 1;
         client.generation += 1; // The handshake's deadline is void.
         client.attempts = 0;
+        client.told_to_leave = false;
         if client.settled {
             self.tally.returned(client.attempted_ns, monotonic_ns());
         }
@@ -277,6 +278,7 @@ impl<F: AsRawFd> Swarm<F> {
             }
             _ => {
                 self.handshakes -= 1;
+                client.told_to_leave = false; // What keeps it away now is this.
                 self.tally.failed(&ended.reason);
             }
         }
@@ -343,6 +345,18 @@ impl<F: AsRawFd> Swarm<F> {
     fn next_connect_ns(&self) -> Option<u64> {
         let room = self.handshakes < self.plan.handshakes_max && !self.queue.is_empty();
         self.connects.as_ref().filter(|_| room).map(Pace::due_ns)
+    }
+
+    fn report(&self) -> Report {
+        let absent = |client: &&Client| {
+            let wanted = client.role == Role::Faithful && !client.told_to_leave;
+            wanted && client.phase != Phase::Open
+        };
+        self.tally.report(Standing {
+            connected: self.connected,
+            pending: self.unsettled,
+            absent: self.clients.iter().filter(absent).count() as u32,
+        })
     }
 
     fn moment(&mut self) -> Moment {

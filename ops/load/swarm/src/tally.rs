@@ -47,12 +47,21 @@ pub struct Tally {
     pause_ns_max: u64,
 }
 
-/// A tally and the state of the swarm at one instant. Durations in the unit of their name.
-#[derive(Debug, Serialize)]
-pub struct Report {
+/// How many clients are where, of those that do not misbehave.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Standing {
     pub connected: u32,
     /// Clients that have not been open yet, nor ended.
     pub pending: u32,
+    /// Faithful clients that are not open, though nobody told them to leave.
+    pub absent: u32,
+}
+
+/// A tally and the state of the swarm at one instant. Durations in the unit of their name.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub standing: Standing,
     pub deliveries: u64,
     pub recovered: u64,
     pub repeats: u64,
@@ -175,10 +184,9 @@ impl Tally {
         count(&mut self.misdeeds, what);
     }
 
-    pub fn report(&self, connected: u32, pending: u32) -> Report {
+    pub fn report(&self, standing: Standing) -> Report {
         Report {
-            connected,
-            pending,
+            standing,
             deliveries: self.deliveries,
             recovered: self.recovered,
             repeats: self.repeats,
@@ -246,7 +254,7 @@ mod tests {
         ] {
             tally.paused(since_ns, now_ns);
         }
-        assert_eq!(tally.report(0, 0).pause_us_max, 7.0);
+        assert_eq!(tally.report(Standing::default()).pause_us_max, 7.0);
     }
 
     #[test]
@@ -255,7 +263,7 @@ mod tests {
         for age_ns in [100, 100, 5_000_000] {
             tally.delivered(Some(1), 1 + age_ns, false);
         }
-        let counts = tally.report(0, 0).latency_live.counts;
+        let counts = tally.report(Standing::default()).latency_live.counts;
         assert_eq!((counts.len(), counts[0]), (2, (100, 2)));
         let (step_ns, count) = counts[1];
         assert!(
@@ -270,6 +278,9 @@ mod tests {
         tally.align(-1_000);
         tally.reset();
         tally.delivered(Some(500), 1_600, false);
-        assert_eq!(tally.report(0, 0).latency_live.counts, [(100, 1)]);
+        assert_eq!(
+            tally.report(Standing::default()).latency_live.counts,
+            [(100, 1)]
+        );
     }
 }

@@ -17,10 +17,11 @@ impl<F: AsRawFd> Swarm<F> {
             let command = serde_json::from_str(&line)
                 .map_err(|error| invalid(format!("command {line:?}: {error}")))?;
             match command {
-                Command::Report => say(&Event::Report(
-                    self.tally.report(self.connected, self.unsettled),
-                ))?,
-                Command::Reset => self.tally.reset(),
+                Command::Report => say(&Event::Report(self.report()))?,
+                Command::Reset => {
+                    say(&Event::Report(self.report()))?;
+                    self.tally.reset();
+                }
                 Command::Positions => say(&Event::Positions {
                     channels: self.positions(),
                 })?,
@@ -123,7 +124,7 @@ impl<F: AsRawFd> Swarm<F> {
     }
 
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        let report = self.tally.report(self.connected, self.unsettled);
+        let report = self.report();
         for index in 0..self.clients.len() {
             let moment = self.moment();
             self.clients[index].leave(moment, Phase::Done);
