@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 from collections import Counter
@@ -15,10 +14,8 @@ from typing import Any, Self
 from gateway.errors import TidegateError
 from ops.load.agent import Agent
 from ops.load.latencies import Latencies
-from ops.load.programs import STOP_TIMEOUT_S, Swarm, build
+from ops.load.programs import STOP_TIMEOUT_S, Swarm, build, clients_max
 
-DESCRIPTORS_BESIDE = 64
-"""Of a swarm, beside its clients' sockets."""
 CLIENTS_PER_SWARM = 18_000
 """At most, also where descriptors would allow more: a swarm has one thread."""
 CLIENTS_PER_SWARM_MIN = 1_000
@@ -128,7 +125,7 @@ class Crowd:
                     address=address,
                     connections=share,
                     run_s_max=RUN_S_MAX,
-                    at=agent.connect() if agent else None,
+                    at=agent.connect(share) if agent else None,
                     first=first,
                     handshakes_max=max(1, handshakes_max // len(shares)),
                     connects_per_s=connects_per_s * share / connections,
@@ -247,8 +244,8 @@ def split(connections: int, processes: int) -> list[int]:
 
 
 def _processes(connections: int, agents: int) -> int:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(CLIENTS_PER_SWARM, max(1, hard - DESCRIPTORS_BESIDE))
+    # An agent tells by itself where its descriptors are too few.
+    most = CLIENTS_PER_SWARM if agents else min(CLIENTS_PER_SWARM, clients_max())
     useful = min((os.cpu_count() or 1) * max(1, agents), connections // CLIENTS_PER_SWARM_MIN)
     return max(1, useful, agents, -(-connections // most))
 

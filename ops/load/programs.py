@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -29,6 +30,8 @@ DELIVERY_TIMEOUT_S = 60.0
 SEND_TIMEOUT_S = 30.0
 """Of a line to a program, which reads whenever it is not busy with its clients."""
 READ_BYTES = 65536
+DESCRIPTORS_BESIDE = 64
+"""Of a swarm, beside its clients' sockets."""
 
 
 @cache
@@ -37,6 +40,12 @@ def build() -> Path:
     compiled.
     """
     return programs.directory("tidegate-load", "tidegate-swarm")
+
+
+def clients_max() -> int:
+    """Of a swarm on this machine, as far as descriptors go."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, hard - DESCRIPTORS_BESIDE)
 
 
 def spawn(
