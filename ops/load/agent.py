@@ -35,7 +35,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """`HOST:PORT`. Raises TidegateError."""
     host, _, port = text.rpartition(":")
     try:
-        host.encode("idna")
+        host.encode("idna")  # As sockets do with a name: what this refuses is no OSError there.
     except UnicodeError:
         host = ""
     if not host or not port.isdecimal() or int(port) > 65535:
