@@ -107,6 +107,7 @@ class Crowd:
         connections: int,
         agents: Sequence[Agent] = (),
         processes: int = 0,
+        run_s_max: float = RUN_S_MAX,
         handshakes_max: int = HANDSHAKES_MAX,
         connects_per_s: float = 0.0,
         **plan: Any,
@@ -124,7 +125,7 @@ class Crowd:
                 swarm = Swarm(
                     address=address,
                     connections=share,
-                    run_s_max=RUN_S_MAX,
+                    run_s_max=run_s_max,
                     at=agent.connect(share) if agent else None,
                     first=first,
                     handshakes_max=max(1, handshakes_max // len(shares)),

@@ -21,6 +21,8 @@ CONNECT_TIMEOUT_S = 60.0
 CONNECTS_PER_S_MIN = 1_000.0
 DELIVERY_TIMEOUT_S = 10.0
 """From the last publish: what has not been received by then is lost."""
+SLACK_S = 600.0
+"""Of a test, beside what it may take by these: for swarms that start or answer slowly."""
 PROGRESS_S = 0.5
 
 
@@ -28,12 +30,22 @@ PROGRESS_S = 0.5
 class Test:
     """What is to be done once the crowd is made."""
 
+    connections: int
     connects_per_s: float
     duration_s: float
     publish_per_s: float
     """0: publish nothing."""
     channels: Sequence[str]
     """To publish to, in turn."""
+
+    @property
+    def connect_timeout_s(self) -> float:
+        return CONNECT_TIMEOUT_S + self.connections / (self.connects_per_s or CONNECTS_PER_S_MIN)
+
+    @property
+    def run_s_max(self) -> float:
+        """How long swarms and tokens have to last."""
+        return self.connect_timeout_s + self.duration_s + DELIVERY_TIMEOUT_S + SLACK_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,8 +139,7 @@ def _connect(crowd: Crowd, test: Test, meter: Meter) -> Outcome:
     def show(seen: Seen) -> None:
         meter("connecting", seen.sums["connected"], crowd.connections)
 
-    pace = test.connects_per_s or CONNECTS_PER_S_MIN
-    seen = crowd.wait_settled(CONNECT_TIMEOUT_S + crowd.connections / pace, show)
+    seen = crowd.wait_settled(test.connect_timeout_s, show)
     if not seen.sums["connected"] and seen.failures:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in seen.failures.items())
         raise Unreachable(

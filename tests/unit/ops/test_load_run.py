@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ops.load import run
 from ops.load.crowd import Crowd
@@ -19,10 +18,10 @@ CLIENTS = 2
 
 
 @contextmanager
-def connected() -> Iterator[tuple[Bare, Crowd]]:
+def connected(run_s_max: float = 60.0) -> Iterator[tuple[Bare, Crowd]]:
     with (
         Bare(processes=1, connections=CLIENTS) as bare,
-        Crowd(address=bare.address, connections=CLIENTS) as crowd,
+        Crowd(address=bare.address, connections=CLIENTS, run_s_max=run_s_max) as crowd,
     ):
         crowd.wait_settled(PATIENCE_S, lambda _: None)
         bare.wait_ready()
@@ -37,15 +36,24 @@ def silent(label: str, done: float, total: float, detail: str = "") -> None:
     """A meter."""
 
 
+def wanted(*, duration_s: float = 0.0) -> run.Test:
+    return run.Test(
+        connections=CLIENTS,
+        connects_per_s=0.0,
+        duration_s=duration_s,
+        publish_per_s=1e6,
+        channels=[CHANNEL],
+    )
+
+
 def carry_out(
     crowd: Crowd,
     *,
     meter: Meter = silent,
     publish: Callable[[str], object] | None = None,
-    **test: Any,
+    duration_s: float = 0.0,
 ) -> run.Outcome:
-    wanted = {"connects_per_s": 0.0, "duration_s": 0.0, "publish_per_s": 1e6} | test
-    return run.run(crowd, run.Test(channels=[CHANNEL], **wanted), publish, meter)
+    return run.run(crowd, wanted(duration_s=duration_s), publish, meter)
 
 
 def test_a_fault_while_clients_connect_is_one_of_the_test() -> None:
@@ -102,3 +110,10 @@ def test_a_second_interrupt_ends_the_wait_for_what_is_under_way() -> None:
     assert outcome.published >= 2
     assert outcome.seen.sums["deliveries"] == CLIENTS
     assert outcome.faults == {"lost": CLIENTS * (outcome.published - 1)}
+
+
+def test_swarms_outlive_a_test_of_days() -> None:
+    test = wanted(duration_s=3 * 86_400.0)
+    assert test.run_s_max > test.connect_timeout_s + test.duration_s
+    with connected(run_s_max=test.run_s_max) as (_, crowd):
+        assert crowd.seen().sums["connected"] == CLIENTS
