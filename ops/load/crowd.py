@@ -152,7 +152,9 @@ class Crowd:
     def wait_delivered(
         self, deliveries: int, timeout_s: float, on_progress: OnProgress = lambda _: None
     ) -> Seen:
-        """Return when so many are counted, or after the time all the same."""
+        """Return when so many are counted; after the time, or where `on_progress` raises Late, all
+        the same.
+        """
         with contextlib.suppress(Late):
             return self._wait(
                 lambda seen: seen.sums["deliveries"] >= deliveries,

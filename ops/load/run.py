@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import Unreachable
-from ops.load.crowd import FAULTS, Crowd, Seen
+from ops.load.crowd import FAULTS, Crowd, Late, Seen
 from ops.load.latencies import Latencies
 from ops.load.stream import Stream
 from ops.output import Meter
@@ -129,9 +129,9 @@ def run(crowd: Crowd, test: Test, publish: Callable[[str], object] | None, meter
             outcome.expected = sum(
                 count * subscribers[channel] for channel, count in stream.published_to.items()
             )
-            interrupts.clear()
-            _wait_delivered(crowd, outcome.expected, meter, interrupts)
-        outcome.seen = crowd.seen().with_faults_of(outcome.connecting)
+        interrupts.clear()
+        seen = _wait_delivered(crowd, outcome.expected, meter, interrupts)
+    outcome.seen = seen.with_faults_of(outcome.connecting)
     return outcome
 
 
@@ -175,14 +175,13 @@ def _wait(
         pause.wait(min(PROGRESS_S, duration_s - passed_s))
 
 
-def _wait_delivered(crowd: Crowd, expected: int, meter: Meter, interrupts: list[int]) -> None:
+def _wait_delivered(crowd: Crowd, expected: int, meter: Meter, interrupts: list[int]) -> Seen:
     def show(seen: Seen) -> None:
         meter("receiving", seen.sums["deliveries"], expected)
         if interrupts:
-            raise KeyboardInterrupt
+            raise Late("the wait was interrupted")
 
-    with suppress(KeyboardInterrupt):
-        crowd.wait_delivered(expected, DELIVERY_TIMEOUT_S, show)
+    return crowd.wait_delivered(expected, DELIVERY_TIMEOUT_S, show)
 
 
 @contextmanager

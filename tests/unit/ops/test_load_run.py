@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from ops.load import run
 from ops.load.crowd import Crowd
 from ops.load.programs import Bare
@@ -110,6 +112,19 @@ def test_a_second_interrupt_ends_the_wait_for_what_is_under_way() -> None:
     assert outcome.published >= 2
     assert outcome.seen.sums["deliveries"] == CLIENTS
     assert outcome.faults == {"lost": CLIENTS * (outcome.published - 1)}
+
+
+def test_who_interrupts_a_third_time_is_not_kept_waiting() -> None:
+    with connected() as (_, crowd):
+
+        def meter(label: str, done: float, total: float, detail: str = "") -> None:
+            if label == "running":
+                for _ in range(3):
+                    signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(crowd, meter=meter, duration_s=PATIENCE_S)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_swarms_outlive_a_test_of_days() -> None:
