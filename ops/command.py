@@ -27,19 +27,26 @@ TIME_S_MAX = 31_536_000.0
 Command = Callable[..., Exit | None]
 
 
-class Seconds(click.FloatRange):
-    """A time of at least `least` seconds, and finite."""
+class Number(click.FloatRange):
+    """Of that range, which `nan` is not: to click it is neither below nor above."""
 
-    def __init__(self, least: float, most: float = TIME_S_MAX) -> None:
+    def __init__(self, least: float, most: float) -> None:
         super().__init__(min=least, max=most)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
             self.fail(f"{value} is no number", param, ctx)
-        return seconds
+        return number
+
+
+class Seconds(Number):
+    """A time of at least `least` seconds, and finite."""
+
+    def __init__(self, least: float, most: float = TIME_S_MAX) -> None:
+        super().__init__(least, most)
 
 
 class Count(click.IntRange):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.errors import TidegateError
-from ops.command import Connect, Count, Seconds, instance_options
+from ops.command import Connect, Count, Number, Seconds, instance_options
 from ops.output import Exit, Output, duration, table
 from ops.start import config_option, load_config, set_option
 
@@ -22,8 +22,6 @@ CONNECTIONS_MAX = 10_000_000
 RATE_MAX = 1_000_000.0
 ENDPOINTS = {"websocket": "http", "centrifuge": "http", "sse": "http", "tcp": "tcp"}
 """The gateway's endpoint for each dialect."""
-TOKEN_EXPIRES_S = 3 * 86_400
-"""Longer than any test: nobody has to bring another one."""
 PATTERNS = ("all", "own", "shard:K", "mixed:K")
 
 
@@ -43,7 +41,7 @@ def _pattern(ctx: click.Context, param: click.Parameter, value: str) -> Pattern:
 def _percent(name: str, help: str, most: float = 100.0) -> Callable[[Any], Any]:
     return click.option(
         name,
-        type=click.FloatRange(0.0, most),
+        type=Number(0.0, most),
         default=0.0,
         metavar="PERCENT",
         help=help,
@@ -78,7 +76,7 @@ def _percent(name: str, help: str, most: float = 100.0) -> Callable[[Any], Any]:
 )
 @click.option(
     "--connect-rate",
-    type=click.FloatRange(0.0, RATE_MAX),
+    type=Number(0.0, RATE_MAX),
     default=0.0,
     metavar="PER_S",
     help="New connections a second; without it as fast as --handshakes allows.",
@@ -88,7 +86,7 @@ def _percent(name: str, help: str, most: float = 100.0) -> Callable[[Any], Any]:
 @click.option("--duration", "duration_s", type=Seconds(0.1), default=10.0, show_default=True)
 @click.option(
     "--rate",
-    type=click.FloatRange(0.0, RATE_MAX),
+    type=Number(0.0, RATE_MAX),
     default=0.0,
     metavar="PER_S",
     help="Publish so many messages a second, to the channels in turn.",
@@ -118,8 +116,9 @@ def load(connect: Connect, output: Output, serve_at: str | None, **options: Any)
       tidegate load -n 200000 --agents 10.0.0.7:7000,10.0.0.8:7000 --rate 5
 
     Every client checks the order of what it gets, by offset; latencies are from publish to receipt,
-    by the time in each message. An interrupt ends the test early, and it is told what was seen.
-    Exit status: 0 all is well, 1 something was lost, repeated, refused or closed.
+    by the time in each message. An interrupt ends the test early, and it is told what was seen; a
+    second one ends the wait for messages under way. Exit status: 0 all is well, 1 something was
+    lost, repeated, refused or closed, or a client is absent in the end.
 
     SDKs are let in by a token unless the gateway has client.allow_anonymous: see --tokens.
 
@@ -177,6 +176,7 @@ def _run(
             endpoint = str(control.call("status")["endpoints"][ENDPOINTS[dialect]])
         address = endpoint.rpartition("//")[2]
     test = Test(
+        connections=connections,
         connects_per_s=options["connect_rate"],
         duration_s=options["duration_s"],
         publish_per_s=options["rate"],
@@ -187,12 +187,13 @@ def _run(
         Crowd(
             address=_numeric(address),
             connections=connections,
+            run_s_max=test.run_s_max,
             agents=[Agent(each, agent_key) for each in agents.split(",") if each],
             processes=options["processes"] or 0,
             handshakes_max=options["handshakes"],
             connects_per_s=options["connect_rate"],
             transport=dialect,
-            tokens=_tokens(path, overrides) if tokens else None,
+            tokens=_tokens(path, overrides, test.run_s_max) if tokens else None,
             channel=channel,
             subscribe=subscribe,
             reconnect=options["reconnect"],
@@ -205,7 +206,7 @@ def _run(
         return run(crowd, test, publish, meter)
 
 
-def _tokens(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
+def _tokens(path: Path | None, overrides: tuple[str, ...], expires_s: float) -> dict[str, Any]:
     """By what swarms make the tokens of their clients. Raises ConfigError."""
     from ops.token import common_claims, hmac_secret, user_claim
 
@@ -213,7 +214,7 @@ def _tokens(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
     return {
         "secret": hmac_secret(rules, "tokens", "give the gateway's configuration with -c"),
         "user_claim": user_claim(rules),
-        "claims": common_claims(rules, TOKEN_EXPIRES_S),
+        "claims": common_claims(rules, int(expires_s)),
     }
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from gateway.errors import TidegateError
 from ops.load.agent import Agent
 from ops.load.latencies import Latencies
-from ops.load.programs import STOP_TIMEOUT_S, Swarm, build
+from ops.load.programs import STOP_TIMEOUT_S, Swarm, build, clients_max
 
-DESCRIPTORS_BESIDE = 64
-"""Of a swarm, beside its clients' sockets."""
 CLIENTS_PER_SWARM = 18_000
 """At most, also where descriptors would allow more: a swarm has one thread."""
 CLIENTS_PER_SWARM_MIN = 1_000
@@ -36,6 +33,7 @@ FAULTS = ("repeats", "gaps", "unrecovered", "foreign")
 _SUMS = (
     "connected",
     "pending",
+    "absent",
     "deliveries",
     "recovered",
     *FAULTS,
@@ -81,11 +79,18 @@ class Seen:
     @property
     def faults(self) -> dict[str, Any]:
         """What must not be, by name; empty where all is well."""
-        found: dict[str, Any] = {name: self.sums[name] for name in FAULTS if self.sums[name]}
-        for name, tally in (("closes", self.closes), ("failures", self.failures)):
-            if tally:
-                found[name] = dict(tally)
-        return found
+        counts = {name: self.sums[name] for name in (*FAULTS, "absent")}
+        tallies = {"closes": dict(self.closes), "failures": dict(self.failures)}
+        return {name: found for name, found in (counts | tallies).items() if found}
+
+    def with_faults_of(self, earlier: Seen) -> Seen:
+        """What was wrong before a reset stays wrong; who was absent then is not held against."""
+        return replace(
+            self,
+            sums=self.sums + Counter({name: earlier.sums[name] for name in FAULTS}),
+            closes=self.closes + earlier.closes,
+            failures=self.failures + earlier.failures,
+        )
 
 
 class Crowd:
@@ -102,6 +107,7 @@ class Crowd:
         connections: int,
         agents: Sequence[Agent] = (),
         processes: int = 0,
+        run_s_max: float = RUN_S_MAX,
         handshakes_max: int = HANDSHAKES_MAX,
         connects_per_s: float = 0.0,
         **plan: Any,
@@ -119,8 +125,8 @@ class Crowd:
                 swarm = Swarm(
                     address=address,
                     connections=share,
-                    run_s_max=RUN_S_MAX,
-                    at=agent.connect() if agent else None,
+                    run_s_max=run_s_max,
+                    at=agent.connect(share) if agent else None,
                     first=first,
                     handshakes_max=max(1, handshakes_max // len(shares)),
                     connects_per_s=connects_per_s * share / connections,
@@ -146,7 +152,9 @@ class Crowd:
     def wait_delivered(
         self, deliveries: int, timeout_s: float, on_progress: OnProgress = lambda _: None
     ) -> Seen:
-        """Return when so many are counted, or after the time all the same."""
+        """Return when so many are counted; after the time, or where `on_progress` raises Late, all
+        the same.
+        """
         with contextlib.suppress(Late):
             return self._wait(
                 lambda seen: seen.sums["deliveries"] >= deliveries,
@@ -176,11 +184,11 @@ class Crowd:
     def seen(self) -> Seen:
         return Seen.of(self._ask("report", "report"))
 
-    def reset(self) -> None:
-        """Count from zero, and return when everybody does."""
+    def reset(self) -> Seen:
+        """Count from zero; returns when everybody does, with what was seen until then."""
         for swarm in self.swarms:
             swarm.begin_reset()
-        self.seen()
+        return Seen.of([swarm.expect("report", ANSWER_TIMEOUT_S) for swarm in self.swarms])
 
     def subscribers(self) -> Counter[str]:
         """Faithful clients of each channel, as far as they know their position in it."""
@@ -239,8 +247,8 @@ def split(connections: int, processes: int) -> list[int]:
 
 
 def _processes(connections: int, agents: int) -> int:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(CLIENTS_PER_SWARM, max(1, hard - DESCRIPTORS_BESIDE))
+    # An agent tells by itself where its descriptors are too few.
+    most = CLIENTS_PER_SWARM if agents else min(CLIENTS_PER_SWARM, clients_max())
     useful = min((os.cpu_count() or 1) * max(1, agents), connections // CLIENTS_PER_SWARM_MIN)
     return max(1, useful, agents, -(-connections // most))
 

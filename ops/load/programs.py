@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -29,6 +30,8 @@ DELIVERY_TIMEOUT_S = 60.0
 SEND_TIMEOUT_S = 30.0
 """Of a line to a program, which reads whenever it is not busy with its clients."""
 READ_BYTES = 65536
+DESCRIPTORS_BESIDE = 64
+"""Of a swarm, beside its clients' sockets."""
 
 
 @cache
@@ -37,6 +40,12 @@ def build() -> Path:
     compiled.
     """
     return programs.directory("tidegate-load", "tidegate-swarm")
+
+
+def clients_max() -> int:
+    """Of a swarm on this machine, as far as descriptors go."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, hard - DESCRIPTORS_BESIDE)
 
 
 def spawn(
@@ -190,14 +199,13 @@ class Swarm(Program):
             failures = self.report()["failures"]
             raise self._failure(f"connected {ready['connected']} of {self.connections}: {failures}")
 
-    def reset(self) -> None:
-        """Count from zero; returns when that is so, lest what is published next is forgotten."""
+    def reset(self) -> dict[str, Any]:
+        """Count from zero; returns when that is so, with the last report before."""
         self.begin_reset()
-        # Commands are obeyed in order: an answer to the next one means that this one was.
-        self.report()
+        return self.expect("report", STOP_TIMEOUT_S)
 
     def begin_reset(self) -> None:
-        """Tell it to count from zero; that it does is sure with its next answer."""
+        """Tell it to count from zero: from its answer on, a report."""
         self.command("reset")
         self._delivered = 0
 

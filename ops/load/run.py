@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import Unreachable
-from ops.load.crowd import Crowd, Seen
+from ops.load.crowd import FAULTS, Crowd, Late, Seen
 from ops.load.latencies import Latencies
 from ops.load.stream import Stream
 from ops.output import Meter
@@ -20,6 +21,8 @@ CONNECT_TIMEOUT_S = 60.0
 CONNECTS_PER_S_MIN = 1_000.0
 DELIVERY_TIMEOUT_S = 10.0
 """From the last publish: what has not been received by then is lost."""
+SLACK_S = 600.0
+"""Of a test, beside what it may take by these: for swarms that start or answer slowly."""
 PROGRESS_S = 0.5
 
 
@@ -27,12 +30,22 @@ PROGRESS_S = 0.5
 class Test:
     """What is to be done once the crowd is made."""
 
+    connections: int
     connects_per_s: float
     duration_s: float
     publish_per_s: float
     """0: publish nothing."""
     channels: Sequence[str]
     """To publish to, in turn."""
+
+    @property
+    def connect_timeout_s(self) -> float:
+        return CONNECT_TIMEOUT_S + self.connections / (self.connects_per_s or CONNECTS_PER_S_MIN)
+
+    @property
+    def run_s_max(self) -> float:
+        """How long swarms and tokens have to last."""
+        return self.connect_timeout_s + self.duration_s + DELIVERY_TIMEOUT_S + SLACK_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,16 +56,13 @@ class Outcome:
     """Clients."""
     connect_s: float = 0.0
     connecting: Seen
-    """What clients saw until all were connected."""
+    """What clients saw until all were connected and counted from zero."""
     published: int = 0
     published_s: float = 0.0
     expected: int = 0
     """Deliveries that the published messages come to."""
     seen: Seen = field(init=False)
-    """What clients saw from then on."""
-
-    def __post_init__(self) -> None:
-        self.seen = self.connecting
+    """What clients saw from then on, and what was wrong before."""
 
     @property
     def connected(self) -> int:
@@ -65,16 +75,8 @@ class Outcome:
 
     @property
     def faults(self) -> dict[str, Any]:
-        """Everything that should not have been, by name."""
-        found = dict(self.seen.faults)
-        failures = self.connecting.failures
-        if self.seen is not self.connecting:
-            failures = failures + self.seen.failures
-        if failures:
-            found["failures"] = dict(failures)
-        if self.lost:
-            found["lost"] = self.lost
-        return found
+        """Everything that should not have been, by name, from the first attempt to connect on."""
+        return {**self.seen.faults, **({"lost": self.lost} if self.lost else {})}
 
     def as_map(self) -> dict[str, Any]:
         """The JSON document. Times in the unit of their name; null where nothing was measured."""
@@ -94,9 +96,9 @@ class Outcome:
             "delivered": seen.sums["deliveries"],
             "recovered": seen.sums["recovered"],
             "lost": self.lost,
-            **{name: seen.sums[name] for name in ("repeats", "gaps", "unrecovered", "foreign")},
+            **{name: seen.sums[name] for name in (*FAULTS, "absent")},
             "closes": dict(seen.closes),
-            "failures": self.faults.get("failures", {}),
+            "failures": dict(seen.failures),
             "misdeeds": dict(seen.misdeeds),
             "reconnects": seen.sums["reconnects"],
             "churned": seen.sums["churned"],
@@ -109,26 +111,27 @@ class Outcome:
 
 
 def run(crowd: Crowd, test: Test, publish: Callable[[str], object] | None, meter: Meter) -> Outcome:
-    """Carry it out. An interrupt ends it early, with what was seen until then.
+    """Carry it out. Once all are connected, an interrupt ends it early, with what was seen until
+    then; another one ends the wait for what is under way.
 
     Raises Unreachable when nobody can connect, TidegateError when a swarm or a publish fails.
     """
     outcome = _connect(crowd, test, meter)
-    with _ends_early():
+    with _interrupts() as interrupts:
         subscribers = crowd.subscribers()
-        crowd.reset()
+        outcome.connecting = crowd.reset()
         if publish is None:
-            _wait(crowd, test.duration_s, meter)
-            outcome.seen = crowd.seen()
-            return outcome
-        stream = Stream(publish, test.channels, test.publish_per_s)
-        with _ends_early(), stream:
-            _wait(crowd, test.duration_s, meter, stream)
-        outcome.published, outcome.published_s = stream.published, stream.lasted_s
-        outcome.expected = sum(
-            count * subscribers[channel] for channel, count in stream.published_to.items()
-        )
-        outcome.seen = crowd.wait_delivered(outcome.expected, DELIVERY_TIMEOUT_S)
+            _wait(crowd, test.duration_s, meter, interrupts)
+        else:
+            with Stream(publish, test.channels, test.publish_per_s) as stream:
+                _wait(crowd, test.duration_s, meter, interrupts, stream)
+            outcome.published, outcome.published_s = stream.published, stream.lasted_s
+            outcome.expected = sum(
+                count * subscribers[channel] for channel, count in stream.published_to.items()
+            )
+        interrupts.clear()
+        seen = _wait_delivered(crowd, outcome.expected, meter, interrupts)
+    outcome.seen = seen.with_faults_of(outcome.connecting)
     return outcome
 
 
@@ -136,8 +139,7 @@ def _connect(crowd: Crowd, test: Test, meter: Meter) -> Outcome:
     def show(seen: Seen) -> None:
         meter("connecting", seen.sums["connected"], crowd.connections)
 
-    pace = test.connects_per_s or CONNECTS_PER_S_MIN
-    seen = crowd.wait_settled(CONNECT_TIMEOUT_S + crowd.connections / pace, show)
+    seen = crowd.wait_settled(test.connect_timeout_s, show)
     if not seen.sums["connected"] and seen.failures:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in seen.failures.items())
         raise Unreachable(
@@ -149,11 +151,19 @@ def _connect(crowd: Crowd, test: Test, meter: Meter) -> Outcome:
     )
 
 
-def _wait(crowd: Crowd, duration_s: float, meter: Meter, stream: Stream | None = None) -> None:
+def _wait(
+    crowd: Crowd,
+    duration_s: float,
+    meter: Meter,
+    interrupts: list[int],
+    stream: Stream | None = None,
+) -> None:
     """Lets it run, and shows how it does."""
     pause = threading.Event()
     began = time.monotonic()
-    while (passed_s := time.monotonic() - began) < duration_s and not (stream and stream.failed):
+    while (passed_s := time.monotonic() - began) < duration_s:
+        if interrupts or (stream and stream.failed):
+            return
         seen = crowd.seen()
         detail = f"{seen.sums['connected']:,} connected, {seen.sums['deliveries']:,} delivered"
         p99_us = seen.live.percentile_us(99)
@@ -165,12 +175,32 @@ def _wait(crowd: Crowd, duration_s: float, meter: Meter, stream: Stream | None =
         pause.wait(min(PROGRESS_S, duration_s - passed_s))
 
 
+def _wait_delivered(crowd: Crowd, expected: int, meter: Meter, interrupts: list[int]) -> Seen:
+    def show(seen: Seen) -> None:
+        meter("receiving", seen.sums["deliveries"], expected)
+        if interrupts:
+            raise Late("the wait was interrupted")
+
+    return crowd.wait_delivered(expected, DELIVERY_TIMEOUT_S, show)
+
+
 @contextmanager
-def _ends_early() -> Iterator[None]:
+def _interrupts() -> Iterator[list[int]]:
+    """Those that came. They are not raised, lest a swarm's answer is left half read; but who sends
+    a third one does not want the answer.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 2:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield
-    except KeyboardInterrupt:
-        return
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _latency(latencies: Latencies) -> dict[str, float | int | None]:

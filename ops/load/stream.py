@@ -48,7 +48,7 @@ class Stream:
         self._whole_rounds = whole_rounds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self._failure: TidegateError | None = None
+        self._failure: Exception | None = None
         self.published = 0
         self.lasted_s = 0.0
 
@@ -83,7 +83,7 @@ class Stream:
     def _run(self) -> None:
         try:
             self._publish_steadily()
-        except TidegateError as failure:
+        except Exception as failure:
             self._failure = failure
 
     def _publish_steadily(self) -> None:
@@ -105,20 +105,30 @@ class HttpPublisher:
     """Publishes through a gateway's HTTP API, one request at a time over one connection."""
 
     def __init__(self, url: str, key: str) -> None:
-        """`url` as in `http://127.0.0.1:8002/api`. Raises TidegateError for another kind."""
-        parts = urllib.parse.urlsplit(url)
+        """`url` as in `http://127.0.0.1:8002/api`. Raises TidegateError for another kind, and for a
+        key that no header carries.
+        """
         try:
-            port = parts.port
+            parts = urllib.parse.urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")
+            parts.path.encode("ascii")
         except ValueError:
-            port = -1
-        if parts.scheme != "http" or not parts.hostname or port == -1:
+            host, port = "", None
+        if not host or parts.scheme != "http":
             raise TidegateError(
                 f"--api {url} is no address of an API",
                 remedy="give one such as http://127.0.0.1:8002/api",
                 code="bad_request",
             )
+        if not (key.isascii() and key.isprintable()):
+            raise TidegateError(
+                "--api-key cannot be shown in an HTTP header as it stands",
+                remedy="give the gateway's api.key: printable ASCII, without the end of a line",
+                code="bad_request",
+            )
         self._url = url
-        self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=HTTP_TIMEOUT_S)
+        self._connection = http.client.HTTPConnection(host, port, timeout=HTTP_TIMEOUT_S)
         self._path = f"{parts.path.rstrip('/').removesuffix('/api')}/api/publish"
         self._headers = {"X-API-Key": key, "Content-Type": "application/json"}
 

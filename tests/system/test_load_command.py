@@ -58,8 +58,7 @@ def test_every_message_is_delivered_to_all_subscribers_of_its_channel(
         *(("--tokens", "-c", gateway.config_path) if dialect == "centrifuge" else ()),
     )
     assert found["connections"]["connected"] == 60
-    assert 0 < found["published"] <= 110
-    assert found["delivered"] == found["expected"] >= found["published"]
+    assert found["delivered"] == found["expected"] >= found["published"] > 0
     assert found["latency_us"]["count"] == found["delivered"]
     assert 0 < found["latency_us"]["min"] <= found["latency_us"]["max"]
 
@@ -235,7 +234,10 @@ def test_an_agent_refuses_who_does_not_know_its_key(gateway: Gateway, tmp_path: 
         (("--subscribe", "shard:0"), "shard:0"),
         (("--subscribe", "some"), "some"),
         (("--stall", "101"), "101"),
+        *(((option, "nan"), "nan") for option in ("--rate", "--connect-rate", "--churn")),
         (("--address", "nowhere"), "nowhere"),
+        (("--address", "a..b:1"), "a..b:1"),
+        (("--agent", "a..b:1"), "a..b:1"),
         (("--agents", "nowhere", "--address", "127.0.0.1:1"), "nowhere"),
         (("--address", "127.0.0.1:1", "--rate", "1", "--api", "ftp://x"), "ftp://x"),
         (("--stall", "60", "--misbehave", "60", "--address", "127.0.0.1:1"), "over 100"),

@@ -39,8 +39,8 @@ def test_every_client_has_its_place_and_no_swarm_is_empty() -> None:
 
 def swarm_report(**counts: Any) -> dict[str, Any]:
     names = (
-        *("connected", "pending", "deliveries", "recovered", "repeats", "gaps", "unrecovered"),
-        *("foreign", "undated", "pings", "reconnects", "churned", "bytes_received"),
+        *("connected", "pending", "absent", "deliveries", "recovered", "repeats", "gaps"),
+        *("unrecovered", "foreign", "undated", "pings", "reconnects", "churned", "bytes_received"),
     )
     empty: dict[str, Any] = dict.fromkeys(names, 0)
     empty |= {name: {} for name in ("closes", "failures", "misdeeds")}

@@ -67,7 +67,7 @@ def test_a_reset_counts_from_zero_and_keeps_the_connections() -> None:
         swarm.announce()
         bare.send([push(1)])
         swarm.wait_delivered()
-        swarm.reset()
+        assert swarm.reset()["deliveries"] == 3
         assert swarm.flawless_report()["deliveries"] == 0
         swarm.announce()
         bare.send([push(2)])
@@ -90,7 +90,15 @@ def test_a_lost_server_is_counted_as_closes() -> None:
     with start(bare, 2) as swarm:
         bare.close()
         wait_for(lambda: swarm.report()["connected"] == 0, "the swarm notices")
-        assert sum(swarm.report()["closes"].values()) == 2
+        report = swarm.report()
+    assert (sum(report["closes"].values()), report["absent"]) == (2, 2)
+
+
+def test_who_is_told_to_leave_is_not_absent() -> None:
+    with Bare(processes=1, connections=2) as bare, start(bare, 2) as swarm:
+        swarm.drop_off()
+        report = swarm.report()
+    assert (report["connected"], report["absent"]) == (0, 0)
 
 
 def test_a_swarm_that_nobody_answers_says_why() -> None:

@@ -61,16 +61,10 @@ pub enum SendsBy {
 #[serde(tag = "cmd", rename_all = "snake_case")]
 pub enum BareCommand {
     /// Send a text frame of each of `texts`, together, to every connection; answered with `sent`.
-    Send {
-        texts: Vec<String>,
-    },
+    Send { texts: Vec<String> },
     /// Ping each connection once in `interval_s`, and read the pongs; after `for_s` answered with
     /// `sent`.
-    Ping {
-        interval_s: f64,
-        for_s: f64,
-    },
-    Stop,
+    Ping { interval_s: f64, for_s: f64 },
 }
 
 /// What a packet to a sending process asks for: its first byte.
@@ -207,7 +201,7 @@ impl<F: AsRawFd> Bare<F> {
         })
     }
 
-    /// Obeys until it is told to stop or its input ends. The senders end with their links.
+    /// Obeys until its input ends. The senders end with their links.
     pub fn run(&mut self) -> io::Result<()> {
         while Progress::sum(&self.progress).accepted < self.connections {
             let mut watched: Vec<&dyn AsRawFd> = vec![&self.commands];
@@ -227,7 +221,6 @@ impl<F: AsRawFd> Bare<F> {
         })?;
         while let Some(line) = self.commands.wait_line()? {
             match serde_json::from_str(&line)? {
-                BareCommand::Stop => break,
                 BareCommand::Send { texts } => self.send(&texts)?,
                 BareCommand::Ping { interval_s, for_s } => self.ping(interval_s, for_s)?,
             }

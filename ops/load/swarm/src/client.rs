@@ -44,6 +44,8 @@ pub struct Client {
     pub attempts: u32,
     /// It has been open, or has ended before: it is no longer waited for at the start.
     pub settled: bool,
+    /// It was told to leave, and nothing has kept it from coming back yet.
+    pub told_to_leave: bool,
     pub subscriptions: Box<[Subscription]>,
     /// When its last attempt to connect began, CLOCK_MONOTONIC.
     pub attempted_ns: u64,
@@ -98,6 +100,7 @@ impl Client {
             generation: 0,
             attempts: 0,
             settled: false,
+            told_to_leave: false,
             subscriptions,
             attempted_ns: 0,
             last_id: String::new(),
@@ -256,6 +259,7 @@ impl Client {
             // The connection ends either way; a full socket only misses the good-bye.
             let _ = self.flush();
         }
+        self.told_to_leave = true;
         self.disconnect(phase);
     }
 
@@ -264,6 +268,7 @@ impl Client {
         if let Some(socket) = &self.socket {
             sys::reset_on_close(socket)?;
         }
+        self.told_to_leave = true;
         self.disconnect(Phase::Away);
         Ok(())
     }

@@ -21,7 +21,8 @@ const LINE_BYTES_MAX: usize = 4 << 20;
 pub enum Command {
     /// Print a report now.
     Report,
-    /// Set all counts and latencies to zero; connections and their positions stay.
+    /// Print a last report, then set all counts and latencies to zero; connections and their
+    /// positions stay.
     Reset,
     /// Say `reached` as soon as `deliveries` (since the last reset) are counted, `late` after
     /// `timeout_s`. One at a time.
@@ -37,8 +38,6 @@ pub enum Command {
     Clock,
     /// The clock that publishers stamp messages by is so far ahead of this host's.
     Align { offset_ns: i64 },
-    /// Close every connection, print the final report and end.
-    Stop,
 }
 
 /// What a swarm says.
@@ -146,7 +145,7 @@ mod tests {
     fn lines_are_given_whole_however_they_arrive() {
         let (ours, theirs) = sys::packet_pair().unwrap();
         let mut lines = Lines::new(ours);
-        for part in [&b"{\"cmd\":\"rep"[..], b"ort\"}\n{\"cmd\":\"stop\"}\n"] {
+        for part in [&b"{\"cmd\":\"rep"[..], b"ort\"}\n{\"cmd\":\"reset\"}\n"] {
             sys::send_packet(&theirs, part).unwrap();
         }
         assert_eq!(
@@ -155,7 +154,7 @@ mod tests {
         );
         assert_eq!(
             lines.wait_line().unwrap().as_deref(),
-            Some(r#"{"cmd":"stop"}"#)
+            Some(r#"{"cmd":"reset"}"#)
         );
         drop(theirs);
         assert_eq!(lines.wait_line().unwrap(), None);

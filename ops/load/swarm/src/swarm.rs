@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::role::Role;
 use crate::session::Moment;
 use crate::sys::{self, Epoll, Interest, monotonic_ns};
-use crate::tally::Tally;
+use crate::tally::{Report, Standing, Tally};
 
 /// Events per turn: a bound on how long a command or a timer waits behind them.
 const EVENTS_PER_TURN_MAX: usize = 1024;
@@ -62,7 +62,6 @@ pub struct Swarm<F> {
     ready_said: bool,
     awaited: Option<Awaited>,
     started_ns: u64,
-    report_ns: u64,
     random: u64,
     /// How fast clients may connect, and leave to come back.
     connects: Option<Pace>,
@@ -107,17 +106,17 @@ impl<F: AsRawFd> Swarm<F> {
             ready_said: false,
             awaited: None,
             started_ns: now_ns,
-            report_ns: now_ns,
             random: now_ns | 1,
             buffer: vec![0; RECEIVE_BYTES].into(),
             plan,
         })
     }
 
-    /// Runs until it is told to stop, its input ends, or its time is over. Prints the final report.
+    /// Runs until its input ends or its time is over. Prints the final report.
     pub fn run(&mut self) -> io::Result<()> {
         let end_ns = self.started_ns + seconds(self.plan.run_s_max);
-        let mut stop = self.obey()?; // What came in one read with the plan.
+        let mut stop = false;
+        self.obey()?; // What came in one read with the plan.
         loop {
             self.start_handshakes()?;
             self.churn();
@@ -126,8 +125,8 @@ impl<F: AsRawFd> Swarm<F> {
             for index in 0..self.epoll.wait(wait_ms)? {
                 let (token, readiness) = self.epoll.event(index);
                 if token == COMMANDS_TOKEN {
-                    let more = self.commands.fill()?;
-                    stop |= self.obey()? || !more;
+                    stop |= !self.commands.fill()?;
+                    self.obey()?;
                 } else {
                     self.serve(token as u32, readiness)?;
                 }
@@ -242,6 +241,7 @@ impl<F: AsRawFd> Swarm<F> {
         self.connected += 1;
         client.generation += 1; // The handshake's deadline is void.
         client.attempts = 0;
+        client.told_to_leave = false;
         if client.settled {
             self.tally.returned(client.attempted_ns, monotonic_ns());
         }
@@ -278,6 +278,7 @@ impl<F: AsRawFd> Swarm<F> {
             }
             _ => {
                 self.handshakes -= 1;
+                client.told_to_leave = false; // What keeps it away now is this.
                 self.tally.failed(&ended.reason);
             }
         }
@@ -326,14 +327,12 @@ impl<F: AsRawFd> Swarm<F> {
     /// Milliseconds until the nearest deadline, rounded up.
     fn wait_ms(&self, end_ns: u64) -> i32 {
         let now_ns = monotonic_ns();
-        let interval_ns = seconds(self.plan.report_interval_s);
         let deadlines = [
             Some(end_ns),
             self.timers.peek().map(|Reverse((due_ns, ..))| *due_ns),
             self.churn.as_ref().map(Pace::due_ns),
             self.next_connect_ns(),
             self.awaited.as_ref().map(|awaited| awaited.deadline_ns),
-            (interval_ns > 0).then_some(self.report_ns + interval_ns),
         ];
         let nearest_ns = deadlines.into_iter().flatten().min().unwrap_or(end_ns);
         nearest_ns
@@ -346,6 +345,18 @@ impl<F: AsRawFd> Swarm<F> {
     fn next_connect_ns(&self) -> Option<u64> {
         let room = self.handshakes < self.plan.handshakes_max && !self.queue.is_empty();
         self.connects.as_ref().filter(|_| room).map(Pace::due_ns)
+    }
+
+    fn report(&self) -> Report {
+        let absent = |client: &&Client| {
+            let wanted = client.role == Role::Faithful && !client.told_to_leave;
+            wanted && client.phase != Phase::Open
+        };
+        self.tally.report(Standing {
+            connected: self.connected,
+            pending: self.unsettled,
+            absent: self.clients.iter().filter(absent).count() as u32,
+        })
     }
 
     fn moment(&mut self) -> Moment {

@@ -47,13 +47,21 @@ pub struct Tally {
     pause_ns_max: u64,
 }
 
-/// A tally and the state of the swarm at one instant. Durations in the unit of their name.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    pub seconds: f64,
+/// How many clients are where, of those that do not misbehave.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Standing {
     pub connected: u32,
     /// Clients that have not been open yet, nor ended.
     pub pending: u32,
+    /// Faithful clients that are not open, though nobody told them to leave.
+    pub absent: u32,
+}
+
+/// A tally and the state of the swarm at one instant. Durations in the unit of their name.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub standing: Standing,
     pub deliveries: u64,
     pub recovered: u64,
     pub repeats: u64,
@@ -81,11 +89,8 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 pub struct Latency {
     pub count: u64,
-    pub mean_us: f64,
     pub p50_us: f64,
-    pub p90_us: f64,
     pub p99_us: f64,
-    pub p999_us: f64,
     pub max_us: f64,
     /// All that was recorded, as pairs of a time in nanoseconds and how often it occurred. Times
     /// are rounded up to the histogram's steps, which are the same in every swarm: the counts of
@@ -179,11 +184,9 @@ impl Tally {
         count(&mut self.misdeeds, what);
     }
 
-    pub fn report(&self, connected: u32, pending: u32) -> Report {
+    pub fn report(&self, standing: Standing) -> Report {
         Report {
-            seconds: (monotonic_ns() - self.since_ns) as f64 / 1e9,
-            connected,
-            pending,
+            standing,
             deliveries: self.deliveries,
             recovered: self.recovered,
             repeats: self.repeats,
@@ -218,11 +221,8 @@ impl Latency {
         let percentile = |percent: f64| us(histogram.value_at_percentile(percent));
         Latency {
             count: histogram.len(),
-            mean_us: histogram.mean() / 1e3,
             p50_us: percentile(50.0),
-            p90_us: percentile(90.0),
             p99_us: percentile(99.0),
-            p999_us: percentile(99.9),
             max_us: us(histogram.max()),
             counts: histogram
                 .iter_recorded()
@@ -254,7 +254,7 @@ mod tests {
         ] {
             tally.paused(since_ns, now_ns);
         }
-        assert_eq!(tally.report(0, 0).pause_us_max, 7.0);
+        assert_eq!(tally.report(Standing::default()).pause_us_max, 7.0);
     }
 
     #[test]
@@ -263,7 +263,7 @@ mod tests {
         for age_ns in [100, 100, 5_000_000] {
             tally.delivered(Some(1), 1 + age_ns, false);
         }
-        let counts = tally.report(0, 0).latency_live.counts;
+        let counts = tally.report(Standing::default()).latency_live.counts;
         assert_eq!((counts.len(), counts[0]), (2, (100, 2)));
         let (step_ns, count) = counts[1];
         assert!(
@@ -278,6 +278,9 @@ mod tests {
         tally.align(-1_000);
         tally.reset();
         tally.delivered(Some(500), 1_600, false);
-        assert_eq!(tally.report(0, 0).latency_live.counts, [(100, 1)]);
+        assert_eq!(
+            tally.report(Standing::default()).latency_live.counts,
+            [(100, 1)]
+        );
     }
 }

@@ -11,16 +11,17 @@ use crate::role::Role;
 use crate::sys::monotonic_ns;
 
 impl<F: AsRawFd> Swarm<F> {
-    /// Carries out the commands that have been read; true: stop.
-    pub(super) fn obey(&mut self) -> io::Result<bool> {
+    /// Carries out the commands that have been read.
+    pub(super) fn obey(&mut self) -> io::Result<()> {
         while let Some(line) = self.commands.next_line() {
             let command = serde_json::from_str(&line)
                 .map_err(|error| invalid(format!("command {line:?}: {error}")))?;
             match command {
-                Command::Report => say(&Event::Report(
-                    self.tally.report(self.connected, self.unsettled),
-                ))?,
-                Command::Reset => self.tally.reset(),
+                Command::Report => say(&Event::Report(self.report()))?,
+                Command::Reset => {
+                    say(&Event::Report(self.report()))?;
+                    self.tally.reset();
+                }
                 Command::Positions => say(&Event::Positions {
                     channels: self.positions(),
                 })?,
@@ -30,7 +31,6 @@ impl<F: AsRawFd> Swarm<F> {
                 Command::Align { offset_ns } => self.tally.align(offset_ns),
                 Command::DropOff => self.drop_off()?,
                 Command::ComeBack => self.come_back(),
-                Command::Stop => return Ok(true),
                 Command::Await {
                     deliveries,
                     timeout_s,
@@ -46,7 +46,7 @@ impl<F: AsRawFd> Swarm<F> {
                 }
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Says what has become true since the last turn.
@@ -73,13 +73,6 @@ impl<F: AsRawFd> Swarm<F> {
                 self.awaited = None;
                 say(&Event::Late { deliveries: so_far })?;
             }
-        }
-        let interval_ns = seconds(self.plan.report_interval_s);
-        if interval_ns > 0 && now_ns - self.report_ns >= interval_ns {
-            self.report_ns = now_ns;
-            say(&Event::Report(
-                self.tally.report(self.connected, self.unsettled),
-            ))?;
         }
         Ok(())
     }
@@ -131,7 +124,7 @@ impl<F: AsRawFd> Swarm<F> {
     }
 
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        let report = self.tally.report(self.connected, self.unsettled);
+        let report = self.report();
         for index in 0..self.clients.len() {
             let moment = self.moment();
             self.clients[index].leave(moment, Phase::Done);
