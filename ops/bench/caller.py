@@ -98,5 +98,8 @@ def _is_whole(answer: bytes) -> bool:
     if not answer.startswith(b"HTTP/1.1 200 ") or b'"error"' in body:
         shown = answer.decode(errors="replace")
         raise TidegateError(f"the server API refuses: {shown[:200]!r}", code="bench")
-    _, _, length = head.lower().partition(b"content-length: ")
+    head = head.lower()
+    if b"\r\ntransfer-encoding: chunked" in head:
+        return body.endswith(b"\r\n0\r\n\r\n")
+    _, _, length = head.partition(b"content-length: ")
     return len(body) >= int(length.partition(b"\r\n")[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.errors import TidegateError
 from ops.bench.daemon import free_port, serving
 
 PROGRAM = "centrifugo"
@@ -26,7 +27,14 @@ CONFIGURATION = {
     "health": True,
     "log_level": "error",
 }
-NAMESPACE = {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True}
+NAMESPACE = {
+    "allow_subscribe_for_client": True,
+    "allow_subscribe_for_anonymous": True,
+    "history_size": 100,
+    "history_ttl": "600s",
+    "force_recovery": True,
+}
+"""Channels that can be recovered, as those of the gateway's namespace `public`."""
 
 
 def find(say: Callable[[str], None]) -> str | None:
@@ -49,25 +57,30 @@ class Centrifugo:
     api_key: str
 
     def publish(self, channel: str, messages: Iterable[bytes]) -> None:
-        """Send all by one request. Raises OSError, http.client.HTTPException."""
+        """Send all by one request. Raises TidegateError."""
         data = (json.loads(each) for each in messages)
         commands = [{"publish": {"channel": channel, "data": each}} for each in data]
         replies = self._ask("batch", {"commands": commands})["replies"]
         if any("error" in reply for reply in replies):
-            raise OSError(f"{PROGRAM} answers {replies}")
+            raise TidegateError(f"{PROGRAM} answers {replies}", code="bench")
 
     def connections(self) -> int:
-        """How many clients it has. Raises as `publish` does."""
+        """How many clients it had at most 3 s ago. Raises TidegateError."""
         return int(self._ask("info", {})["result"]["nodes"][0]["num_clients"])
 
     def _ask(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
-        with contextlib.closing(
-            http.client.HTTPConnection(self.address, timeout=ANSWER_TIMEOUT_S)
-        ) as connection:
-            headers = {"X-API-Key": self.api_key}
-            connection.request("POST", f"/api/{method}", json.dumps(body), headers)
-            answer: dict[str, Any] = json.load(connection.getresponse())
-            return answer
+        headers = {"X-API-Key": self.api_key}
+        try:
+            with contextlib.closing(
+                http.client.HTTPConnection(self.address, timeout=ANSWER_TIMEOUT_S)
+            ) as connection:
+                connection.request("POST", f"/api/{method}", json.dumps(body), headers)
+                answer: dict[str, Any] = json.load(connection.getresponse())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise TidegateError(f"{PROGRAM} does not answer: {error}", code="bench") from error
+        if "error" in answer:
+            raise TidegateError(f"{PROGRAM} answers {answer['error']}", code="bench")
+        return answer
 
 
 @contextlib.contextmanager

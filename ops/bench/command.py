@@ -20,8 +20,8 @@ BENCHMARKS = (
     *("api", "produce", "presence", "idle", "servers", "reload", "peers"),
 )
 """What `all` runs, in the order of the README's table."""
-PEERS = ("servers", "peers")
-"""Those beside other servers, as far as these are installed."""
+PEERS = ("session", "storm", "api", "servers", "peers")
+"""Those that compare with other servers, as far as these are installed."""
 MILLION = "million"
 """Takes a quarter of an hour and most of the machine: only by its name."""
 CONNECTIONS_MAX = 2_000_000
@@ -30,7 +30,7 @@ CONNECTIONS_MAX = 2_000_000
 @click.command()
 @click.argument("benchmark", type=click.Choice([*BENCHMARKS, MILLION, "all"]), required=False)
 @click.option(
-    "--peers", is_flag=True, help=f"Those beside other servers that are here: {', '.join(PEERS)}."
+    "--peers", is_flag=True, help=f"Those that compare with other servers: {', '.join(PEERS)}."
 )
 @click.option("--quick", is_flag=True, help="Small and short: shows that it works, not how fast.")
 @click.option("--save", is_flag=True, help="Keep the results and renew the README's table.")

@@ -310,11 +310,10 @@ def _result(servers: list[Server], size: Size) -> Result:
         },
         measures=tuple(measures),
         note=(
-            f"One serving process each, {PAYLOAD_BYTES} bytes a message. Tidegate and the loop "
-            "send channel and offset with it, Centrifugo the channel, the others the message "
-            "alone. nchan is told one message at a time, the loop coalesces nothing. CPU and "
-            "memory are "
-            "those of all processes of a side, but for the kernel's memory. uWebSockets is that of "
-            "PyPI's `socketify`, and delivers without Python."
+            f"One serving process each, {PAYLOAD_BYTES} bytes a message. Tidegate, Centrifugo and "
+            "the loop send channel and offset with it, the others the message alone. nchan is told "
+            "one message at a time, the loop coalesces nothing. CPU and memory are those of all "
+            "processes of a side, but for the kernel's memory. uWebSockets is that of PyPI's "
+            "`socketify`, and delivers without Python."
         ),
     )

@@ -104,5 +104,7 @@ def _of_gateway(gateway: Server, size: Size) -> Iterator[Measure]:
 def _of_peer(peer: Server) -> Iterator[Measure]:
     costs = tuple(each.cost_us for each in peer.shown)
     yield Measure(f"— {peer.name}, with tokens: CPU per client", "µs", costs)
+    costs = tuple(each.cost_us for each in peer.bare)
+    yield Measure(f"— {peer.name}, without: CPU per client", "µs", costs)
     rates = tuple(each.per_s for each in peer.shown)
     yield Measure(f"— {peer.name}, with tokens: clients a second", "/s", rates)

@@ -36,7 +36,7 @@ NAMESPACE: dict[str, Any] = {
 }
 WORKERS = 2
 RUN_S_MAX = 600.0
-GONE_TIMEOUT_S = 30.0
+NOTICE_TIMEOUT_S = 30.0
 POLL_S = 0.02
 
 
@@ -124,13 +124,7 @@ def _gateway(stack: ExitStack, size: Size) -> Server:
 
 
 def _centrifugo(stack: ExitStack, program: str, size: Size) -> Server:
-    namespace = {
-        "name": NAMESPACE["name"],
-        "history_size": NAMESPACE["history_size"],
-        "history_ttl": f"{NAMESPACE['history_ttl_s']:g}s",
-        "force_recovery": True,
-    }
-    peer = stack.enter_context(centrifugo.centrifugo(program, namespace))
+    peer = stack.enter_context(centrifugo.centrifugo(program, {"name": NAMESPACE["name"]}))
     return Server(
         "Centrifugo",
         peer.address,
@@ -156,8 +150,10 @@ def _swarm(address: str, size: Size) -> Swarm:
 
 def _storm(server: Server, size: Size) -> Return:
     swarm = server.swarm
+    # What is told may be seconds old: of nobody only after it was of everybody.
+    _wait_until_there_are(server, size.connections)
     swarm.drop_off()
-    _wait_until_nobody_is_there(server)
+    _wait_until_there_are(server, 0)
     for number in range(size.channels):
         server.publish(f"{CHANNEL}-{number}", [payload(each) for each in range(size.missed)])
     swarm.reset()
@@ -179,12 +175,14 @@ def _storm(server: Server, size: Size) -> Return:
     )
 
 
-def _wait_until_nobody_is_there(server: Server) -> None:
+def _wait_until_there_are(server: Server, connections: int) -> None:
     pause = threading.Event()
-    deadline = time.monotonic() + GONE_TIMEOUT_S
-    while server.connections():
+    deadline = time.monotonic() + NOTICE_TIMEOUT_S
+    while (told := server.connections()) != connections:
         if time.monotonic() > deadline:
-            raise TidegateError(f"{server.name} does not see its clients gone", code="bench")
+            raise TidegateError(
+                f"{server.name} tells of {told:,} clients instead of {connections:,}", code="bench"
+            )
         pause.wait(POLL_S)
 
 

@@ -7,7 +7,6 @@ the other, so that its own delays, which sleeping at 20,000 a second has, are bo
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -70,7 +69,7 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
             producer.publish_nowait(f"{CHANNEL}-{number % size.connections}", data)
 
         def feed(number: int, data: bytes) -> None:
-            bare.feed(number, _frame(data))
+            bare.feed(number, _push(data))
 
         for waiting in (gateway_swarm, bare_swarm, bare):
             waiting.wait_ready()
@@ -108,12 +107,10 @@ def _send(size: Size, send: Callable[[int, bytes], object]) -> float:
     return size.messages / (time.monotonic() - began_s)
 
 
-def _frame(data: bytes) -> bytes:
-    """What the gateway makes of a publication: a WebSocket frame, of a channel without history, for
-    nobody counts what a connection of the bare loop was sent."""
-    push = b'{"channel":"%b","pub":{"data":%b},"offset":0}' % (CHANNEL.encode(), data)
-    # FIN and text, and a length of 16 bits (RFC 6455 section 5.2).
-    return struct.pack(">BBH", 0x81, 126, len(push)) + push
+def _push(data: bytes) -> bytes:
+    """What the gateway makes of a publication, of a channel without history: nobody counts what a
+    connection of the bare loop was sent."""
+    return b'{"channel":"%b","pub":{"data":%b},"offset":0}' % (CHANNEL.encode(), data)
 
 
 def _result(turns: list[list[tuple[Latencies, float]]], size: Size) -> Result:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import select
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -30,6 +32,8 @@ DELIVERY_TIMEOUT_S = 60.0
 SEND_TIMEOUT_S = 30.0
 """Of a line to a program, which reads whenever it is not busy with its clients."""
 READ_BYTES = 65536
+FEED_BYTES = 1 << 20
+"""As much as anybody may have (/proc/sys/fs/pipe-max-size)."""
 DESCRIPTORS_BESIDE = 64
 """Of a swarm, beside its clients' sockets."""
 
@@ -264,17 +268,19 @@ class Bare(Program):
         fed: bool = False,
     ) -> None:
         """`fed`: its processes also send what `feed` gives them."""
-        # A packet that is written is one that is read: pipe(2), O_DIRECT.
-        pipes = [os.pipe2(os.O_DIRECT | os.O_CLOEXEC) for _ in range(processes if fed else 0)]
+        pipes = [_packet_pipe() for _ in range(processes if fed else 0)]
         feeds = [theirs for theirs, _ in pipes]
         self._feeds = [ours for _, ours in pipes]
         plan = {"processes": processes, "connections": connections, "sends_by": sends_by}
         try:
             super().__init__({**plan, "feeds": feeds}, inherited=feeds)
+            listening = self.expect("listening", CONNECT_TIMEOUT_S)
+        except BaseException:
+            self._end_feeds()
+            raise
         finally:
             for feed in feeds:
                 os.close(feed)
-        listening = self.expect("listening", CONNECT_TIMEOUT_S)
         self.address = f"127.0.0.1:{listening['port']}"
         self.pids: list[int] = listening["pids"]
         """Of the sending processes, not of their conductor."""
@@ -288,16 +294,24 @@ class Bare(Program):
         self.command("send", texts=texts)
         self._expect_sent(DELIVERY_TIMEOUT_S)
 
-    def feed(self, number: int, packet: bytes) -> None:
-        """Hand a packet to one process after the other, by `number`; each sends it, as it is, to
-        the next of its clients. Waits while the pipe is full."""
-        os.write(self._feeds[number % len(self._feeds)], packet)
+    def feed(self, number: int, text: bytes) -> None:
+        """Hand a text frame, of 126 bytes at least, to one process after the other, by `number`;
+        each sends it to the next of its clients. Waits while the pipe is full. Raises TidegateError
+        where the process has ended."""
+        # FIN and text, and a length of 16 bits (RFC 6455 section 5.2).
+        frame = struct.pack(">BBH", 0x81, 126, len(text)) + text
+        try:
+            os.write(self._feeds[number % len(self._feeds)], frame)
+        except BrokenPipeError:
+            raise self._failure("ended") from None
 
     def close(self) -> None:
-        for feed in self._feeds:
-            os.close(feed)
-        self._feeds = []
+        self._end_feeds()
         super().close()
+
+    def _end_feeds(self) -> None:
+        while self._feeds:
+            os.close(self._feeds.pop())
 
     def begin_pings(self, *, interval_s: float, for_s: float) -> None:
         """Ping every client once in an interval, and read the pongs, from now on for so long."""
@@ -311,3 +325,11 @@ class Bare(Program):
         sent = self.expect("sent", timeout_s)
         if sent["refused"]:
             raise self._failure(f"could not send to {sent['refused']} sockets")
+
+
+def _packet_pipe() -> tuple[int, int]:
+    """To read from and to write to: a packet that is written is one that is read."""
+    ends = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+    # Each packet takes a page (pipe(2)), and 16 are the default: one waits soon.
+    fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, FEED_BYTES)
+    return ends
