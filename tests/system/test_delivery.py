@@ -187,6 +187,8 @@ def test_a_stopped_worker_is_evicted_and_the_others_go_on(
         {
             "log": {"capacity_bytes": 1 << 20, "lag_budget_ms": 3000},
             "workers": {"stall_timeout_s": 60},
+            # Who reads in a thread of the publisher's process is behind, and not slow.
+            "limits": {"queue_hard_bytes": 16 << 20, "queue_soft_bytes": 16 << 20},
         }
     )
     crowd = [subscribers(gateway, "public:stop", reconnect=True) for _ in range(12)]
