@@ -8,8 +8,10 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gateway.control import client
 from gateway.host.kernel import Kernel
 from tests.support.gateway import DEFAULTS, Gateway, running_gateway
+from tests.support.waiting import PATIENCE_S
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if engine == "io_uring" and (refused := Kernel().io_uring()):
         pytest.exit(f"the kernel refuses io_uring: errno {refused}", returncode=0)
     DEFAULTS["workers"]["engine"] = engine
+    # A supervisor that replaces itself greets nobody meanwhile, and may be kept from it besides.
+    client.CONNECT_TIMEOUT_S = PATIENCE_S
 
 
 # The same examples each time, however slow the machine is: a failure is one of the code, and comes

@@ -33,6 +33,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "log": {"capacity_bytes": 4 << 20, "channels_max": 4096},
     "reload": {"spread_s": 0.2, "start_timeout_s": 60},
     "stop": {"spread_s": 0.1, "timeout_s": 10},
+    # Clients that answer no ping, or stop in the middle of a handshake, wait for reloads and deaths
+    # that may take long.
+    "limits": {"handshake_timeout_s": 60},
+    "websocket": {"ping_interval_s": 120, "pong_timeout_s": 60},
 }
 
 

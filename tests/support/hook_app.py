@@ -13,7 +13,7 @@ from typing import Any
 
 # As long as something takes that is to be seen as too long; more than `hooks.timeout_s` of the
 # tests and what the engine waits beyond it.
-TOO_LONG_S = 8.0
+TOO_LONG_S = 12.0
 
 
 class App:

@@ -16,7 +16,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Subscriber:
                 self._socket.close()
         self._thread.join(20)
 
-    def wait_for_offset(self, channel: str, offset: int, timeout_s: float = 30) -> None:
+    def wait_for_offset(self, channel: str, offset: int, timeout_s: float = PATIENCE_S) -> None:
         """Wait until the newest publication of `channel` is at least `offset`."""
         wait_for(
             lambda: self.seen[channel].position >= offset,

@@ -159,7 +159,10 @@ def test_versions_of_another_epoch_are_another_count(
     assert publish_version(5, "a", "five of a again") == 1
     assert publish_version(4, "", "four of any") == 1
     # The publisher that knew of it is not there any more: its successor does.
-    os.kill(gateway.status()["publisher"]["pid"], signal.SIGKILL)
+    publisher = gateway.status()["publisher"]["pid"]
+    os.kill(publisher, signal.SIGKILL)
+    wait_for(lambda: gateway.status()["publisher"]["pid"] not in (publisher, None), "its successor")
+    wait_for(lambda: gateway.status()["state"] == "serving", "it to serve")
     assert publish_version(4, "a", "four of a") == 1
     assert publish_version(1, "b", "one of b") == 2
     assert publish_version(1, "b", "one of b again") == 2

@@ -185,12 +185,12 @@ def test_a_connection_is_refreshed_before_its_token_expires(
 
     def tokens(channel: str) -> str:
         asked.append(channel)
-        return connection_token(user, expires_s=3 if len(asked) < 3 else 600)
+        return connection_token(user, expires_s=5 if len(asked) < 2 else 600)
 
-    client = clients(gateway.http_port, token=connection_token(user, expires_s=3), tokens=tokens)
+    client = clients(gateway.http_port, token=connection_token(user, expires_s=5), tokens=tokens)
     client.connect()
     client.subscribe(room)
-    wait_for(lambda: len(asked) >= 3, "three refreshes")
+    wait_for(lambda: len(asked) >= 2, "two refreshes")
     publish(api, room, "still here")
     assert client.data(room, 1) == ["still here"]
     assert not client.seen("disconnected") and len(client.seen("connecting")) == 1
@@ -249,7 +249,7 @@ def test_a_subscription_is_refreshed_before_its_token_expires(
 
     def tokens(wanted: str) -> str:
         asked.append(wanted)
-        expires_s = 3 if len(asked) < 3 else 600
+        expires_s = 4 if len(asked) < 3 else 600
         return subscription_token(user, channel, expires_s=expires_s)
 
     client = clients(gateway.http_port, tokens=lambda c: tokens(c) if c else connection_token(user))
@@ -302,7 +302,7 @@ def test_a_refresh_by_a_token_with_other_channels_makes_the_client_come_back_wit
     def tokens(channel: str) -> str:
         asked.append(channel)
         if len(asked) == 1:
-            return connection_token(user, expires_s=4, channels=[kept, gone])
+            return connection_token(user, expires_s=5, channels=[kept, gone])
         return connection_token(user, channels=[kept, new])
 
     client = clients(gateway.http_port, tokens=tokens)

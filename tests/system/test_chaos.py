@@ -20,7 +20,7 @@ from gateway.errors import ControlError, TidegateError
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
 from tests.support.publishing import Publishing
-from tests.support.waiting import wait_until_equal
+from tests.support.waiting import PATIENCE_S, wait_until_equal
 
 SEED = 7
 SECTIONS = {
@@ -63,7 +63,7 @@ def belongings(gateway: Gateway) -> tuple[int, int, int]:
     """Descriptors of the supervisor, segments, and uplinks: what a leak would be of."""
     # All on one connection: once it is answered, those that ended before it are closed, and it is
     # open itself until the descriptors are counted.
-    with ControlClient(gateway.control_path) as control:
+    with ControlClient(gateway.control_path, timeout_s=PATIENCE_S) as control:
         uplinks = control.call("status")["totals"]["uplinks_open"]
         descriptors = psutil.Process(gateway.pid).num_fds()
     segments = list(Path("/dev/shm").glob(f"tidegate-{gateway.name}-*"))

@@ -23,7 +23,7 @@ from gateway.control.wire import encode, recv_frame
 from gateway.errors import ControlError, TidegateError
 from gateway.producer import Producer
 from tests.support.gateway import Gateway
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 Start = Callable[..., Gateway]
 STRANGER_UID = 54321
@@ -226,7 +226,7 @@ def test_a_reload_during_a_reload_is_refused_and_told_who_runs_it(start_gateway:
             begun.set()
             refused.wait(60)
 
-        with ControlClient(gateway.control_path) as control:
+        with ControlClient(gateway.control_path, timeout_s=PATIENCE_S) as control:
             result.update(control.call("reload", on_progress=note))
 
     result: dict[str, Any] = {}
@@ -350,11 +350,15 @@ def _lends(gateway: Gateway) -> bool:
 def test_uplinks_live_through_the_end_of_the_publisher(
     start_gateway: Start, how: signal.Signals
 ) -> None:
-    gateway = start_gateway({"workers": {"count": 1, "stall_timeout_s": 1}})
+    gateway = start_gateway({"workers": {"count": 1, "stall_timeout_s": 3}})
     with Producer(gateway.control_path) as producer:
-        offsets = [producer.publish("public:p", n).offset for n in range(50)]
+
+        def publish(number: int) -> int:
+            return producer.publish("public:p", number, timeout_s=PATIENCE_S).offset
+
+        offsets = [publish(n) for n in range(50)]
         os.kill(gateway.status()["publisher"]["pid"], how)
-        offsets += [producer.publish("public:p", n).offset for n in range(50)]
+        offsets += [publish(n) for n in range(50)]
     assert offsets == list(range(1, 101))
     assert gateway.status()["publisher"]["restarts"] == 1
     assert gateway.totals()['process_deaths_total{process="publisher"}'] == 1

@@ -42,6 +42,11 @@ def subscribers() -> Iterator[Callable[..., Subscriber]]:
         yield subscribe
 
 
+def reached(crowd: list[Subscriber], channel: str) -> Callable[[], int]:
+    """Tells the last offset that every one of them has."""
+    return lambda: min(subscriber.seen[channel].position for subscriber in crowd)
+
+
 def test_every_subscriber_of_every_worker_gets_every_message_once_and_in_order(
     gateway: Gateway, subscribers: Callable[..., Subscriber]
 ) -> None:
@@ -98,9 +103,15 @@ def test_a_client_whose_epoch_is_not_ours_is_told_that_it_cannot_be_recovered(
 def test_nothing_is_lost_or_repeated_over_a_reload_that_closes_connections(
     start_gateway: Start, subscribers: Callable[..., Subscriber]
 ) -> None:
-    gateway = start_gateway({"reload": {"handoff": False}})
+    # On a busy machine a client may take longer to come back than 300 publishes do.
+    limits = {"recovery_publications_max": 10_000}
+    gateway = start_gateway({"reload": {"handoff": False}, "limits": limits})
     crowd = [subscribers(gateway, "public:reload", reconnect=True) for _ in range(10)]
-    with Producer(gateway.control_path) as producer, Publishing(producer, "public:reload") as sent:
+    position = reached(crowd, "public:reload")
+    with (
+        Producer(gateway.control_path) as producer,
+        Publishing(producer, "public:reload", position=position) as sent,
+    ):
         before = set(gateway.worker_pids())
         gateway.control("reload")
         assert not before & set(gateway.worker_pids())
@@ -118,11 +129,15 @@ def test_a_killed_publisher_costs_clients_a_pause_and_nothing_else(
     # Five deaths on purpose are no crash loop.
     gateway = start_gateway({"workers": {"restart_delay_max_s": 0.2, "crash_loop_deaths": 100}})
     crowd = [subscribers(gateway, "public:crash") for _ in range(10)]
-    with Producer(gateway.control_path) as producer, Publishing(producer, "public:crash") as sent:
+    position = reached(crowd, "public:crash")
+    with (
+        Producer(gateway.control_path) as producer,
+        Publishing(producer, "public:crash", position=position) as sent,
+    ):
         for _ in range(5):
             pid = gateway.status()["publisher"]["pid"]
-            reached = len(sent) + 200
-            wait_for(lambda reached=reached: len(sent) > reached, "two hundred more publishes")
+            mark = len(sent) + 200
+            wait_for(lambda mark=mark: len(sent) > mark, "two hundred more publishes")
             os.kill(pid, signal.SIGKILL)
             wait_for(
                 lambda pid=pid: gateway.status()["publisher"]["pid"] not in (pid, None),
@@ -142,10 +157,14 @@ def test_a_killed_worker_costs_its_clients_a_reconnect_and_no_message(
     # On a busy machine a worker may take longer to come back than 300 publishes do.
     gateway = start_gateway({"limits": {"recovery_publications_max": 10_000}})
     crowd = [subscribers(gateway, "public:worker", reconnect=True) for _ in range(10)]
-    with Producer(gateway.control_path) as producer, Publishing(producer, "public:worker") as sent:
+    position = reached(crowd, "public:worker")
+    with (
+        Producer(gateway.control_path) as producer,
+        Publishing(producer, "public:worker", position=position) as sent,
+    ):
         for pid in gateway.worker_pids():
-            reached = len(sent) + 100
-            wait_for(lambda reached=reached: len(sent) > reached, "a hundred more publishes")
+            mark = len(sent) + 100
+            wait_for(lambda mark=mark: len(sent) > mark, "a hundred more publishes")
             os.kill(pid, signal.SIGKILL)
             wait_for(
                 lambda pid=pid: (
@@ -168,6 +187,8 @@ def test_a_stopped_worker_is_evicted_and_the_others_go_on(
         {
             "log": {"capacity_bytes": 1 << 20, "lag_budget_ms": 3000},
             "workers": {"stall_timeout_s": 60},
+            # Who reads in a thread of the publisher's process is behind, and not slow.
+            "limits": {"queue_hard_bytes": 16 << 20, "queue_soft_bytes": 16 << 20},
         }
     )
     crowd = [subscribers(gateway, "public:stop", reconnect=True) for _ in range(12)]

@@ -415,7 +415,7 @@ def test_native_pings_replace_those_of_the_dialect_where_a_client_asks(
 ) -> None:
     sections: dict[str, dict[str, Any]] = {
         "client": {"allow_anonymous": True},
-        "websocket": {"ping_interval_s": 3, "pong_timeout_s": 2},
+        "websocket": {"ping_interval_s": 3, "pong_timeout_s": 2.5},
         "workers": {"count": 1},
     }
     gateway = start_gateway(sections)

@@ -22,7 +22,7 @@ from shm import _ring, segment, stats
 from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway
 from tests.support.raw_websocket import RawWebSocket
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 from tests.support.wire import raw_wire
 
 Start = Callable[..., Gateway]
@@ -30,11 +30,13 @@ Start = Callable[..., Gateway]
 CHANNEL = "public:handoff"
 MESSAGE_CONNECTIONS_MAX = 240
 """So many ride with one message of a hand-off (HANDOFF.md)."""
+# Whoever is stopped stays so until the test has done what it wants to: that is no stall.
+WORKERS = {"count": 1, "stall_timeout_s": 60}
 
 
 @pytest.fixture
 def one_worker(start_gateway: Start) -> Gateway:
-    return start_gateway({"workers": {"count": 1}})
+    return start_gateway({"workers": WORKERS})
 
 
 class Held:
@@ -141,7 +143,7 @@ def test_a_successor_killed_with_connections_on_their_way_costs_nobody_anything(
 
 def test_a_successor_that_hangs_is_killed_and_costs_nobody_anything(start_gateway: Start) -> None:
     # Longer than it may take to stop the one and let the other go on.
-    gateway = start_gateway({"workers": {"count": 1}, "reload": {"handoff_timeout_s": 4}})
+    gateway = start_gateway({"workers": WORKERS, "reload": {"handoff_timeout_s": 4}})
     with Crowd(gateway, CHANNEL) as crowd:
         with Held(gateway) as held:
             os.kill(held.successor, signal.SIGSTOP)
@@ -154,7 +156,7 @@ def test_a_successor_that_hangs_is_killed_and_costs_nobody_anything(start_gatewa
 def test_a_predecessor_that_hangs_is_killed_and_costs_nobody_anything(
     start_gateway: Start,
 ) -> None:
-    gateway = start_gateway({"workers": {"count": 1}, "reload": {"handoff_timeout_s": 2}})
+    gateway = start_gateway({"workers": WORKERS, "reload": {"handoff_timeout_s": 2}})
     with Crowd(gateway, CHANNEL) as crowd:
         with Held(gateway) as held:
             top = gateway.publish(CHANNEL, "while it hangs")["offset"]
@@ -169,7 +171,7 @@ def test_a_predecessor_that_hangs_is_killed_and_costs_nobody_anything(
 def test_a_predecessor_that_hangs_takes_its_connections_along_where_nobody_keeps_them(
     start_gateway: Start,
 ) -> None:
-    workers = {"count": 1, "survive_crashes": False}
+    workers = WORKERS | {"survive_crashes": False}
     gateway = start_gateway({"workers": workers, "reload": {"handoff_timeout_s": 2}})
     with Crowd(gateway, CHANNEL, makers=("websockets", "aiohttp", "raw")) as crowd:
         with Held(gateway) as held:
@@ -293,8 +295,7 @@ def test_whoever_is_killed_at_whatever_moment_few_are_lost_and_each_is_counted(
 def test_an_answer_that_does_not_come_holds_up_nobody_but_who_waits_for_it(
     start_gateway: Start,
 ) -> None:
-    workers = {"count": 1, "stall_timeout_s": 60}
-    gateway = start_gateway({"workers": workers, "reload": {"handoff_timeout_s": 3}})
+    gateway = start_gateway({"workers": WORKERS, "reload": {"handoff_timeout_s": 3}})
     publisher = gateway.status()["publisher"]["pid"]
 
     def resume_when_through(progress: dict[str, Any]) -> None:
@@ -312,7 +313,7 @@ def test_an_answer_that_does_not_come_holds_up_nobody_but_who_waits_for_it(
                 lambda: gateway.totals()['received_total{kind="frame"}'] > received,
                 "the publish to be read",
             )
-            with ControlClient(gateway.control_path) as control:
+            with ControlClient(gateway.control_path, timeout_s=PATIENCE_S) as control:
                 slot = control.call("reload", on_progress=resume_when_through)["slots"][0]
         finally:
             with suppress(ProcessLookupError):
@@ -325,7 +326,7 @@ def test_an_answer_that_does_not_come_holds_up_nobody_but_who_waits_for_it(
 def test_scaling_down_tells_of_those_who_died_with_the_worker_that_was_to_take_them(
     start_gateway: Start, survives: bool
 ) -> None:
-    workers = {"count": 2, "survive_crashes": survives}
+    workers = WORKERS | {"count": 2, "survive_crashes": survives}
     gateway = start_gateway({"workers": workers, "reload": {"handoff_timeout_s": 2}})
     with Crowd(gateway, CHANNEL):
         receiver = gateway.status()["workers"][0]
@@ -339,7 +340,7 @@ def test_scaling_down_tells_of_those_who_died_with_the_worker_that_was_to_take_t
 def test_a_worker_that_dies_while_it_leaves_takes_at_most_its_own_clients_with_it(
     start_gateway: Start, survives: bool
 ) -> None:
-    gateway = start_gateway({"workers": {"count": 2, "survive_crashes": survives}})
+    gateway = start_gateway({"workers": WORKERS | {"count": 2, "survive_crashes": survives}})
     makers = ("websockets", "aiohttp", "raw")
     with Crowd(gateway, CHANNEL, makers=makers) as crowd, ThreadPoolExecutor(1) as pool:
         leaving = gateway.status()["workers"][1]

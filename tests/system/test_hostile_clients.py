@@ -107,7 +107,7 @@ def test_a_client_over_the_soft_limit_for_too_long_is_closed_as_slow(
 def test_a_request_that_trickles_is_given_up_and_counted(
     start_gateway: Start, sockets: Callable[[int], socket.socket]
 ) -> None:
-    gateway = start_gateway({"limits": {"handshake_timeout_s": 3}})
+    gateway = start_gateway({"limits": {"handshake_timeout_s": 5}})
     client = sockets(gateway.http_port)
     client.sendall(b"GET /connection/uni_websocket HTTP/1.1\r\nX-Slow: ")
     wait_for(lambda: connections(gateway) == 1, "the connection to be taken")

@@ -69,7 +69,7 @@ def test_a_killed_worker_is_replaced_and_the_others_stay(start_gateway: Start) -
 
 
 def test_a_worker_without_a_heartbeat_is_killed_and_replaced(start_gateway: Start) -> None:
-    gateway = start_gateway({"workers": {"stall_timeout_s": 2}})
+    gateway = start_gateway({"workers": {"stall_timeout_s": 5}})
     before = serving_pids(gateway)
     os.kill(before[1], signal.SIGSTOP)
     wait_for(

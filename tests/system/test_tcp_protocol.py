@@ -465,7 +465,9 @@ def test_another_epoch_is_an_unrecoverable_gap(
 def test_a_client_comes_back_after_a_reload_and_misses_nothing(
     start_gateway: Callable[..., Gateway],
 ) -> None:
-    gateway = start_gateway({"reload": {"handoff": False}})
+    # On a busy machine it may take longer to come back than 300 publishes do.
+    limits = {"recovery_publications_max": 10_000}
+    gateway = start_gateway({"reload": {"handoff": False}, "limits": limits})
     address = f"127.0.0.1:{gateway.tcp_port}"
     stop = threading.Event()
 

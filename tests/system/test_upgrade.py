@@ -26,7 +26,7 @@ from tests.support.crowd import Crowd
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.installed import PACKAGES, copy_packages, edit, set_version
 from tests.support.publishing import Publishing
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 Start = Callable[..., Gateway]
 
@@ -172,6 +172,7 @@ def test_the_exec_alone_closes_nothing_and_old_workers_go_on(
         wait_for(lambda: len(offsets) > reached + 100, "publishing to go on")
 
 
+@pytest.mark.timeout(900)
 def test_ten_upgrades_in_a_row_leave_nothing_behind(start_gateway: Start) -> None:
     gateway = start_gateway({"workers": {"count": 1}})
     supervisor = psutil.Process(gateway.pid)
@@ -368,9 +369,9 @@ def test_open_control_connections_are_carried_over(start_gateway: Start) -> None
     gateway = start_gateway({"workers": {"count": 1}})
     request = encode({"id": 7, "verb": "status", "args": {}})
     with (
-        ControlClient(gateway.control_path) as idle,
+        ControlClient(gateway.control_path, timeout_s=PATIENCE_S) as idle,
         socket.socket(socket.AF_UNIX) as half,
-        ControlClient(gateway.control_path) as busy,
+        ControlClient(gateway.control_path, timeout_s=PATIENCE_S) as busy,
     ):
         half.connect(str(gateway.control_path))
         recv_frame(half)

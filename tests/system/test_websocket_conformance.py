@@ -151,7 +151,7 @@ def test_the_connect_request_may_come_in_the_query(raw: RawWebSocket) -> None:
 
 
 def test_a_handshake_that_never_ends_is_ended(start_gateway: Callable[..., Gateway]) -> None:
-    limits = {"handshake_timeout_s": 1, "close_timeout_s": 1}
+    limits = {"handshake_timeout_s": 2, "close_timeout_s": 1}
     gateway = start_gateway({"limits": limits, "workers": {"count": 1}})
     with RawWebSocket(gateway.http_port) as silent, RawWebSocket(gateway.http_port) as half:
         half.send(head(GOOD_LINE, HANDSHAKE)[:-2])

@@ -70,6 +70,7 @@ class Driver:
             get_token=(lambda: self._ask("")) if config["asks"] else None,
             use_protobuf=self._protobuf,
             data=self._encoded(config["data"]),
+            timeout=60.0,
             max_reconnect_delay=0.5,
             proxy=None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -86,7 +87,7 @@ def test_of_a_family_that_shares_a_listener_the_eldest_is_named() -> None:
     assert f"process {os.getpid()} " in caught.value.message
 
 
-def test_a_port_with_connections_in_time_wait_is_free() -> None:
+def port_in_time_wait() -> int:
     first = Port("127.0.0.1", 0, "client.http_port")
     listener = first.listen(16)
     client = socket.create_connection(("127.0.0.1", first.port))
@@ -97,7 +98,18 @@ def test_a_port_with_connections_in_time_wait_is_free() -> None:
     client.close()
     listener.close()
     first.close()
-    Port("127.0.0.1", first.port, "client.http_port").close()
+    return first.port
+
+
+def test_a_port_with_connections_in_time_wait_is_free() -> None:
+    def is_free(number: int) -> bool:
+        with contextlib.suppress(InstanceError):
+            Port("127.0.0.1", number, "client.http_port").close()
+            return True
+        return False
+
+    # Another process may take one of them in between.
+    assert any(is_free(port_in_time_wait()) for _ in range(5))
 
 
 def test_an_address_of_another_machine_is_a_clear_error() -> None:

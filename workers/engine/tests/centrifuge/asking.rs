@@ -82,14 +82,14 @@ fn the_application_lets_clients_in_and_subscribes_them() {
     assert_eq!(connected["data"]["hello"], 1);
     assert!(connected["subs"]["closed:a"].is_object());
     assert!(client.reply_to(2).get("subscribe").is_some(), "in its turn");
-    let presence = client.ask("presence", json!({"channel": "chat:a"}));
-    let member = presence["presence"]
-        .as_object()
-        .unwrap()
-        .values()
-        .next()
-        .unwrap()
-        .clone();
+    let mut member = Value::Null;
+    // Who subscribes is answered before the publisher has heard of it.
+    wait_for("the client's presence", || {
+        let presence = client.ask("presence", json!({"channel": "chat:a"}));
+        let members = presence["presence"].as_object().unwrap();
+        member = members.values().next().cloned().unwrap_or_default();
+        !member.is_null()
+    });
     assert_eq!(member["conn_info"]["name"], "Ann");
 }
 

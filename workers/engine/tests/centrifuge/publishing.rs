@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::client::{Client, settings};
-use crate::house::House;
+use crate::house::{House, wait_for};
 use crate::streams::Stream;
 
 #[test]
@@ -110,9 +110,12 @@ fn who_only_listens_is_there_as_well() {
     let request = json!({"subs": {"chat:a": {}}});
     let mut stream = Stream::lines(house.http, "/connection/uni_http_stream", &request);
     let connected = stream.message()["connect"].take();
-    let presence = ann.ask("presence", json!({"channel": "chat:a"}));
     let client = connected["client"].as_str().unwrap();
-    assert_eq!(presence["presence"][client]["user"], "", "{presence}");
+    // Who subscribes is answered before the publisher has heard of it.
+    wait_for("its presence", || {
+        let presence = ann.ask("presence", json!({"channel": "chat:a"}));
+        presence["presence"][client]["user"] == ""
+    });
     assert_eq!(
         connected["session"], connected["client"],
         "it has no other name"

@@ -14,6 +14,9 @@ const CLIENTS: usize = 1000;
 const CHANNELS: usize = 8;
 const MOVES: u64 = 10;
 const PUBLICATIONS_PER_MOVE: u64 = 100;
+/// Nobody reads before the end: on a slow machine more would wait for a client than it may have
+/// waiting (`queue_soft_bytes`).
+const PUBLICATIONS_PER_MOVE_MAX: u64 = 2 * PUBLICATIONS_PER_MOVE;
 
 enum Client {
     Uni { client: Box<Uni>, pings: u32 },
@@ -56,11 +59,21 @@ fn text(channel: usize, number: u64) -> String {
     format!(r#""{channel}/{number}/{}""#, "y".repeat(length))
 }
 
-/// Publishes until told to stop; how many in each channel, and meanwhile in all of them.
-fn publish(source: &mut Source, stop: &AtomicU64, total: &AtomicU64) -> [u64; CHANNELS] {
+/// Publishes up to `allowed` until told to stop; how many in each channel, and meanwhile in all of
+/// them.
+fn publish(
+    source: &mut Source,
+    stop: &AtomicU64,
+    allowed: &AtomicU64,
+    total: &AtomicU64,
+) -> [u64; CHANNELS] {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     let mut published = [0; CHANNELS];
     while stop.load(Ordering::Relaxed) == 0 {
+        if total.load(Ordering::Relaxed) >= allowed.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_micros(500));
+            continue;
+        }
         let channel = random.below(CHANNELS);
         published[channel] += 1;
         let data = text(channel, published[channel]);
@@ -156,13 +169,14 @@ fn nothing_is_lost_repeated_or_torn_when_all_are_moved_back_and_forth() {
     let mut clients: Vec<Client> =
         pair.serve(|house| (0..CLIENTS).map(|number| connect(&house, number)).collect());
     let mut source = pair.source.take().unwrap();
-    let (stop, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let [stop, allowed, total] = [0; 3].map(AtomicU64::new);
     let published = std::thread::scope(|scope| {
         // The scope waits for its threads: whatever fails below must end them too.
         let stopping = Stopping(&stop);
-        let publishing = scope.spawn(|| publish(&mut source, &stop, &total));
+        let publishing = scope.spawn(|| publish(&mut source, &stop, &allowed, &total));
         let talking = scope.spawn(|| chatter(&mut clients, &stop));
         for number in 0..MOVES {
+            allowed.store((number + 1) * PUBLICATIONS_PER_MOVE_MAX, Ordering::Relaxed);
             let (over, adopted) = pair.move_all(number as usize % 2);
             assert_eq!((over.moved, over.lost, over.reason), (CLIENTS, 0, "done"));
             assert_eq!(adopted.count, CLIENTS);

@@ -52,15 +52,15 @@ fn a_binary_client_that_says_goodbye_is_answered_and_hung_up_on() {
 #[test]
 fn a_client_that_answers_pings_stays_and_one_that_does_not_is_closed() {
     let house = House::with(tidegate_engine::settings::Settings {
-        websocket_ping_interval: Duration::from_millis(1500),
-        websocket_pong_timeout: Duration::from_millis(1200),
+        websocket_ping_interval: Duration::from_millis(2500),
+        websocket_pong_timeout: Duration::from_millis(2400),
         ..settings()
     });
     let (mut alive, _) = Uni::connect(&house, "{}");
     let (silent, _) = Uni::connect(&house, "{}");
     let mut stream: TcpStream = silent.0.get_ref().try_clone().unwrap();
     let mut pings = 0;
-    while pings < 4 {
+    while pings < 3 {
         // Reading also sends the pongs.
         if let Message::Ping(_) = alive.0.read().unwrap() {
             pings += 1;
@@ -85,7 +85,7 @@ fn a_client_that_answers_pings_stays_and_one_that_does_not_is_closed() {
 fn a_silent_binary_client_gets_heartbeats_and_then_its_end() {
     let house = House::with(tidegate_engine::settings::Settings {
         tcp_heartbeat_interval: Duration::from_millis(200),
-        tcp_heartbeat_timeout: Duration::from_millis(700),
+        tcp_heartbeat_timeout: Duration::from_millis(3000),
         ..settings()
     });
     let mut client = Binary::connect(&house, 60_000, true);
@@ -263,8 +263,8 @@ fn a_client_over_the_soft_limit_is_closed_after_the_soft_time() {
 fn a_client_that_gets_below_the_soft_limit_by_unsubscribing_is_not_slow() {
     let mut house = House::with(tidegate_engine::settings::Settings {
         queue_soft_bytes: 20_000,
-        queue_soft: Duration::from_millis(1500),
-        tcp_heartbeat_interval: Duration::from_millis(1000),
+        queue_soft: Duration::from_millis(3000),
+        tcp_heartbeat_interval: Duration::from_millis(2000),
         ..settings()
     });
     let mut client = Binary::with_scale(&house, u16::MAX, 14, false);

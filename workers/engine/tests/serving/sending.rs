@@ -204,7 +204,7 @@ fn who_hears_no_more_is_told_nothing_and_the_others_all() {
 #[test]
 fn publications_leave_together_when_the_operator_gives_them_time() {
     let mut house = House::with(Settings {
-        batch_delay: Duration::from_millis(10),
+        batch_delay: Duration::from_millis(200),
         ..settings()
     });
     let mut crowd = crowd(&house, 2);
