@@ -30,6 +30,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// As [`Batch::push_for`].
+    #[inline]
     pub fn push(&mut self, kind: u32, parts: &[&[u8]]) -> Result<u64, LogError> {
         self.push_for(Audience::Everybody, kind, parts)
     }
