@@ -246,8 +246,11 @@ def test_both_killed_in_the_middle_cost_nobody_anything(one_worker: Gateway) -> 
     with Crowd(one_worker, CHANNEL) as crowd:
         with Held(one_worker) as held:
             top = one_worker.publish(CHANNEL, "while nobody serves them")["offset"]
+            # The supervisor is to see both deaths, not one before the other has happened.
+            os.kill(one_worker.pid, signal.SIGSTOP)
             os.kill(held.predecessor, signal.SIGKILL)
             os.kill(held.successor, signal.SIGKILL)
+            os.kill(one_worker.pid, signal.SIGCONT)
             error = held.failure()
         assert "both are dead; the slot starts anew, no connection is lost" in error.message
         crowd.assert_undisturbed(top)
