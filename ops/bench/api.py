@@ -154,4 +154,5 @@ def _of_peer(peer: Server) -> Iterator[Measure]:
     single = peer.rounds[SINGLE]
     yield Measure(f"— {peer.name}, one a request", "/s", tuple(each.per_s for each in single))
     yield Measure("— CPU per request", "µs", tuple(each.cost_us for each in single))
-    yield from _batches(f"— {peer.name}", peer.rounds[PARALLEL], "`parallel`")
+    yield from _batches(f"— {peer.name},", peer.rounds[IN_TURN], "one after the other")
+    yield from _batches(f"— {peer.name},", peer.rounds[PARALLEL], "`parallel`")
