@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ RUN_S_MAX = 900.0
 LEAD_S = 1.0
 """Messages flow for so long before a reload and after it."""
 RELOAD_TIMEOUT_S = 120.0
+NEWCOMERS_PER_S = 500.0
+NEWCOMERS_WORKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,10 @@ class Size:
     row_connections: int = 10_000
     row_reloads: int = 10
     row_messages_per_s: int = 20
+    newcomers: int = 5_000
 
 
-QUICK = Size(connections=1_000, runs=1, row_connections=500, row_reloads=3)
+QUICK = Size(connections=1_000, runs=1, row_connections=500, row_reloads=3, newcomers=1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def run(size: Size, say: Callable[[str], None]) -> Result:
     """Measure; `say` gets a line of progress now and then. Raises TidegateError."""
     seen = _reloads(size, say)
     row = _row_of_reloads(size, say)
-    return _result(seen, row, size)
+    reloads = _reloads_while_clients_come(size, say)
+    return _result(seen, row, reloads, size)
 
 
 def _reloads(size: Size, say: Callable[[str], None]) -> list[Seen]:
@@ -93,6 +98,32 @@ def _row_of_reloads(size: Size, say: Callable[[str], None]) -> dict[str, int]:
         grown = {key: value - before[key] for key, value in stage.footprint().items()}
     say(f"{size.row_reloads} reloads in a row at {size.row_connections:,} clients: {grown}")
     return grown
+
+
+def _reloads_while_clients_come(size: Size, say: Callable[[str], None]) -> int:
+    """How many there were, one after the other. Raises TidegateError if one client was not let in
+    at its first attempt."""
+    reloads = 0
+    with (
+        Subject(workers=NEWCOMERS_WORKERS) as subject,
+        Swarm(
+            address=subject.address,
+            connections=size.newcomers,
+            connects_per_s=NEWCOMERS_PER_S,
+            run_s_max=RUN_S_MAX,
+            channel=CHANNEL,
+        ) as swarm,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        all_in = pool.submit(swarm.wait_ready)
+        while not all_in.done():
+            with ControlClient(subject.control_path, timeout_s=RELOAD_TIMEOUT_S) as control:
+                control.call("reload")
+            reloads += 1
+        all_in.result()
+        swarm.flawless_report()
+    say(f"{size.newcomers:,} clients came at {NEWCOMERS_PER_S:g} a second over {reloads} reloads")
+    return reloads
 
 
 @contextmanager
@@ -149,7 +180,7 @@ class _Stage:
         }
 
 
-def _result(seen: list[Seen], grown: dict[str, int], size: Size) -> Result:
+def _result(seen: list[Seen], grown: dict[str, int], reloads: int, size: Size) -> Result:
     crowd = f"{size.connections:,} WebSocket subscribers of one worker"
 
     def pause_ms(part: str) -> tuple[float, ...]:
@@ -186,5 +217,14 @@ def _result(seen: list[Seen], grown: dict[str, int], size: Size) -> Result:
             Measure(f"{row} descriptors gained", "", (float(grown["descriptors"]),), nobody),
             Measure("— its memory gained", "KiB", (grown["memory_bytes"] / 1024,)),
             Measure("— shared memory gained", "bytes", (float(grown["shared_bytes"]),), nobody),
+            # As above.
+            Measure(
+                f"{size.newcomers:,} clients that come at {NEWCOMERS_PER_S:g} a second while "
+                f"{NEWCOMERS_WORKERS} workers are reloaded over and over: refused or reset",
+                "",
+                (0.0,),
+                nobody,
+            ),
+            Measure("— reloads meanwhile", "", (float(reloads),)),
         ),
     )
